@@ -1,0 +1,60 @@
+"""Spectral bands: their names, their wavelengths, and which of them plays red or near infrared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DEFAULT_NAMES = ("blue", "green", "red", "red_edge", "nir")
+DEFAULT_WAVELENGTHS_NM = (474.73, 538.71, 650.665, 730.635, 850.59)
+
+RANGES_NM = {
+    "blue": (430.0, 510.0),
+    "green": (510.0, 590.0),
+    "red": (610.0, 690.0),
+    "red_edge": (690.0, 760.0),
+    "nir": (760.0, 950.0),
+}
+CENTRES_NM = {"blue": 475.0, "green": 550.0, "red": 665.0, "red_edge": 720.0, "nir": 840.0}
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Bands in the order in which tiles store them. `wavelengths_nm` and `names` have one entry a band."""
+
+    wavelengths_nm: tuple[float, ...] = DEFAULT_WAVELENGTHS_NM
+    names: tuple[str, ...] = DEFAULT_NAMES
+
+    def __post_init__(self) -> None:
+        if len(self.wavelengths_nm) != len(self.names):
+            raise ValueError(
+                f"got {len(self.names)} band names for {len(self.wavelengths_nm)} wavelengths; "
+                "give one name and one wavelength for every band"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __str__(self) -> str:
+        wavelengths = ", ".join(f"{nm:.0f}" for nm in self.wavelengths_nm)
+        return f"{len(self)} bands ({wavelengths} nm)"
+
+    @classmethod
+    def of_wavelengths(cls, wavelengths_nm: Sequence[float]) -> Bands:
+        """Bands named by their wavelength alone, such as `475nm`."""
+        return cls(tuple(wavelengths_nm), tuple(f"{nm:.0f}nm" for nm in wavelengths_nm))
+
+    def index(self, role: str) -> int:
+        """Position of the band that plays `blue`, `green`, `red`, `red_edge` or `nir`, found by wavelength.
+
+        Raises: ValueError when no band lies in that part of the spectrum.
+        """
+        low, high = RANGES_NM[role]
+        inside = [i for i, nm in enumerate(self.wavelengths_nm) if low <= nm < high]
+        if not inside:
+            raise ValueError(f"got {self}, expected one in {low:.0f} to {high:.0f} nm to serve as {role}")
+        return min(inside, key=lambda i: abs(self.wavelengths_nm[i] - CENTRES_NM[role]))
+
+    def has(self, *roles: str) -> bool:
+        """Whether a band lies in the spectral range of every role."""
+        return all(any(RANGES_NM[r][0] <= nm < RANGES_NM[r][1] for nm in self.wavelengths_nm) for r in roles)

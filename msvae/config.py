@@ -1,0 +1,200 @@
+"""The configuration of a run: typed YAML with dotted overrides, where an unknown key is an error.
+
+`--config FILE` is read first, then `--section.key value` replaces single values. Nothing comes from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """Which VAE is adapted, and how."""
+
+    pretrained: str = "stabilityai/stable-diffusion-3-medium-diffusers"
+    """Hub id or folder of an AutoencoderKL or a pipeline that holds one, or `tiny`: a small one without weights."""
+    adapter_placement: Literal["both", "input", "output"] = "both"
+    """Adapters on both sides, or on one while the other side's convolution is widened to all bands."""
+    adapter_init: Literal["random", "rgb", "pca"] = "pca"
+    """How adapters begin: at random, with red, green and blue as themselves, or as principal components."""
+    adapter_width: PositiveInt = 32
+    """Channels of the adapters' convolutions."""
+    use_spectral_attention: bool = True
+    """Weigh the bands by the mean leaf spectrum, on both sides."""
+    train_backbone: Literal["none", "decoder", "all"] = "none"
+    """What of the backbone is trained beside the adapters. `tiny` needs `all`."""
+    sample_posterior: bool = True
+    """Draw latents from the posterior while training; off, its mode is taken. Evaluation always takes the mode."""
+
+
+class DataConfig(_Section):
+    """Which shards are read, and how they are cut into batches."""
+
+    train: Path = Path("shards/train")
+    """Folder of the training split, made by `msvae pack`."""
+    val: Path | None = Path("shards/val")
+    """Folder of the validation split; null trains without validation."""
+    global_batch_size: PositiveInt = 32
+    """Tiles per optimizer step over all ranks. Accumulation follows, so the result does not change with the GPUs."""
+    micro_batch_size: PositiveInt = 8
+    """Tiles that one rank puts through the model at once."""
+    num_workers: NonNegativeInt = 2
+    """Reader threads a rank; 0 reads between the steps."""
+    background: Literal["fill", "keep"] = "fill"
+    """`fill` hides everything off the leaf from the encoder; `keep` shows it."""
+    trace: bool = False
+    """Write which samples each step saw to `trace/rank-00000.jsonl`."""
+
+
+class LossConfig(_Section):
+    """Weights of the terms; a term at 0 is off."""
+
+    mse_weight: NonNegativeFloat = 1.0
+    """Squared error, in units of each band's variance over training leaves."""
+    sam_weight: NonNegativeFloat = 1.0
+    """Spectral angle, in radians."""
+    kl_weight: NonNegativeFloat = 1e-6
+    """KL divergence of the posterior, in nats a latent cell."""
+
+
+class OptimConfig(_Section):
+    """AdamW, its learning rate over time, and the moving average of the weights."""
+
+    lr: NonNegativeFloat = 1e-4
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of AdamW's moments."""
+    warmup_steps: NonNegativeInt = 100
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Course of the learning rate after warm-up, down to 0 at the last step unless constant."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Largest gradient norm; larger gradients are scaled down to it. 0 is off."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is evaluated and saved. 0 is off."""
+
+
+class TrainConfig(_Section):
+    """How long, and what happens on the way."""
+
+    max_steps: PositiveInt = 10_000
+    """Optimizer steps."""
+    seed: NonNegativeInt = 0
+    """Decides new weights, the order of samples and the noise of each sample."""
+    log_every: PositiveInt = 1
+    """Steps between log lines; each costs one wait for the device."""
+    eval_every: NonNegativeInt = 500
+    """Steps between evaluations on the validation split; 0 evaluates only before and after."""
+    checkpoint_every: NonNegativeInt = 500
+    """Steps between checkpoints; 0 writes only the last."""
+    keep_checkpoints: PositiveInt = 3
+    """Newest checkpoints that are kept."""
+    resume: str = "auto"
+    """`auto` goes on from the newest checkpoint under `out`, `never` wants an empty one, or a checkpoint's path."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+
+
+class Config(BaseSettings):
+    """Everything that decides a run."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_avoid_json=True,
+        cli_parse_none_str="null",
+        cli_prog_name="train.py --config FILE",
+        cli_exit_on_error=False,
+        nested_model_default_partial_update=True,
+    )
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    out: Path = Path("runs/msvae")
+    """Folder that the run writes; it may hold an earlier part of the same run."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values from YAML alone; pydantic-settings puts command line overrides in front of them."""
+        return (init_settings,)
+
+    def dump(self) -> str:
+        """The resolved configuration as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read YAML, then apply `--section.key value` overrides.
+
+    Raises: ValueError for a missing file, an unknown key (naming the nearest) or a value of the wrong type.
+    """
+    values = {} if path is None else _read_yaml(path)
+    for option in overrides:
+        key = option.removeprefix("--").split("=")[0]
+        if option.startswith("--") and key not in (*valid_keys(), "help"):
+            raise ValueError(_unknown(key, "command line"))
+    try:
+        return Config(_cli_parse_args=list(overrides), **values)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explained(fault, path) for fault in error.errors())) from None
+    except SettingsError as error:
+        raise ValueError(f"command line: {error}; overrides look like --train.max_steps 100") from None
+
+
+def valid_keys() -> list[str]:
+    """Every dotted key, sections included."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+    return keys
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"configuration {path} does not exist; those that come with msvae are in configs/train/")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"configuration {path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"configuration {path} holds {type(values).__name__}, expected sections such as `train:`")
+    return values
+
+
+def _unknown(key: str, place: str) -> str:
+    nearest = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)[0]
+    return f"{place}: key {key} is unknown; did you mean {nearest}?"
+
+
+def _explained(fault: Any, path: Path | None) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    place = "command line" if path is None else str(path)
+    if fault["type"] == "extra_forbidden":
+        return _unknown(key, place)
+    return f"{place} and overrides: {key} is {fault['input']!r}: {fault['msg']}"

@@ -1,0 +1,109 @@
+"""What packing is asked to do, and what it says it has done."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from msvae.bands import Bands
+
+SPLITS = ("train", "val", "test")
+TILE_STEP_PX = 8
+"""The backbone halves a tile three times."""
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How rasters become shards.
+
+    Raises: ValueError for a value that cannot be met.
+    """
+
+    band_files: tuple[str, ...] = ()
+    """Names of one-band files; each IMAGE is then a folder that holds all of them."""
+    wavelengths_nm: tuple[float, ...] | None = None
+    """Bands to take, in this order; None takes all that the rasters hold."""
+    scale: float | None = None
+    """Reflectance of the stored value 1; None takes what the rasters state."""
+    mask: str = "auto"
+    """`auto` (mask file, else nodata or NaN) or an index expression such as `ndvi>0.10`."""
+    tile_px: int = 256
+    """Side of a tile in pixels."""
+    min_coverage: float = 0.1
+    """Least share of leaf pixels in a tile."""
+    split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    """Shares of tiles for train, val and test."""
+    split_by: Literal["auto", "image", "block"] = "auto"
+    """What stays together: whole images, or blocks of neighbouring tiles; auto needs three images for the former."""
+    block_tiles: int = 2
+    """Side of a block in tiles."""
+    seed: int = 0
+    """Decides which images or blocks go where."""
+    tiles_per_shard: int = 128
+    """Most tiles in one tar."""
+    overwrite: bool = False
+    """Replace an earlier data set at the same place, once the new one is complete."""
+
+    def __post_init__(self) -> None:
+        if self.tile_px < TILE_STEP_PX or self.tile_px % TILE_STEP_PX:
+            raise ValueError(
+                f"got --tile-px {self.tile_px}, expected a multiple of {TILE_STEP_PX} (the backbone reduces "
+                f"8x); give {max(TILE_STEP_PX, round(self.tile_px / TILE_STEP_PX) * TILE_STEP_PX)}"
+            )
+        if not 0 <= self.min_coverage <= 1:
+            raise ValueError(f"got --min-coverage {self.min_coverage}, expected a share from 0 to 1")
+        shares_fit = len(self.split) == 3 and min(self.split) >= 0 and math.isclose(sum(self.split), 1)
+        if not shares_fit or self.split[0] == 0:
+            raise ValueError(
+                f"got --split {' '.join(map(str, self.split))}, expected three shares for train, val and test "
+                "that add up to 1, the first above 0, such as 0.7 0.15 0.15"
+            )
+        if self.split_by not in ("auto", "image", "block"):
+            raise ValueError(f"got --split-by {self.split_by}, expected auto, image or block")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"got --scale {self.scale}, expected a number above 0, such as 0.0001")
+        for name in ("block_tiles", "tiles_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"got {name} {getattr(self, name)}, expected 1 or more")
+        self._check_wavelengths()
+
+    def _check_wavelengths(self) -> None:
+        wanted = self.wavelengths_nm
+        if wanted is None:
+            return
+        if not wanted or len(set(wanted)) < len(wanted) or not all(100 <= nm < 20_000 for nm in wanted):
+            raise ValueError(
+                f"got --wavelengths {', '.join(f'{nm:g}' for nm in wanted) or '(none)'}, expected one different "
+                "wavelength in nm for every band, such as 475,560,668,717,840"
+            )
+        if self.band_files and len(self.band_files) != len(wanted):
+            raise ValueError(
+                f"got {len(self.band_files)} band files but {len(wanted)} wavelengths; "
+                "give one wavelength for every band file"
+            )
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What packing made. Dictionaries by split hold only splits that were written."""
+
+    out: Path
+    num_images: int
+    bands: Bands
+    dtype: str
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    tile_px: int
+    split_by: str
+    tiles: dict[str, int]
+    leaf_pixels: dict[str, int]
+    num_shards: dict[str, int]
+    coverage_mean: float
+    """Mean share of leaf pixels over the tiles of all splits."""
+    dropped: dict[str, int]
+    """Tiles (or whole images) left out, by reason."""
+    num_bytes: int
+    notices: tuple[str, ...]
+    """What was assumed or left out, a line each."""

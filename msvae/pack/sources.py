@@ -1,0 +1,145 @@
+"""From the IMAGE arguments to a list of images, each with the files it is made of and a unique name for keys."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RASTER_ENDINGS = (".tif", ".tiff", ".img", ".dat")
+MASK_ENDING = "_mask"
+MAX_NAME_CHARS = 54
+"""With a number to tell equal names apart and the tile's place, a key stays under 80 characters."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One image: a raster of several bands, or a folder with one file per band."""
+
+    path: Path
+    files: tuple[Path, ...]
+    name: str
+    """Start of the keys of its tiles."""
+
+    @property
+    def one_file_per_band(self) -> bool:
+        """Whether `path` is a folder of band files."""
+        return self.files != (self.path,)
+
+    @property
+    def stem(self) -> str:
+        """Name without ending, to which `_mask.png` is added to find the leaf mask."""
+        return self.path.name if self.one_file_per_band else self.path.stem
+
+    @property
+    def file_names(self) -> list[str]:
+        """File names as they are recorded beside every tile, without the place on this machine."""
+        return [f"{self.path.name}/{f.name}" if self.one_file_per_band else f.name for f in self.files]
+
+
+def find_sources(images: Sequence[Path], band_files: Sequence[str]) -> list[ImageSource]:
+    """Images named by `images`: rasters, folders of rasters, or with `band_files` folders of band files.
+
+    Raises: ValueError when a path does not exist, a folder holds no raster, a band file is missing, or an image
+    is named twice.
+    """
+    if not images:
+        raise ValueError("got no images; name raster files or folders of them")
+    found: list[tuple[Path, tuple[Path, ...]]] = []
+    for image in images:
+        path = image.resolve()
+        if not path.exists():
+            raise ValueError(f"{image} does not exist; name raster files or folders of them")
+        if band_files:
+            found.append((path, _files_of_bands(path, band_files)))
+        else:
+            found += [(raster, (raster,)) for raster in _rasters(path)]
+    found = _without_masks(found)
+    for path, count in Counter(path for path, _ in found).items():
+        if count > 1:
+            raise ValueError(f"{path} is named {count} times; name it once, or its tiles leak between splits")
+    names = unique_names([path for path, _ in found])
+    return [ImageSource(path, files, name) for (path, files), name in zip(found, names, strict=True)]
+
+
+def _files_of_bands(folder: Path, band_files: Sequence[str]) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; with --band-files each IMAGE is a folder with one file per band")
+    files = tuple(folder / name for name in band_files)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks band file {', '.join(missing)} (it holds {_some_files(folder)}); "
+            "correct --band-files or complete the folder"
+        )
+    return files
+
+
+def _rasters(path: Path) -> Iterator[Path]:
+    """The raster at `path`, or all rasters in that folder, sorted, masks left out."""
+    if not path.is_dir():
+        yield _data_file(path)
+        return
+    inside = sorted(file for file in path.iterdir() if file.is_file())
+    data = {file for file in inside if file.suffix.lower() in RASTER_ENDINGS}
+    data |= {_data_file(file) for file in inside if file.suffix.lower() == ".hdr"}
+    rasters = sorted(file for file in data if not file.stem.endswith(MASK_ENDING))
+    if not rasters:
+        raise ValueError(
+            f"{path} holds no raster (*{', *'.join(RASTER_ENDINGS)}; it holds {_some_files(path)}); "
+            "name the folder that holds the images"
+        )
+    yield from rasters
+
+
+def _data_file(path: Path) -> Path:
+    """The pixels that belong to an ENVI header; any other path unchanged."""
+    if path.suffix.lower() != ".hdr":
+        return path
+    for ending in ("", ".dat", ".img", ".bsq", ".bil", ".bip", ".raw"):
+        if (data := path.with_suffix(ending)).is_file():
+            return data
+    raise ValueError(f"{path} is a header whose data file is missing; put it beside the header")
+
+
+def _some_files(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir())
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
+
+
+def _without_masks(found: list[tuple[Path, tuple[Path, ...]]]) -> list[tuple[Path, tuple[Path, ...]]]:
+    """A shell's `*.tif` also names the mask files of the images it names."""
+    masks = {path.with_name(path.stem + MASK_ENDING) for path, _ in found}
+    return [(path, files) for path, files in found if path.with_suffix("") not in masks]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A different name for every path: the stem, with the folder before it where two stems are the same."""
+    stems = [_clean(path.stem) for path in paths]
+    counts = Counter(stems)
+    names: list[str] = []
+    taken = {stem for stem in stems if counts[stem] == 1}
+    for path, stem in zip(paths, stems, strict=True):
+        if counts[stem] == 1:
+            names.append(stem)
+            continue
+        name = numbered = _clean(f"{path.parent.name}_{path.stem}")
+        number = 1
+        while numbered in taken:
+            number += 1
+            numbered = f"{name}-{number}"
+        taken.add(numbered)
+        names.append(numbered)
+    return names
+
+
+def _clean(text: str) -> str:
+    """Letters, digits, `_` and `-` only: a dot would end the key for WebDataset."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", text) or "image"
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{name[: MAX_NAME_CHARS - 9]}-{digest}"

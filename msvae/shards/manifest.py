@@ -1,0 +1,143 @@
+"""What lies in a folder of shards: `manifest.json` for the whole split, one index file beside each tar.
+
+The byte layout is the contract of `shards/README.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+
+from msvae.bands import Bands
+
+MANIFEST_NAME = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+RecordT = TypeVar("RecordT", bound=_Record)
+
+
+class LeafStatistics(_Record):
+    """Moments of reflectance over the leaf pixels of the training split, one entry a band."""
+
+    num_pixels: NonNegativeInt
+    mean: list[float]
+    std: list[float]
+    minimum: list[float]
+    maximum: list[float]
+    covariance: list[list[float]]
+
+
+class ShardEntry(_Record):
+    """One tar and its index: what must be found on disk, bit for bit."""
+
+    name: str
+    num_samples: PositiveInt
+    size_bytes: PositiveInt
+    sha256: str
+    index_sha256: str
+
+
+class Manifest(_Record):
+    """A split: how to read its tiles (reflectance = stored * scale + offset) and which shards hold them."""
+
+    format: Literal["msvae-shards"] = "msvae-shards"
+    version: Literal[1] = 1
+    band_names: list[str]
+    wavelengths_nm: list[float]
+    dtype: str
+    tile_px: PositiveInt
+    scale: list[float]
+    offset: list[float]
+    statistics: LeafStatistics
+    """Of the training split in every split, so that each can be read and judged alone."""
+    shards: list[ShardEntry]
+
+    @property
+    def bands(self) -> Bands:
+        """The bands in stored order."""
+        return Bands(tuple(self.wavelengths_nm), tuple(self.band_names))
+
+    @property
+    def num_samples(self) -> int:
+        """Tiles in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON; it covers every byte of every shard and index."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read `folder/manifest.json`.
+
+        Raises: ValueError when it is missing, not a manifest, or lists no samples.
+        """
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {MANIFEST_NAME}; make shards with `msvae pack IMAGE… --out DIR`")
+        manifest = _parse(cls, path)
+        if not manifest.shards:
+            raise ValueError(
+                f"{path} lists no samples; this split is empty, pack more images or larger --split shares"
+            )
+        return manifest
+
+    def save(self, folder: Path) -> None:
+        """Write `folder/manifest.json`."""
+        (folder / MANIFEST_NAME).write_text(self.model_dump_json(indent=1) + "\n")
+
+
+class ShardIndex(_Record):
+    """Where each sample of one tar lies, column by column: byte offset and length of every member."""
+
+    keys: list[str]
+    bands_offset: list[NonNegativeInt]
+    bands_bytes: list[PositiveInt]
+    mask_offset: list[NonNegativeInt]
+    mask_bytes: list[PositiveInt]
+    json_offset: list[NonNegativeInt]
+    json_bytes: list[PositiveInt]
+    crc32c: list[NonNegativeInt]
+    """Of the bands member followed by the mask member."""
+
+    @classmethod
+    def load(cls, folder: Path, shard: ShardEntry) -> ShardIndex:
+        """Read the index beside a tar.
+
+        Raises: ValueError when it is missing, altered, or does not fit the manifest.
+        """
+        path = folder / index_name(shard.name)
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; restore it or pack this split again")
+        index = _parse(cls, path, expected_sha256=shard.index_sha256)
+        columns = {len(getattr(index, name)) for name in cls.model_fields}
+        if columns != {shard.num_samples}:
+            raise ValueError(
+                f"{path} has columns of {sorted(columns)} samples, the manifest expects {shard.num_samples}; "
+                "restore the split from its source or pack it again"
+            )
+        return index
+
+
+def index_name(shard_name: str) -> str:
+    """`leaf-000000.tar` -> `leaf-000000.index.json`."""
+    return f"{shard_name.removesuffix('.tar')}.index.json"
+
+
+def _parse(record: type[RecordT], path: Path, expected_sha256: str | None = None) -> RecordT:
+    content = path.read_bytes()
+    if expected_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise ValueError(f"{path} was altered: its SHA-256 is not the manifest's; restore it or pack again")
+    try:
+        return record.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{path}: {place}: {first['msg']}; restore it or pack this split again") from error
