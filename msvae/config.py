@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -71,6 +80,12 @@ class LossConfig(_Section):
     """Spectral angle, in radians."""
     kl_weight: NonNegativeFloat = 1e-6
     """KL divergence of the posterior, in nats a latent cell."""
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> LossConfig:
+        if not (self.mse_weight or self.sam_weight):
+            raise ValueError("mse_weight and sam_weight are both 0, so nothing would be trained; set one above 0")
+        return self
 
 
 class OptimConfig(_Section):

@@ -5,11 +5,13 @@ Shapes: C bands, H and W pixels.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,12 +28,13 @@ NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "um": 1e3, "µm": 
 NM_PER_UNIT |= {"micrometer": 1e3, "micrometre": 1e3, "micron": 1e3}
 STORED_DTYPES = {name: name for name in ("uint8", "uint16", "int16", "float32")} | {"float64": "float32"}
 GRID_TOLERANCE_PX = 0.01
+MAX_SLAB_BYTES = 64 * 2**20
 
 
 @contextmanager
 def gdal_session() -> Iterator[None]:
-    """GDAL with bounded memory, strict about truncated files, and silent about rasters without a place on Earth."""
-    with rasterio.Env(GDAL_CACHEMAX=256, RAW_CHECK_FILE_SIZE="YES"), warnings.catch_warnings():
+    """GDAL with bounded memory (MB), and silent about rasters without a place on Earth."""
+    with rasterio.Env(GDAL_CACHEMAX=256), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 
@@ -69,40 +72,56 @@ class Raster:
 
     def __init__(self, source: ImageSource, num_wanted: int | None = None) -> None:
         self.source = source
+        self._slab: tuple[Any, tuple[NDArray[Any], NDArray[np.bool_]]] | None = None
         with ExitStack() as stack:
             self._datasets = [stack.enter_context(_open(file)) for file in source.files]
-            self._planes = self._find_planes(num_wanted)
+            self._alpha = self._find_alpha(num_wanted)
+            self._planes = self._find_planes()
             self.info = self._describe()
             self._open_files = stack.pop_all()
 
     def __enter__(self) -> Raster:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._open_files.close()
 
-    def read(
-        self, bands: Sequence[int], row: int, col: int, size_px: int
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def read(self, bands: Sequence[int], row: int, col: int, size_px: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Stored values (C, H, W) of the chosen bands in a square window, non-finite ones as 0, and where all
-        bands are valid (H, W): neither nodata, nor transparent, nor NaN or infinite.
+        bands are valid (H, W): neither nodata, nor transparent, nor NaN or infinite. `col` is a multiple of `size_px`.
 
         Raises: ValueError when the file is damaged.
         """
-        window = Window(col, row, size_px, size_px)
+        slab_px = self._slab_width(len(bands), size_px)
+        start = col // slab_px * slab_px
+        window = Window(start, row, min(slab_px, self.info.width - start), size_px)
+        if self._slab is None or self._slab[0] != (bands, window):
+            self._slab = ((bands, window), self._read_window(bands, window))
+        stored_CHW, valid_HW = self._slab[1]
+        columns = np.s_[..., col - start : col - start + size_px]
+        return np.ascontiguousarray(stored_CHW[columns]), np.ascontiguousarray(valid_HW[columns])
+
+    def _slab_width(self, num_bands: int, size_px: int) -> int:
+        """Columns to read at once: GDAL decodes all of a strip for any window of it, so take as many as fit."""
+        if all(dataset.block_shapes[0][1] < dataset.width for dataset in self._datasets):
+            return size_px
+        bytes_per_column = num_bands * size_px * np.dtype(self.info.dtype).itemsize
+        return max(1, MAX_SLAB_BYTES // (bytes_per_column * size_px)) * size_px
+
+    def _read_window(self, bands: Sequence[int], window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         chosen = [self._planes[band] for band in bands]
-        stored, valid_HW = [], np.ones((size_px, size_px), bool)
+        stored, valid_HW = [], np.ones((window.height, window.width), bool)
         for file, planes in groupby(chosen, key=lambda plane: plane[0]):
             dataset, indices = self._datasets[file], [index for _, index in planes]
             try:
                 stored.append(dataset.read(indices, window=window))
-                if masked := [i for i in indices if self._states_validity(file, i)]:
+                if alpha := [index for at, index in self._alpha if at == file]:
+                    valid_HW &= (dataset.read(alpha, window=window) > 0).all(axis=0)
+                if masked := [index for index in indices if _is_masked(dataset, index)]:
                     valid_HW &= (dataset.read_masks(masked, window=window) > 0).all(axis=0)
             except RasterioError as error:
                 raise ValueError(
-                    f"{dataset.name} cannot be read at row {row}, column {col} ({error.__cause__ or error}); "
+                    f"{dataset.name} cannot be read at row {window.row_off} ({error.__cause__ or error}); "
                     "the file is truncated or damaged, copy it again"
                 ) from error
         with np.errstate(over="ignore"):
@@ -120,28 +139,27 @@ class Raster:
         if dataset.crs:
             place["crs"] = dataset.crs.to_string()
         if not dataset.transform.is_identity:
-            shifted = dataset.transform * rasterio.Affine.translation(col, row)
-            place["transform"] = [float(value) for value in shifted[:6]]
+            a, b, _, d, e, _ = dataset.transform[:6]
+            x, y = _apply(dataset.transform, col, row)
+            place["transform"] = [float(value) for value in (a, b, x, d, e, y)]
         return place
 
-    def _find_planes(self, num_wanted: int | None) -> list[tuple[int, int]]:
+    def _find_alpha(self, num_wanted: int | None) -> list[tuple[int, int]]:
+        """(file, GDAL band number) of every plane that holds transparency."""
+        # GDAL calls the last of four unlabelled 8-bit bands alpha, although it may well be near infrared.
+        all_are_bands = not self.source.one_file_per_band and num_wanted == self._datasets[0].count
+        return [
+            (file, index)
+            for file, dataset in enumerate(self._datasets)
+            for index, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
+            if meaning == ColorInterp.alpha and not all_are_bands and not _labelled(dataset, index)
+        ]
+
+    def _find_planes(self) -> list[tuple[int, int]]:
         """(file, GDAL band number) of every band. Of a band file only the first plane is data."""
         if self.source.one_file_per_band:
             return [(file, 1) for file in range(len(self._datasets))]
-        (dataset,) = self._datasets
-        # GDAL calls the last of four unlabelled 8-bit bands alpha, although it may well be near infrared.
-        alpha = {
-            index
-            for index, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
-            if meaning == ColorInterp.alpha and num_wanted != dataset.count and not _labelled(dataset, index)
-        }
-        return [(0, index) for index in dataset.indexes if index not in alpha]
-
-    def _states_validity(self, file: int, index: int) -> bool:
-        dataset = self._datasets[file]
-        flags = dataset.mask_flag_enums[index - 1]
-        alpha_is_data = not self.source.one_file_per_band and len(self._planes) == dataset.count
-        return MaskFlags.all_valid not in flags and not (MaskFlags.alpha in flags and alpha_is_data)
+        return [(0, index) for index in self._datasets[0].indexes if (0, index) not in self._alpha]
 
     def _describe(self) -> RasterInfo:
         first = self._datasets[0]
@@ -169,13 +187,22 @@ class Raster:
         )
 
 
-def _open(path: Any) -> Any:
+def _open(path: Path) -> Any:
     try:
-        return rasterio.open(path)
+        dataset = rasterio.open(path)
     except RasterioError as error:
         raise ValueError(
             f"{path} cannot be opened ({error}); it is truncated or not a raster, copy it again or leave it out"
         ) from error
+    if dataset.driver == "ENVI" and "file_compression" not in dataset.tags(ns="ENVI"):
+        # GDAL reads what is missing from a raw file as zeros.
+        num_bytes = dataset.height * dataset.width * sum(np.dtype(name).itemsize for name in dataset.dtypes)
+        if path.stat().st_size < num_bytes:
+            raise ValueError(
+                f"{path} holds {path.stat().st_size} bytes but its header promises {num_bytes}; "
+                "it is truncated, copy it again"
+            )
+    return dataset
 
 
 def _check_same_grid(first: Any, other: Any) -> None:
@@ -186,14 +213,25 @@ def _check_same_grid(first: Any, other: Any) -> None:
         )
     if first.transform.is_identity or other.transform.is_identity:
         return
-    to_first = ~first.transform * other.transform
     corners = [(0, 0), (first.width, 0), (0, first.height)]
-    shift_px = max(max(abs(a - b) for a, b in zip(to_first * c, c, strict=True)) for c in corners)
+    of_first = [_apply(~first.transform, *_apply(other.transform, *corner)) for corner in corners]
+    shift_px = max(math.dist(there, here) for there, here in zip(of_first, corners, strict=True))
     if first.crs != other.crs or shift_px > GRID_TOLERANCE_PX:
         raise ValueError(
             f"{other.name} lies on another grid than {first.name} (off by {shift_px:.2f} px, {other.crs} and "
             f"{first.crs}); align the bands to one grid"
         )
+
+
+def _apply(transform: Any, x: float, y: float) -> tuple[float, float]:
+    a, b, c, d, e, f = transform[:6]
+    return a * x + b * y + c, d * x + e * y + f
+
+
+def _is_masked(dataset: Any, index: int) -> bool:
+    """Whether nodata or a mask band of GDAL's own tells which pixels are valid; transparency is read apart."""
+    flags = dataset.mask_flag_enums[index - 1]
+    return MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags
 
 
 def _labelled(dataset: Any, index: int) -> bool:

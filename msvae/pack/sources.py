@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 RASTER_ENDINGS = (".tif", ".tiff", ".img", ".dat")
@@ -21,18 +21,15 @@ class ImageSource:
 
     path: Path
     files: tuple[Path, ...]
-    name: str
-    """Start of the keys of its tiles."""
+    stem: str
+    """Name without ending, to which `_mask.png` is added to find the leaf mask."""
+    name: str = ""
+    """Start of the keys of its tiles, different for every image of a data set."""
 
     @property
     def one_file_per_band(self) -> bool:
         """Whether `path` is a folder of band files."""
         return self.files != (self.path,)
-
-    @property
-    def stem(self) -> str:
-        """Name without ending, to which `_mask.png` is added to find the leaf mask."""
-        return self.path.name if self.one_file_per_band else self.path.stem
 
     @property
     def file_names(self) -> list[str]:
@@ -61,8 +58,8 @@ def find_sources(images: Sequence[Path], band_files: Sequence[str]) -> list[Imag
     for path, count in Counter(path for path, _ in found).items():
         if count > 1:
             raise ValueError(f"{path} is named {count} times; name it once, or its tiles leak between splits")
-    names = unique_names([path for path, _ in found])
-    return [ImageSource(path, files, name) for (path, files), name in zip(found, names, strict=True)]
+    sources = [ImageSource(path, files, path.name if band_files else path.stem) for path, files in found]
+    return _with_unique_names(sources)
 
 
 def _files_of_bands(folder: Path, band_files: Sequence[str]) -> tuple[Path, ...]:
@@ -116,24 +113,23 @@ def _without_masks(found: list[tuple[Path, tuple[Path, ...]]]) -> list[tuple[Pat
     return [(path, files) for path, files in found if path.with_suffix("") not in masks]
 
 
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """A different name for every path: the stem, with the folder before it where two stems are the same."""
-    stems = [_clean(path.stem) for path in paths]
+def _with_unique_names(sources: Sequence[ImageSource]) -> list[ImageSource]:
+    """Each named by its stem, with the folder before it where two stems are the same."""
+    stems = [_clean(source.stem) for source in sources]
     counts = Counter(stems)
-    names: list[str] = []
     taken = {stem for stem in stems if counts[stem] == 1}
-    for path, stem in zip(paths, stems, strict=True):
-        if counts[stem] == 1:
-            names.append(stem)
-            continue
-        name = numbered = _clean(f"{path.parent.name}_{path.stem}")
-        number = 1
-        while numbered in taken:
-            number += 1
-            numbered = f"{name}-{number}"
-        taken.add(numbered)
-        names.append(numbered)
-    return names
+    named = []
+    for source, stem in zip(sources, stems, strict=True):
+        name = stem
+        if counts[stem] > 1:
+            prefixed = name = _clean(f"{source.path.parent.name}_{source.stem}")
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{prefixed}-{number}"
+            taken.add(name)
+        named.append(replace(source, name=name))
+    return named
 
 
 def _clean(text: str) -> str:

@@ -32,7 +32,7 @@ class _Buffer:
         dtype: torch.dtype = getattr(torch, reader.dtype.name)
         self.tiles = torch.empty((batch_size, *reader.tile_shape), dtype=dtype, pin_memory=pinned)
         self.leaf_mask = torch.empty((batch_size, 1, *reader.tile_shape[1:]), dtype=torch.bool, pin_memory=pinned)
-        self.copied = torch.cuda.Event() if pinned else None
+        self.copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
 
     def fill(self, plan: MicroBatchPlan, reader: ShardReader) -> tuple[str, ...]:
         if self.copied is not None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import io
-import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.io import MemoryFile
+from rasterio.transform import Affine
 from scipy.ndimage import gaussian_filter, shift
 
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
-from msvae.pack.leaf_kinds import draw_leaves
-from msvae.pack.leaf_shapes import Leaf, draw_leaf, leaf_mask
-from msvae.pack.leaf_tissue import draw_health, tissue_reflectance
-from msvae.pack.soil import draw_soil
-from msvae.pack.textures import Light, Mask, fractal_noise
+from msvae.pack.synthetic.leaf_kinds import draw_leaves
+from msvae.pack.synthetic.leaf_shapes import Leaf, draw_leaf, leaf_mask
+from msvae.pack.synthetic.leaf_tissue import draw_health, tissue_reflectance
+from msvae.pack.synthetic.soil import draw_soil
+from msvae.pack.synthetic.textures import Light, Mask, fractal_noise
 
 Floats = NDArray[np.float64]
 
@@ -49,17 +49,17 @@ def synthesise(
     Raises: ValueError for arguments out of range, an `out` in use, or a place that cannot be written.
     """
     _check_arguments(num_images, size_px, seed)
-    out = out.absolute()
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    target = out.resolve()
+    partial = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{out} is in use, expected a new or empty folder; choose another or empty it")
         partial.mkdir(parents=True)
         for index in range(num_images):
             _write_image(partial / f"leaf_{index:03d}", *draw_image(size_px, seed, index))
             if on_image is not None:
                 on_image()
-        partial.rename(out)
+        partial.rename(target)
     except OSError as error:
         raise ValueError(
             f"cannot write synthetic leaves to {out}: {error.strerror or error}; choose a folder you can write to"
@@ -120,9 +120,10 @@ def _lay_leaf(rng: np.random.Generator, scene: Floats, leaf: Leaf, light: Light)
     picture[maps.inside] = tissue_reflectance(rng, maps, draw_health(rng)) * lit[maps.inside, None]
 
     share = gaussian_filter(maps.inside.astype(np.float64), EDGE_BLUR_PX, truncate=3)
-    spilled = gaussian_filter(picture, (EDGE_BLUR_PX, EDGE_BLUR_PX, 0), truncate=3)
     fringe = (share > 0) & ~maps.inside
-    scene[fringe] = scene[fringe] * (1 - share[fringe, None]) + spilled[fringe]
+    for band in range(scene.shape[-1]):
+        spilled = gaussian_filter(picture[..., band], EDGE_BLUR_PX, truncate=3)
+        scene[fringe, band] = scene[fringe, band] * (1 - share[fringe]) + spilled[fringe]
     scene[maps.inside] = picture[maps.inside]
     return maps.inside
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.pack.leaf_shapes import LeafMaps
-from msvae.pack.prospect import leaf_reflectance
-from msvae.pack.textures import cell_walls, fractal_noise, smoothstep
+from msvae.pack.synthetic.leaf_shapes import LeafMaps
+from msvae.pack.synthetic.prospect import leaf_reflectance
+from msvae.pack.synthetic.textures import cell_walls, fractal_noise, smoothstep
 
 Floats = NDArray[np.float64]
 
@@ -111,7 +111,10 @@ def _net(rng: np.random.Generator, points: Floats, size_px: int) -> Floats:
     spacings_px = [share * size_px for share in (0.026, 0.009)]
     nets = [cell_walls(rng, points, spacing) for spacing in spacings_px if spacing >= 2.5]
     weights = (0.55, 0.45)
-    return np.sum([w * net for w, net in zip(weights, nets, strict=False)], axis=0) + np.zeros(len(points))
+    strength = np.zeros(len(points))
+    for weight, net in zip(weights, nets, strict=False):
+        strength += weight * net
+    return strength
 
 
 def _draw_lesions(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> Lesions:
@@ -120,7 +123,9 @@ def _draw_lesions(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> L
     nearest = np.full(leaf.inside.shape, np.inf)
     blade = np.argwhere(leaf.inside & (leaf.margin > 0.08))
     reach = 3.5
-    for _ in range(health.num_lesions if len(blade) else 0):
+    if health.num_lesions == 0 or len(blade) == 0:
+        return Lesions(*np.zeros((3, *leaf.inside.shape)))
+    for _ in range(health.num_lesions):
         row, column = blade[rng.integers(len(blade))]
         radius_px = health.lesion_radius * size_px * rng.lognormal(0, 0.5)
         stretch, turn = rng.uniform(0.7, 1.0), rng.uniform(0, np.pi)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msvae.pack.leaf_shapes import Blade, Leaf, Waves
+from msvae.pack.synthetic.leaf_shapes import Blade, Leaf, Waves
 
 
 def _side_offset(rng: np.random.Generator) -> float:

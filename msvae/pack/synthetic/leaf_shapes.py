@@ -36,10 +36,15 @@ class Waves:
         return cls(vectors, rng.uniform(0, 2 * np.pi, num_waves), amplitudes)
 
     def __call__(self, x: Floats, y: Floats) -> Floats:
-        """The field at points x, y of any one shape."""
-        field = np.zeros_like(x)
-        for (kx, ky), phase, amplitude in zip(self.wavevectors, self.phases_rad, self.amplitudes, strict=True):
-            field += amplitude * np.sin(kx * x + ky * y + phase)
+        """The field at points x, y (H, W) that form a regular grid, however turned.
+
+        On such a grid sin(row phase + column phase) is a product of rows and columns.
+        """
+        kx, ky = self.wavevectors.T
+        row_phases = np.outer(x[:, 0], kx) + np.outer(y[:, 0], ky) + self.phases_rad
+        column_phases = np.outer(kx, x[0] - x[0, 0]) + np.outer(ky, y[0] - y[0, 0])
+        field: Floats = (self.amplitudes * np.sin(row_phases)) @ np.cos(column_phases)
+        field += (self.amplitudes * np.cos(row_phases)) @ np.sin(column_phases)
         return field
 
 
@@ -182,7 +187,8 @@ def _vein_phase(blade: Blade, u: Floats, v: Floats) -> Floats:
     lean = side / np.tan(blade.vein_angle_rad) + blade.vein_arch * side**2 / blade.half_width
     origin = u - lean * (1 - 0.25 * u)
     origin = origin + 0.012 * np.sin(23 * origin + 2.1 * np.sign(v)) / max(1.0, blade.num_veins / 8)
-    return blade.num_veins * origin + np.where(v > 0, blade.side_offset, 0.0)
+    phase: Floats = blade.num_veins * origin + np.where(v > 0, blade.side_offset, 0.0)
+    return phase
 
 
 def _blade_maps(

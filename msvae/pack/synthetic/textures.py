@@ -32,7 +32,8 @@ class Light:
         cosine = np.sin(self.elevation_rad) + np.cos(self.elevation_rad) * towards_sun
         cosine /= np.sqrt(1 + slope_x**2 + slope_y**2) * np.sin(self.elevation_rad)
         sun_share = 0.75
-        return 1 - sun_share + sun_share * np.clip(cosine, 0.0, 1.6)
+        irradiance: Floats = 1 - sun_share + sun_share * np.clip(cosine, 0.0, 1.6)
+        return irradiance
 
 
 def fractal_noise(rng: np.random.Generator, size_px: int, slope: float, cycles: float = 1.0) -> Floats:
@@ -42,8 +43,9 @@ def fractal_noise(rng: np.random.Generator, size_px: int, slope: float, cycles: 
     frequency = np.hypot(fy[:, None], fx[None, :])
     spectrum *= np.maximum(frequency, cycles) ** -slope
     spectrum[0, 0] = 0.0
-    noise: Floats = fft.irfft2(spectrum, s=(size_px, size_px))
-    return noise / noise.std()
+    noise = fft.irfft2(spectrum, s=(size_px, size_px))
+    normalised: Floats = noise / noise.std()
+    return normalised
 
 
 def cell_walls(rng: np.random.Generator, points: Floats, spacing_px: float) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.pack.textures import Light, fractal_noise, smoothstep
+from msvae.pack.synthetic.textures import Light, fractal_noise, smoothstep
 
 Floats = NDArray[np.float64]
 
@@ -19,9 +19,9 @@ def draw_soil(rng: np.random.Generator, size_px: int, light: Light) -> Floats:
     crumbs = fractal_noise(rng, size_px, slope=1.7, cycles=10)
     dryness = 0.35 * fractal_noise(rng, size_px, slope=2.0, cycles=1.5) + 0.12 * crumbs + rng.uniform(-0.2, 0.5)
     relief = np.zeros(crumbs.shape)
-    dryness, relief = _scatter(rng, dryness, relief, rng.integers(500, 1200), (0.003, 0.030), spread=0.15)
+    dryness, relief = _scatter(rng, dryness, relief, int(rng.integers(500, 1200)), (0.003, 0.030), spread=0.15)
     relief = relief * (1 + 0.35 * crumbs) + 0.0026 * crumbs
-    grey, relief = _scatter(rng, np.zeros(relief.shape), relief, rng.integers(0, 16), (0.010, 0.035), spread=0.03)
+    grey, relief = _scatter(rng, np.zeros(relief.shape), relief, int(rng.integers(0, 16)), (0.010, 0.035), spread=0.03)
 
     moist_share = 0.85 - 0.7 * smoothstep(-0.6, 1.2, dryness)
     soil = (1 - moist_share)[..., None] * DRY_SOIL + moist_share[..., None] * WET_SOIL
@@ -29,7 +29,8 @@ def draw_soil(rng: np.random.Generator, size_px: int, light: Light) -> Floats:
     soil = np.where(grey == 0, soil, np.clip(0.35 * DRY_SOIL + 0.10 + grey, 0.08, 0.3))
     grain = 1 + 0.07 * fractal_noise(rng, size_px, slope=0.3, cycles=40)
     hollow = np.clip(1 + 14 * np.minimum(relief, 0), 0.6, 1)
-    return soil * np.clip(grain * hollow * light.shading(relief), 0.1, 1.8)[..., None]
+    lit: Floats = soil * np.clip(grain * hollow * light.shading(relief), 0.1, 1.8)[..., None]
+    return lit
 
 
 def _scatter(

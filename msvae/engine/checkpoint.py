@@ -1,0 +1,185 @@
+"""Checkpoints: tensors in safetensors, the rest in JSON, written whole or not at all, by the main process.
+
+Everything random in a run is a function of (seed, step, sample), so no generator state needs keeping.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from msvae.config import Config
+from msvae.engine.optim import MovingAverage
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+
+FOLDER = "checkpoints"
+TENSORS, STATE = "tensors.safetensors", "state.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+LIBRARIES = ("msvae", "torch", "accelerate", "diffusers", "numpy")
+
+
+class TrainedState:
+    """The tensors that training changes: parameters, their moving averages and AdamW's moments, by name."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage) -> None:
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._optimizer, self._average = optimizer, average
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor under `model/NAME`, `average/NAME` or `optimizer/MOMENT/NAME`."""
+        tensors = self._weights()
+        for name, parameter in self._named.items():
+            tensors |= {f"optimizer/{m}/{name}": self._optimizer.state[parameter][m] for m in MOMENTS}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Put saved tensors in place.
+
+        Raises: ValueError when they are not those of this model and optimizer.
+        """
+        weights = self._weights()
+        expected = {*weights, *(f"optimizer/{m}/{name}" for m in MOMENTS for name in self._named)}
+        wrong = sorted(expected ^ set(tensors))
+        wrong += [name for name in weights if name in tensors and weights[name].shape != tensors[name].shape]
+        if wrong:
+            raise ValueError(
+                f"{path} does not fit the model: {len(wrong)} tensors differ, first {wrong[0]}; "
+                "resume with the model section of the run's config.yaml, or choose another `out`"
+            )
+        for name, weight in weights.items():
+            weight.copy_(tensors[name])
+        moments = {i: {m: tensors[f"optimizer/{m}/{name}"] for m in MOMENTS} for i, name in enumerate(self._named)}
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def _weights(self) -> dict[str, Tensor]:
+        averages = dict(zip(self._named, self._average.values, strict=False))
+        return {
+            **{f"model/{name}": parameter.detach() for name, parameter in self._named.items()},
+            **{f"average/{name}": value for name, value in averages.items()},
+        }
+
+
+def save(out: Path, step: int, trained: TrainedState, state: Mapping[str, Any], keep: int) -> Path:
+    """Write `out/checkpoints/step-…` under a temporary name, rename it, drop all but the newest `keep`."""
+    final = out / FOLDER / f"step-{step:08d}"
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in trained.tensors().items()}, partial / TENSORS)
+    (partial / STATE).write_text(json.dumps({"step": step, "versions": _versions(), **state}, indent=1) + "\n")
+    for file in partial.iterdir():
+        _flush_to_disk(file)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _flush_to_disk(final.parent)
+    for old in found(out)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def found(out: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted((out / FOLDER).glob("step-*"))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises: ValueError when `path` is not a checkpoint.
+    """
+    if not (path / STATE).is_file() or not (path / TENSORS).is_file():
+        raise ValueError(f"{path} is not a checkpoint: it lacks {STATE} or {TENSORS}; name a folder step-…")
+    state: dict[str, Any] = json.loads((path / STATE).read_text())
+    return state
+
+
+def restore(path: Path, trained: TrainedState) -> None:
+    """Put the tensors of a checkpoint in place.
+
+    Raises: ValueError when the file is damaged or of another model.
+    """
+    try:
+        tensors = load_file(path / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path / TENSORS} is damaged ({error}); remove {path} to go on from the one before"
+        ) from error
+    trained.restore(tensors, path)
+
+
+def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
+    """Write a model in diffusers format; the folder always holds a whole one."""
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(partial)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def choose(config: Config) -> Path | None:
+    """The checkpoint that `train.resume` asks for, or None to begin.
+
+    Raises: ValueError when `never` meets an earlier run, or the path is not a checkpoint.
+    """
+    newest = found(config.out)[-1:]
+    if config.train.resume == "never":
+        if newest:
+            raise ValueError(
+                f"{config.out} holds an earlier run up to {newest[0].name}; choose another `out` or resume"
+            )
+        return None
+    if config.train.resume == "auto":
+        return newest[0] if newest else None
+    load_state(Path(config.train.resume))
+    return Path(config.train.resume)
+
+
+def identity(config: Config, manifest_digest: str) -> dict[str, Any]:
+    """What must stay the same for a resumed run to be the same run, key by key."""
+    values = config.model_dump(mode="json")
+    return {
+        "manifest_digest": manifest_digest,
+        "train.seed": config.train.seed,
+        "data.global_batch_size": config.data.global_batch_size,
+        "data.background": config.data.background,
+        **{f"model.{name}": value for name, value in values["model"].items()},
+    }
+
+
+def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compare the identity in a checkpoint with that of the run at hand.
+
+    Raises: ValueError listing each key that differs.
+    """
+    differing = [f"{key}: {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value]
+    if differing:
+        raise ValueError(
+            f"{path} belongs to another run ({'; '.join(differing)}); put these back, or choose another `out`"
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {library: importlib.metadata.version(library) for library in LIBRARIES}
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""Evaluation over ranks: each sample once, the same batches and the same sums at every world size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msvae.engine.ranks import Ranks
+from msvae.metrics.accumulate import TileSums
+from msvae.metrics.spectral import spectral_sums
+from msvae.metrics.structure import ssim_sums
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.shards.loader import Batch, Loader
+from msvae.shards.order import MicroBatchPlan, Place, evaluation_plans
+from msvae.shards.reader import ShardReader
+
+Reconstruct = Callable[[Batch], Tensor]
+"""From a batch to its reconstruction (B, C, H, W), reflectance."""
+
+
+def by_model(model: AutoencoderKLMultispectralAdapter) -> Reconstruct:
+    """Through the model's encoder and decoder, latents at the mode of their posterior."""
+
+    def reconstruct(batch: Batch) -> Tensor:
+        recon: Tensor = model(sample=batch.tiles, mask=batch.leaf_mask)[0]
+        return recon
+
+    return reconstruct
+
+
+class Evaluator:
+    """Judges reconstructions of one split. `batch_size` decides the batches, whatever the number of ranks."""
+
+    def __init__(self, reader: ShardReader, ranks: Ranks, batch_size: int, num_workers: int) -> None:
+        self.reader, self._ranks = reader, ranks
+        self._batch_size, self._num_workers = batch_size, num_workers
+        self.bands = reader.manifest.bands
+        statistics = reader.manifest.statistics
+        span = np.maximum(np.subtract(statistics.maximum, statistics.minimum), 1e-6)
+        self._span: list[float] = span.tolist()
+
+    @torch.no_grad()
+    def tile_sums(self, reconstruct: Reconstruct, on_batch: Callable[[int], None] | None = None) -> TileSums:
+        """Sums of every tile of the split in stored order, the same on every rank.
+
+        `on_batch` hears the number of tiles of each batch that this rank has done.
+        """
+        columns = self._empty_columns()
+        for batch in self._load(self._plans()):
+            slots = [place.slot for place in batch.plan.places]
+            for name, sums in self._batch_sums(batch, reconstruct(batch)).items():
+                columns[name][slots] = sums.to(columns[name])
+            if on_batch is not None:
+                on_batch(len(slots))
+        # each tile was judged by one rank and is 0 on the others: adding them changes no bit
+        return {name: column.cpu().numpy() for name, column in self._ranks.sum(columns).items()}
+
+    @torch.no_grad()
+    def examples(self, reconstruct: Reconstruct, slots: Sequence[int]) -> list[tuple[Batch, Tensor]]:
+        """Chosen tiles of the split and their reconstructions, batches of one, on the calling rank alone."""
+        places = [(shard, row) for shard, count in enumerate(self.reader.samples_per_shard) for row in range(count)]
+        plans = (MicroBatchPlan(slot, (Place(*places[slot], slot),)) for slot in slots)
+        return [(batch, reconstruct(batch)) for batch in self._load(plans)]
+
+    def _plans(self) -> Iterator[MicroBatchPlan]:
+        return evaluation_plans(
+            self.reader.samples_per_shard,
+            batch_size=self._batch_size,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+        )
+
+    def _load(self, plans: Iterator[MicroBatchPlan]) -> Loader:
+        return Loader(
+            self.reader,
+            plans,
+            batch_size=self._batch_size,
+            num_workers=self._num_workers,
+            device=self._ranks.device,
+        )
+
+    def _batch_sums(self, batch: Batch, recon: Tensor) -> dict[str, Tensor]:
+        return {
+            **spectral_sums(recon, batch.tiles, batch.leaf_mask, self.bands),
+            **ssim_sums(recon, batch.tiles, batch.leaf_mask, self._span),
+        }
+
+    def _empty_columns(self) -> dict[str, Tensor]:
+        tile = torch.zeros((1, *self.reader.tile_shape))
+        nothing = Batch(tile, torch.zeros_like(tile[:, :1], dtype=torch.bool), ("",), MicroBatchPlan(0, ()))
+        num_tiles = self.reader.manifest.num_samples
+        return {
+            name: torch.zeros(num_tiles, dtype=torch.float64, device=self._ranks.device)
+            for name in self._batch_sums(nothing, tile)
+        }

@@ -1,0 +1,77 @@
+"""Joining the processes that a launcher started, and refusing to train secretly alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+LAUNCHED_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Where torchrun, Open MPI and other MPIs say how many processes they started."""
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def join(timeout_s: float = 1800.0) -> Accelerator:
+    """The accelerator of this process: GPUs where there are some, else CPU with gloo.
+
+    Raises: ValueError when the launcher started more processes than joined, or asks for an unsupported engine.
+    """
+    # torch renamed the option, accelerate still passes it under its old name
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[
+            # buffers are constants here, and broadcasting them would be a collective in every forward pass
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+        ],
+    )
+    refuse_alone(accelerator.num_processes)
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ValueError(
+            f"the launcher asks for {accelerator.distributed_type}, this version trains on "
+            f"{', '.join(str(kind.value) for kind in SUPPORTED)}; use a file of configs/accelerate/"
+        )
+    return accelerator
+
+
+def refuse_alone(joined: int) -> None:
+    """Compare the processes that joined with those that were launched.
+
+    Raises: ValueError when they differ.
+    """
+    launched = max(int(os.environ.get(name, 1)) for name in LAUNCHED_SIZES)
+    if launched != joined:
+        raise ValueError(
+            f"the launcher started {launched} processes but {joined} joined: they would train apart, not together; "
+            "launch with `accelerate launch --config_file configs/accelerate/cpu.yaml` (or multi_gpu.yaml)"
+        )
+    # accelerate's MULTI_CPU launcher without mpirun names a meeting point for several processes and starts one
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "accelerate was asked for several processes and started one (its MULTI_CPU type needs mpirun); "
+            "launch with `--config_file configs/accelerate/cpu.yaml`, or add `--num_processes 1`"
+        )
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run an entry point; a user's error becomes one line and exit code 2, and the launcher's last words."""
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        main()
+    except ValueError as error:
+        handler.record_exception(error)
+        rank = int(os.environ.get("RANK", 0))
+        # until they have joined, all ranks fail alike, and one voice is enough
+        if rank == 0 or torch.distributed.is_initialized():
+            print(f"error on rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

@@ -1,0 +1,215 @@
+"""The training run: one global batch after another, judged, logged and saved on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+
+from msvae.config import Config
+from msvae.engine import checkpoint
+from msvae.engine.logging import JsonLines, RunLog
+from msvae.engine.optim import MovingAverage, learning_rate, make_optimizer
+from msvae.engine.ranks import Ranks
+from msvae.engine.step import Stepper, Sums
+from msvae.engine.validation import Validation
+from msvae.losses.masked_sum import divide_once
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.model.build import build_model
+from msvae.shards.loader import Batch, Loader
+from msvae.shards.order import SampleOrder, training_plans
+from msvae.shards.reader import ShardReader
+
+
+class Trainer:
+    """A run on this rank. Making it reads the manifests and, where `train.resume` finds one, a checkpoint."""
+
+    def __init__(self, config: Config, accelerator: Accelerator) -> None:
+        self.config, self.ranks = config, Ranks(accelerator)
+        self.accumulation = accumulation_steps(config, self.ranks.world_size)
+        accelerator.gradient_accumulation_steps = self.accumulation
+        self.reader = ShardReader(config.data.train)
+        model = self._build(accelerator)
+        optimizer = make_optimizer(model.get_trainable_params(), config.optim)
+        self.model, self.average = model, MovingAverage(model.get_trainable_params(), config.optim.ema_decay)
+        self.trained = checkpoint.TrainedState(model, optimizer, self.average)
+        self.identity = checkpoint.identity(config, self.reader.manifest.digest())
+        self.validation = Validation(config, self.ranks, model, self.average)
+        self.step = self._resume()
+        wrapped, stepping = accelerator.prepare(model, optimizer)
+        self.stepper = Stepper(accelerator, wrapped, stepping, config)
+        self.log = self._open_log()
+        self.trace = self._open_trace()
+        self.data_wait_s = 0.0
+
+    def fit(self) -> None:
+        """Train up to `train.max_steps`, then save the model."""
+        config, windows = self.config, self._windows()
+        if self.step == 0:
+            self._begin()
+        window = self._next(windows)
+        counts = self.ranks.sum(self.stepper.counts(window))
+        self.logged_step, self.logged_at_s = self.step, time.monotonic()
+        while self.step < config.train.max_steps:
+            rate = learning_rate(self.step, config.train.max_steps, config.optim)
+            totals, grad_norm = self.stepper.step(window, counts, rate)
+            self.average.update()
+            self._write_trace(window)
+            self.step += 1
+            # what was learned of this global batch and what must be known of the next travel together
+            window, finished = self._next(windows), counts
+            totals, counts = self._join(totals, self.stepper.counts(window))
+            if self._due(config.train.log_every) or self.step == 1:
+                self._log_step(totals, finished, rate, grad_norm)
+            if self._due(config.train.eval_every):
+                self.validation.run(self.step, self.log)
+            if self._due(config.train.checkpoint_every):
+                self._save_checkpoint()
+        self._finish()
+
+    def _build(self, accelerator: Accelerator) -> AutoencoderKLMultispectralAdapter:
+        config = self.config
+        with accelerator.local_main_process_first():
+            model = build_model(
+                config.model, config.loss, config.data.background, self.reader.manifest, config.train.seed
+            )
+        if config.train.compile:
+            model.compile()
+        model.to(accelerator.device).train()
+        return model
+
+    def _resume(self) -> int:
+        path = checkpoint.choose(self.config)
+        if path is None:
+            return 0
+        state = checkpoint.load_state(path)
+        checkpoint.check_identity(path, state["identity"], self.identity)
+        checkpoint.restore(path, self.trained)
+        self.average.resume(state["step"])
+        self.validation.best_loss = state["best_loss"]
+        return int(state["step"])
+
+    def _open_log(self) -> RunLog | None:
+        """The main process writes the log; a run that begins anew starts it anew."""
+        if not self.ranks.is_main:
+            return None
+        out = self.config.out
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(self.config.dump())
+        log = RunLog(out, self.step or -1, self.config.train.max_steps)
+        log.text("config", self.config.dump())
+        if self.step:
+            log.say(f"resumed at step {self.step}")
+        return log
+
+    def _open_trace(self) -> JsonLines | None:
+        if not self.config.data.trace:
+            return None
+        return JsonLines(self.config.out / "trace" / f"rank-{self.ranks.rank:05d}.jsonl", self.step)
+
+    def _windows(self) -> Iterator[list[Batch]]:
+        """This rank's micro batches of one global batch after another, from the present step on."""
+        data, manifest_sizes = self.config.data, self.reader.samples_per_shard
+        plans = training_plans(
+            SampleOrder(manifest_sizes, self.config.train.seed),
+            global_batch_size=data.global_batch_size,
+            micro_batch_size=data.micro_batch_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            position=self.step,
+        )
+        loader = Loader(
+            self.reader,
+            plans,
+            batch_size=data.micro_batch_size,
+            num_workers=data.num_workers,
+            device=self.ranks.device,
+        )
+        batches = iter(loader)
+        while window := list(islice(batches, self.accumulation)):
+            yield window
+
+    def _next(self, windows: Iterator[list[Batch]]) -> list[Batch]:
+        began_s = time.monotonic()
+        window = next(windows)
+        self.data_wait_s += time.monotonic() - began_s
+        return window
+
+    def _join(self, totals: Sums, next_counts: Sums) -> tuple[Sums, Sums]:
+        joined = self.ranks.sum({**{f"total/{term}": total for term, total in totals.items()}, **next_counts})
+        return {term: joined[f"total/{term}"] for term in totals}, {name: joined[name] for name in next_counts}
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    def _log_step(self, totals: Sums, counts: Sums, rate: float, grad_norm: torch.Tensor) -> None:
+        if self.log is None:
+            return
+        means = {term: float(divide_once(total, counts[term])) for term, total in totals.items()}
+        per_band = (totals["mse"] / counts["mse"].clamp(min=1)).tolist()
+        now_s, global_batch_size = time.monotonic(), self.config.data.global_batch_size
+        self.log.step(
+            {
+                "step": self.step,
+                "epoch": self.step * global_batch_size / self.reader.manifest.num_samples,
+                "loss": sum(weight * means[term] for term, weight in self.stepper.weights.items() if weight),
+                **means,
+                "coverage": float(counts["valid_pixels"] / counts["total_pixels"]),
+                "valid_pixels": int(counts["valid_pixels"]),
+                "lr": rate,
+                "grad_norm": float(grad_norm),
+                "samples_per_s": (self.step - self.logged_step) * global_batch_size / (now_s - self.logged_at_s),
+                "data_wait_s": self.data_wait_s / (self.step - self.logged_step),
+                "mse_per_channel": dict(zip(self._band_tags(), per_band, strict=True)),
+            }
+        )
+        self.logged_step, self.logged_at_s, self.data_wait_s = self.step, now_s, 0.0
+
+    def _band_tags(self) -> list[str]:
+        return [f"{nm:.0f}nm" for nm in self.reader.manifest.wavelengths_nm]
+
+    def _write_trace(self, window: list[Batch]) -> None:
+        if self.trace is not None:
+            self.trace.write({"step": self.step + 1, "keys": [key for batch in window for key in batch.keys]})
+
+    def _begin(self) -> None:
+        if self.ranks.is_main:
+            checkpoint.save_model(self.model, self.config.out / "untrained")
+        self.validation.run(0, self.log)
+
+    def _save_checkpoint(self) -> None:
+        if self.ranks.is_main:
+            state = {"identity": self.identity, "best_loss": self.validation.best_loss}
+            checkpoint.save(self.config.out, self.step, self.trained, state, self.config.train.keep_checkpoints)
+        self.ranks.wait()
+
+    def _finish(self) -> None:
+        train = self.config.train
+        if not self._due(train.eval_every):
+            self.validation.run(self.step, self.log)
+        if not self._due(train.checkpoint_every):
+            self._save_checkpoint()
+        if self.log is not None:
+            with self.average.in_place():
+                checkpoint.save_model(self.model, self.config.out / "model")
+            self.log.say(f"finished step {self.step}; the model is in {self.config.out / 'model'}")
+            self.log.close()
+        self.ranks.wait()
+
+
+def accumulation_steps(config: Config, world_size: int) -> int:
+    """Micro batches of each rank in one global batch.
+
+    Raises: ValueError when the global batch cannot be cut evenly.
+    """
+    data = config.data
+    steps, rest = divmod(data.global_batch_size, world_size * data.micro_batch_size)
+    if rest or not steps:
+        raise ValueError(
+            f"data.global_batch_size is {data.global_batch_size}, expected a multiple of {world_size} ranks x "
+            f"data.micro_batch_size {data.micro_batch_size}; change one of them, or the number of ranks"
+        )
+    return steps

@@ -1,0 +1,82 @@
+"""The verdict on the validation split while training: numbers, pictures, and the best model so far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from msvae.config import Config
+from msvae.engine.checkpoint import save_model
+from msvae.engine.evaluation import Evaluator, by_model
+from msvae.engine.logging import RunLog
+from msvae.engine.optim import MovingAverage
+from msvae.engine.ranks import Ranks
+from msvae.metrics.accumulate import summarise
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.report.pictures import Example, comparison_figure, spectra_figure
+from msvae.shards.reader import ShardReader
+
+NUM_PICTURES = 4
+
+
+class Validation:
+    """Judges the averaged weights on `data.val`; without one it does nothing."""
+
+    def __init__(
+        self, config: Config, ranks: Ranks, model: AutoencoderKLMultispectralAdapter, average: MovingAverage
+    ) -> None:
+        self._config, self._ranks, self._model, self._average = config, ranks, model, average
+        self.best_loss: float | None = None
+        self._evaluator = None
+        if config.data.val is not None:
+            reader = ShardReader(config.data.val)
+            self._evaluator = Evaluator(reader, ranks, config.data.micro_batch_size, config.data.num_workers)
+
+    def run(self, step: int, log: RunLog | None) -> None:
+        """Evaluate on all ranks; the main process, which has the log, writes, and saves `best/` when it is."""
+        if self._evaluator is None:
+            return
+        self._model.eval()
+        with self._average.in_place():
+            row = self._judge(self._evaluator, step)
+            if log is not None:
+                log.validation(row)
+                self._draw(self._evaluator, step, log)
+            if self.best_loss is None or row["loss"] < self.best_loss:
+                self.best_loss = row["loss"]
+                if self._ranks.is_main:
+                    save_model(self._model, self._config.out / "best")
+        self._model.train()
+
+    def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
+        summary = summarise(evaluator.tile_sums(by_model(self._model)), evaluator.bands)
+        rmse = np.asarray(summary.rmse_per_band)
+        mse = float(np.square(rmse / self._model.leaf_std.double().cpu().numpy()).mean())
+        sam_rad = math.radians(summary.angle_deg or 0.0)
+        weights = self._config.loss
+        names = [f"{nm:.0f}nm" for nm in evaluator.bands.wavelengths_nm]
+        return {
+            "step": step,
+            # the terms of the objective that are measured in spectra; KL has no meaning for the posterior's mode
+            "loss": weights.mse_weight * mse + weights.sam_weight * sam_rad,
+            "mse": mse,
+            "sam": sam_rad,
+            "psnr_db": summary.psnr_db,
+            "angle_deg": summary.angle_deg,
+            "ndvi_mae": summary.ndvi_mae,
+            "ndre_mae": summary.ndre_mae,
+            "ssim": summary.ssim,
+            "rmse": dict(zip(names, rmse.tolist(), strict=True)),
+        }
+
+    def _draw(self, evaluator: Evaluator, step: int, log: RunLog) -> None:
+        num_tiles = evaluator.reader.manifest.num_samples
+        slots = np.unique(np.linspace(0, num_tiles - 1, NUM_PICTURES).astype(int)).tolist()
+        examples = [
+            Example.of_tensors(batch.keys[0], batch.tiles[0], recon[0], batch.leaf_mask[0, 0])
+            for batch, recon in evaluator.examples(by_model(self._model), slots)
+        ]
+        log.figure("validation/tiles", comparison_figure(examples, evaluator.bands), step)
+        log.figure("validation/leaf_spectra", spectra_figure(examples, evaluator.bands), step)

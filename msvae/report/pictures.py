@@ -1,0 +1,127 @@
+"""Pictures of tiles and their reconstructions: composites, error maps and leaf spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from msvae.bands import Bands
+
+Picture = NDArray[np.float64]
+LEAF, RECON, OUTLINE = "#1b7f3b", "#d1495b", "#ffd400"
+STRETCH_PERCENTILES = (1.0, 99.0)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tile: original and reconstruction (C, H, W), reflectance, and its leaf mask (H, W)."""
+
+    key: str
+    original: NDArray[np.float32]
+    reconstruction: NDArray[np.float32]
+    leaf_mask: NDArray[np.bool_]
+
+    @classmethod
+    def of_tensors(cls, key: str, original: Any, reconstruction: Any, leaf_mask: Any) -> Example:
+        """From torch tensors on any device."""
+        return cls(key, original.cpu().numpy(), reconstruction.float().cpu().numpy(), leaf_mask.cpu().numpy())
+
+    def rmse(self) -> NDArray[np.float64]:
+        """Root mean squared error over bands at each leaf pixel, NaN elsewhere, (H, W)."""
+        error = np.sqrt(np.mean(np.square(self.reconstruction - self.original), axis=0, dtype=np.float64))
+        return np.where(self.leaf_mask, error, np.nan)
+
+
+def composites(bands: Bands) -> dict[str, tuple[int, int, int]]:
+    """The three-band pictures that the bands allow: true colour and colour infrared, else the first bands."""
+    roles = {"true colour": ("red", "green", "blue"), "colour infrared": ("nir", "red", "green")}
+    found = {name: _indices(bands, r) for name, r in roles.items() if bands.has(*r)}
+    first_three = [min(i, len(bands) - 1) for i in range(3)]
+    return found or {"first bands": (first_three[0], first_three[1], first_three[2])}
+
+
+def composite(example: Example, channels: tuple[int, int, int], reconstructed: bool) -> Picture:
+    """(H, W, 3) in 0..1. The stretch comes from the original's leaf, so that both sides compare.
+
+    A reconstruction is shown on the leaf alone: nothing was learned of the rest.
+    """
+    leaf = example.leaf_mask if example.leaf_mask.any() else np.ones_like(example.leaf_mask)
+    layers = []
+    for channel in channels:
+        low, high = np.percentile(example.original[channel][leaf], STRETCH_PERCENTILES)
+        source = example.reconstruction if reconstructed else example.original
+        layers.append(np.clip((source[channel] - low) / max(high - low, 1e-6), 0, 1))
+    picture = np.stack(layers, axis=-1).astype(np.float64)
+    if reconstructed:
+        picture[~example.leaf_mask] = 1.0
+    return picture
+
+
+def comparison_figure(examples: Sequence[Example], bands: Bands) -> Figure:
+    """A row a tile: each composite with the leaf outlined, its reconstruction, and the error."""
+    kinds = composites(bands)
+    num_columns = 2 * len(kinds) + 1
+    figure = Figure(figsize=(2.35 * num_columns, 2.5 * len(examples) + 0.3), layout="constrained")
+    grid = figure.subplots(len(examples), num_columns, squeeze=False)
+    worst = max((float(np.nanpercentile(e.rmse(), 99)) for e in examples if e.leaf_mask.any()), default=1.0)
+    for row, (axes, example) in enumerate(zip(grid, examples, strict=True)):
+        for i, (name, channels) in enumerate(kinds.items()):
+            _show(axes[2 * i], composite(example, channels, reconstructed=False), name if row == 0 else "")
+            axes[2 * i].contour(example.leaf_mask, levels=[0.5], colors=OUTLINE, linewidths=0.6)
+            title = "reconstructed" if row == 0 else ""
+            _show(axes[2 * i + 1], composite(example, channels, reconstructed=True), title)
+        error = axes[-1].imshow(example.rmse(), cmap="magma", vmin=0, vmax=worst)
+        _bare(axes[-1], "error (RMSE)" if row == 0 else "")
+        axes[0].set_ylabel(example.key, fontsize=6)
+    figure.colorbar(error, ax=grid[:, -1].tolist(), shrink=0.8, label="reflectance")
+    return figure
+
+
+def spectra_figure(examples: Sequence[Example], bands: Bands) -> Figure:
+    """Mean and spread of leaf spectra, original against reconstruction, over all examples."""
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for label, colour, spectra in (
+        ("original", LEAF, [e.original[:, e.leaf_mask] for e in examples]),
+        ("reconstruction", RECON, [e.reconstruction[:, e.leaf_mask] for e in examples]),
+    ):
+        pixels = np.concatenate(spectra, axis=1)
+        mean, std = pixels.mean(axis=1), pixels.std(axis=1)
+        axes.plot(bands.wavelengths_nm, mean, "o-", color=colour, label=label)
+        axes.fill_between(bands.wavelengths_nm, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="wavelength (nm)", ylabel="reflectance", title="leaf spectra: mean and one standard deviation")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def curves_figure(steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Numbers of a run over its steps, one panel each."""
+    figure = Figure(figsize=(3.4 * len(curves), 2.8), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        axes.plot(steps, values, "o-", color=LEAF, markersize=3)
+        axes.set(xlabel="step", title=name)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _indices(bands: Bands, roles: tuple[str, str, str]) -> tuple[int, int, int]:
+    first, second, third = (bands.index(role) for role in roles)
+    return first, second, third
+
+
+def _show(axes: Axes, picture: Picture, title: str) -> None:
+    axes.imshow(picture, interpolation="nearest")
+    _bare(axes, title)
+
+
+def _bare(axes: Axes, title: str) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
+    axes.spines[:].set_visible(False)

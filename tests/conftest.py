@@ -1,0 +1,85 @@
+"""Shared by all tests: small real shards of synthetic leaves, and launches of real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RICE = ROOT.parent / "shared" / "data" / "rice"
+
+# before torch is imported: two processes of one thread each fit a small machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def rice() -> Path:
+    if not RICE.is_dir():
+        pytest.skip(f"the rice field is not at {RICE}")
+    return RICE
+
+
+@pytest.fixture(scope="session")
+def leaf_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from msvae.pack.synthetic.images import synthesise
+
+    out = tmp_path_factory.mktemp("leaves") / "images"
+    synthesise(out, num_images=8, size_px=96, seed=3)
+    return out
+
+
+@pytest.fixture(scope="session")
+def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ with some 40 tiles of 32 px in several shards, val/ and test/ with fewer."""
+    from msvae.pack.job import pack
+    from msvae.pack.options import PackOptions
+
+    out = tmp_path_factory.mktemp("shards") / "leaves"
+    pack([leaf_images], out, PackOptions(tile_px=32, tiles_per_shard=7))
+    return out
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """Run a script in `processes` real processes and wait for it."""
+
+    def run(script: Path | str, *arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            launch_command(script, *arguments, processes=processes), cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+def launch_command(script: Path | str, *arguments: object, processes: int) -> list[str]:
+    """`accelerate launch` with the configuration for CPUs."""
+    config = ROOT / "configs" / "accelerate" / "cpu.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return [*launcher, "--num_processes", str(processes), str(script), *map(str, arguments)]
+
+
+def tiny_run(shards: Path, out: Path, **overrides: object) -> list[str]:
+    """Arguments of a short training on small tiles; overrides use `__` for the dot."""
+    values: dict[str, object] = {
+        "model__pretrained": "tiny",
+        "model__train_backbone": "all",
+        "model__adapter_width": 8,
+        "data__train": shards / "train",
+        "data__val": shards / "val",
+        "data__global_batch_size": 8,
+        "data__micro_batch_size": 2,
+        "data__num_workers": 1,
+        "optim__lr": 1e-3,
+        "optim__warmup_steps": 2,
+        "train__max_steps": 4,
+        "out": out,
+        **overrides,
+    }
+    return [part for name, value in values.items() for part in (f"--{name.replace('__', '.')}", str(value))]

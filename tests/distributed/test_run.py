@@ -1,0 +1,168 @@
+"""Whole runs of real processes: resume, order, refusals, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ..conftest import ROOT, launch_command, tiny_run
+
+TRAIN, EVALUATE = ROOT / "train" / "train.py", ROOT / "train" / "evaluate.py"
+RUN = {"train__max_steps": 12, "train__checkpoint_every": 3, "train__eval_every": 5, "data__trace": True}
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(out: Path, folder: str = "model") -> dict[str, np.ndarray]:
+    return load_file(out / folder / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
+    """Twelve steps of two processes, from start to end."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = launch(TRAIN, *tiny_run(leaf_shards, out, **RUN))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def kill_after_step(command: list[str], out: Path, step: int) -> None:
+    """SIGKILL to the launcher and all ranks as soon as the log shows `step`."""
+    run = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    log = out / "metrics.jsonl"
+    while not log.is_file() or f'"step": {step},' not in log.read_text():
+        assert run.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    ranks = run.children(recursive=True)
+    assert len(ranks) >= 2
+    for process in (*ranks, run):
+        process.kill()
+    psutil.wait_procs([*ranks, run])
+
+
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(launch, leaf_shards, undisturbed, tmp_path):
+    out = tmp_path / "killed"
+    arguments = tiny_run(leaf_shards, out, **RUN)
+    kill_after_step(launch_command(TRAIN, *arguments, processes=2), out, step=7)
+    assert not (out / "model").exists()
+    done = launch(TRAIN, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed at step 6" in done.stdout
+    for folder in ("model", "best"):
+        expected, actual = weights(undisturbed, folder), weights(out, folder)
+        assert expected.keys() == actual.keys()
+        assert all(np.array_equal(expected[name], actual[name]) for name in expected)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        logged = [row["step"] for row in json_lines(out / name)]
+        assert logged == [row["step"] for row in json_lines(undisturbed / name)]
+    losses = [[row["loss"] for row in json_lines(run / "metrics.jsonl")] for run in (out, undisturbed)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_resumed_on_another_number_of_ranks_ends_with_equal_weights(launch, leaf_shards, undisturbed, tmp_path):
+    out = tmp_path / "moved"
+    arguments = tiny_run(leaf_shards, out, **RUN)
+    kill_after_step(launch_command(TRAIN, *arguments, processes=2), out, step=4)
+    done = launch(TRAIN, *arguments, processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, actual = weights(undisturbed), weights(out)
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_ranks_see_each_sample_once_an_epoch(undisturbed, leaf_shards):
+    ranks = [json_lines(undisturbed / "trace" / f"rank-{rank:05d}.jsonl") for rank in range(2)]
+    assert [row["step"] for row in ranks[0]] == list(range(1, 13))
+    manifest = json.loads((leaf_shards / "train" / "manifest.json").read_text())
+    num_samples = sum(shard["num_samples"] for shard in manifest["shards"])
+    sequence = [key for pair in zip(*ranks, strict=True) for row in pair for key in row["keys"]]
+    assert len(sequence) == 12 * 8
+    first_epoch = sequence[:num_samples]
+    assert len(set(first_epoch)) == num_samples
+
+
+def test_a_run_leaves_what_the_design_names(undisturbed):
+    rows = json_lines(undisturbed / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert {"epoch", "loss", "mse", "sam", "coverage", "lr", "grad_norm", "samples_per_s", "data_wait_s"} <= rows[0].keys()
+    assert [row["step"] for row in json_lines(undisturbed / "validation.jsonl")] == [0, 5, 10, 12]
+    assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == [
+        f"step-{step:08d}" for step in (6, 9, 12)
+    ]
+    assert (undisturbed / "config.yaml").is_file()
+    assert not [path for path in undisturbed.rglob(".*")], "half-written files are left"
+    events = EventAccumulator(str(undisturbed / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/coverage", "validation/psnr_db", "train_mse_per_channel/475nm"} <= set(tags["scalars"])
+    assert {"validation/tiles", "validation/leaf_spectra"} <= set(tags["images"])
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
+
+
+def test_evaluation_gives_the_same_numbers_on_one_and_two_ranks(launch, undisturbed, leaf_shards, tmp_path):
+    metrics = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        arguments = ("--model", undisturbed / "model", "--data", leaf_shards / "val", "--out", out)
+        done = launch(EVALUATE, *arguments, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        metrics.append(json.loads((out / "metrics.json").read_text()))
+        page = (out / "report.html").read_text()
+        assert "http" not in page.replace("http-equiv", "")
+        assert page.count("data:image/png;base64,") == 3
+    assert metrics[0] == metrics[1]
+    assert metrics[0]["baselines"].keys() == {"untrained", "pca3", "mean_spectrum"}
+    assert metrics[0]["model"]["psnr_db"] > metrics[0]["baselines"]["untrained"]["psnr_db"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train__seed": 9}, r"belongs to another run (train.seed: 0 -> 9)"),
+        ({"train__resume": "never"}, "holds an earlier run up to step-00000012; choose another `out`"),
+        ({"train__resume": "/nowhere"}, "/nowhere is not a checkpoint"),
+        ({"data__global_batch_size": 7}, "data.global_batch_size is 7, expected a multiple of 2 ranks x"),
+        ({"data__train": "/nowhere"}, "/nowhere holds no manifest.json; make shards with `msvae pack"),
+        ({"train__max_stepz": 3}, "key train.max_stepz is unknown; did you mean train.max_steps?"),
+    ],
+)
+def test_a_run_that_cannot_be_meant_is_refused_in_one_line(launch, undisturbed, leaf_shards, overrides, message):
+    before = sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*"))
+    done = launch(TRAIN, *tiny_run(leaf_shards, undisturbed, **{**RUN, **overrides}))
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*")) == before
+
+
+def test_processes_that_would_train_apart_are_refused(leaf_shards, tmp_path):
+    """Promise 6: accelerate's MULTI_CPU type without mpirun starts one process of two and says nothing."""
+    config = tmp_path / "multi_cpu.yaml"
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    command = launch_command(TRAIN, *tiny_run(leaf_shards, tmp_path / "run"), processes=2)
+    command[command.index("--config_file") + 1] = str(config)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert "error: accelerate was asked for several processes and started one" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_whose_processes_do_not_join_is_refused(leaf_shards, tmp_path, monkeypatch):
+    from msvae.engine.setup import refuse_alone
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="started 4 processes but 1 joined"):
+        refuse_alone(1)

@@ -1,0 +1,58 @@
+"""Promise 2: one global batch gives the same loss, gradients and coverage however it is split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ..conftest import tiny_run
+
+SCRIPT = Path(__file__).with_name("record_gradients.py")
+GLOBAL_BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def uneven_shards(leaf_images, tmp_path_factory) -> Path:
+    """Tiles with hardly any leaf beside full ones: a mean of means would be far off."""
+    from msvae.pack.job import pack
+    from msvae.pack.options import PackOptions
+
+    out = tmp_path_factory.mktemp("uneven") / "shards"
+    pack([leaf_images], out, PackOptions(tile_px=32, min_coverage=0.0, tiles_per_shard=9))
+    return out
+
+
+def gradients(launch, shards: Path, out: Path, processes: int, micro: int) -> tuple[dict, dict]:
+    out.mkdir()
+    arguments = tiny_run(
+        shards,
+        out / "run",
+        data__global_batch_size=GLOBAL_BATCH,
+        data__micro_batch_size=micro,
+        loss__kl_weight=0.01,
+        train__seed=4,
+    )
+    done = launch(SCRIPT, out, *arguments, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out / "gradients.safetensors"), json.loads((out / "numbers.json").read_text())
+
+
+def test_gradient_loss_and_coverage_are_the_same_on_one_two_and_four_ranks(launch, uneven_shards, tmp_path):
+    alone, alone_numbers = gradients(launch, uneven_shards, tmp_path / "1x8", processes=1, micro=8)
+    assert len(alone) > 50
+    for processes, micro in ((1, 2), (2, 4), (2, 1), (4, 2)):
+        split, numbers = gradients(launch, uneven_shards, tmp_path / f"{processes}x{micro}", processes, micro)
+        assert split.keys() == alone.keys()
+        scale = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in alone.values()))
+        for name, gradient in split.items():
+            difference = np.linalg.norm((gradient.astype(np.float64) - alone[name]).ravel())
+            assert difference <= 1e-6 * scale, (processes, micro, name, difference / scale)
+        assert numbers.keys() == alone_numbers.keys()
+        for name, number in numbers.items():
+            np.testing.assert_allclose(number, alone_numbers[name], rtol=1e-6, err_msg=f"{processes}x{micro} {name}")
+        for exact in ("mse", "sam", "valid_pixels", "total_pixels"):
+            assert numbers[exact] == alone_numbers[exact]

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from msvae import AutoencoderKLMultispectralAdapter
+from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
+from msvae.model.initialise import TINY_BACKBONE, pca_projection, rgb_projection
+from msvae.shards.manifest import LeafStatistics
+
+PLACEMENTS = ("both", "input", "output")
+
+
+@pytest.fixture(scope="module")
+def backbone_folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbone") / "vae"
+    AutoencoderKL(**TINY_BACKBONE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def statistics() -> LeafStatistics:
+    mixing = np.random.default_rng(0).normal(size=(5, 5)) * 0.05
+    covariance = mixing @ mixing.T + 1e-4 * np.eye(5)
+    return LeafStatistics(
+        num_pixels=1000,
+        mean=[0.05, 0.12, 0.07, 0.35, 0.45],
+        std=np.sqrt(np.diag(covariance)).tolist(),
+        minimum=[0.0] * 5,
+        maximum=[1.0] * 5,
+        covariance=covariance.tolist(),
+    )
+
+
+def leaf_tiles(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return torch.rand(batch, 5, 32, 32, generator=generator), torch.rand(batch, 1, 32, 32, generator=generator) > 0.5
+
+
+def load(folder: Path, **options: object) -> AutoencoderKLMultispectralAdapter:
+    torch.manual_seed(1)
+    return AutoencoderKLMultispectralAdapter.from_pretrained(folder, **options)
+
+
+class TestPromise1:
+    """No background pixel contributes to loss, gradient, latent or reconstructed leaf pixel: bit for bit."""
+
+    @pytest.mark.parametrize("junk", ["random", math.nan, math.inf, 1e30])
+    @pytest.mark.parametrize("placement", PLACEMENTS)
+    @pytest.mark.parametrize("training", [True, False])
+    def test_whatever_stands_in_the_background_changes_no_bit(self, backbone_folder, statistics, junk, placement, training):
+        model = load(backbone_folder, adapter_placement=placement, adapter_init="random", statistics=statistics)
+        model.train(training)
+        sample, leaf = leaf_tiles()
+        noise = torch.rand_like(sample) * 9 if junk == "random" else torch.full_like(sample, junk)
+        results = []
+        for seen in (sample, torch.where(leaf, sample, noise)):
+            model.zero_grad()
+            recon, losses = model(sample=seen, mask=leaf)
+            (losses["mse"] + losses["sam"] + losses["kl"]).backward()
+            latents = model.encode(seen, mask=leaf).latent_dist.mean
+            gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+            results.append((losses["mse"], losses["sam"], losses["kl"], latents, recon, gradients))
+        for clean, dirty in zip(*results, strict=True):
+            assert clean.isfinite().all()
+            assert torch.equal(clean, dirty)
+
+    def test_keep_shows_the_background(self, backbone_folder):
+        model = load(backbone_folder, background="keep")
+        sample, leaf = leaf_tiles()
+        other = torch.where(leaf, sample, 0.9)
+        assert not torch.equal(model(sample=sample, mask=leaf)[0], model(sample=other, mask=leaf)[0])
+
+
+class TestSeed:
+    """What the user's specification shows, word for word."""
+
+    def test_forward_takes_a_mask_or_none(self, backbone_folder):
+        model = load(backbone_folder, adapter_placement="both", use_spectral_attention=True, use_sam_loss=True)
+        sample, leaf = leaf_tiles()
+        for mask in (leaf, leaf.float(), leaf.expand_as(sample), None):
+            reconstruction, losses = model.forward(sample=sample, mask=mask)
+            assert reconstruction.shape == sample.shape
+            assert losses["mse_per_channel"].shape == (5,)
+            assert losses["mse"].shape == losses["sam"].shape == ()
+        stats = losses["mask_stats"]
+        assert f"Coverage: {stats['coverage']:.4f}" == "Coverage: 1.0000"
+        assert (int(stats["valid_pixels"]), int(stats["total_pixels"])) == (2 * 32 * 32, 2 * 32 * 32)
+
+    def test_losses_equal_a_float64_reference(self, backbone_folder):
+        model = load(backbone_folder)
+        sample, leaf = leaf_tiles()
+        recon, losses = model(sample=sample, mask=leaf)
+        chosen = leaf[:, 0].numpy()
+        u = np.moveaxis(recon.detach().double().numpy(), 1, -1)[chosen]
+        v = np.moveaxis(sample.double().numpy(), 1, -1)[chosen]
+        cosine = (u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
+        np.testing.assert_allclose(losses["mse_per_channel"].detach(), ((u - v) ** 2).mean(0), rtol=1e-5)
+        assert losses["mse"].item() == pytest.approx(((u - v) ** 2).mean(), rel=1e-5)
+        assert losses["sam"].item() == pytest.approx(np.arccos(np.clip(cosine, -1, 1)).mean(), rel=1e-4)
+        again = model.compute_losses(sample, recon, mask=leaf)
+        assert torch.equal(again["mse"], losses["mse"])
+
+    def test_encode_and_decode_work_as_in_diffusers(self, backbone_folder):
+        model = load(backbone_folder)
+        sample, _ = leaf_tiles()
+        latents = model.encode(sample).latent_dist.sample()
+        assert latents.shape == (2, 16, 4, 4)
+        assert model.decode(latents).sample.shape == sample.shape
+
+    def test_a_frozen_backbone_leaves_adapters_and_attention_trainable(self, backbone_folder):
+        model = load(backbone_folder)
+        model.freeze_backbone()
+        model(sample=leaf_tiles()[0])[1]["mse"].backward()
+        trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+        assert trained == {"input_adapter", "output_adapter", "input_attention", "output_attention"}
+        assert all(p.grad is None for name, p in model.named_parameters() if name.startswith(("encoder", "decoder")))
+        assert len(model.get_trainable_params()) == sum(p.requires_grad for p in model.parameters())
+
+    def test_band_importance_is_keyed_by_wavelength_and_follows_the_data(self, backbone_folder):
+        model = load(backbone_folder)
+        assert list(model.get_band_importance()) == list(DEFAULT_WAVELENGTHS_NM)
+        torch.nn.init.normal_(model.input_attention.gate[2].weight)
+        sample, leaf = leaf_tiles()
+        assert model.get_band_importance(sample, leaf) != model.get_band_importance(sample * 0.1, leaf)
+        junk = torch.where(leaf, sample, math.nan)
+        assert model.get_band_importance(sample, leaf) == model.get_band_importance(junk, leaf)
+
+
+class TestSaving:
+    @pytest.mark.parametrize("placement", PLACEMENTS)
+    def test_a_saved_model_comes_back_bit_for_bit(self, backbone_folder, statistics, placement, tmp_path):
+        model = load(backbone_folder, adapter_placement=placement, statistics=statistics, adapter_init="pca")
+        model.save_pretrained(tmp_path / "saved")
+        again = AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "saved")
+        ours, theirs = model.state_dict(), again.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        sample, leaf = leaf_tiles()
+        assert torch.equal(model(sample=sample, mask=leaf)[0], again(sample=sample, mask=leaf)[0])
+
+    def test_a_pipeline_folder_is_searched_for_its_vae(self, backbone_folder, tmp_path):
+        shutil.copytree(backbone_folder, tmp_path / "pipeline" / "vae")
+        direct, found = load(backbone_folder), load(tmp_path / "pipeline")
+        assert torch.equal(direct.encoder.conv_in.weight, found.encoder.conv_in.weight)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.pop("input_adapter.linear.weight"), r"missing: input_adapter\.linear\.weight"),
+            (lambda t: t.update(stray=torch.zeros(1)), "unexpected: stray"),
+        ],
+    )
+    def test_a_missing_or_stray_tensor_is_an_error_that_names_it(self, backbone_folder, tmp_path, change, message):
+        load(backbone_folder).save_pretrained(tmp_path / "saved")
+        file = tmp_path / "saved" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+        with pytest.raises(ValueError, match=message):
+            AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "saved")
+
+    def test_a_saved_model_refuses_other_bands(self, backbone_folder, tmp_path):
+        load(backbone_folder).save_pretrained(tmp_path / "saved")
+        with pytest.raises(ValueError, match="was saved with adapter_placement=both, asked for input"):
+            AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "saved", adapter_placement="input")
+
+    def test_no_path_outside_diffusers_own_is_stored(self, backbone_folder, tmp_path):
+        load(backbone_folder).save_pretrained(tmp_path / "saved")
+        config = json.loads((tmp_path / "saved" / "config.json").read_text())
+        assert config["_class_name"] == "AutoencoderKLMultispectralAdapter"
+        assert config["latent_channels"] == 16
+
+
+class TestInitialisation:
+    def path_without_backbone(self, model: AutoencoderKLMultispectralAdapter, sample: torch.Tensor) -> torch.Tensor:
+        standardised = (sample - model.leaf_mean[:, None, None]) / model.leaf_std[:, None, None]
+        recon = model.output_adapter(model.input_adapter(standardised))
+        return recon * model.leaf_std[:, None, None] + model.leaf_mean[:, None, None]
+
+    def test_pca_adapters_equal_the_linear_reconstruction(self, backbone_folder, statistics):
+        model = load(backbone_folder, adapter_init="pca", statistics=statistics)
+        sample, _ = leaf_tiles()
+        _, vectors = np.linalg.eigh(np.array(statistics.covariance))
+        top = vectors[:, -3:]
+        centred = np.moveaxis(sample.double().numpy(), 1, -1) - statistics.mean
+        expected = centred @ top @ top.T + statistics.mean
+        actual = np.moveaxis(self.path_without_backbone(model, sample).detach().numpy(), 1, -1)
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+    def test_rgb_adapters_pass_red_green_and_blue_and_regress_the_rest(self, backbone_folder, statistics):
+        model = load(backbone_folder, adapter_init="rgb", statistics=statistics)
+        sample, _ = leaf_tiles()
+        actual = self.path_without_backbone(model, sample).detach().numpy()
+        np.testing.assert_allclose(actual[:, :3], sample[:, :3], atol=1e-5)
+        covariance, rgb = np.array(statistics.covariance), [2, 1, 0]
+        slopes = covariance[3:][:, rgb] @ np.linalg.inv(covariance[np.ix_(rgb, rgb)])
+        centred = np.moveaxis(sample.double().numpy(), 1, -1) - statistics.mean
+        expected = centred[..., rgb] @ slopes.T + statistics.mean[3:]
+        np.testing.assert_allclose(np.moveaxis(actual[:, 3:], 1, -1), expected, atol=1e-4)
+
+    @pytest.mark.parametrize("project", [pca_projection, rgb_projection])
+    def test_fewer_channels_than_three_still_work(self, statistics, project):
+        wavelengths = (475.0, 550.0, 660.0)
+        few = LeafStatistics(
+            num_pixels=9,
+            **{name: getattr(statistics, name)[:3] for name in ("mean", "std", "minimum", "maximum")},
+            covariance=[row[:3] for row in statistics.covariance[:3]],
+        )
+        inwards, outwards = project(Bands.of_wavelengths(wavelengths), few)
+        np.testing.assert_allclose(outwards @ inwards, np.eye(3), atol=1e-9)
+
+    def test_a_projection_without_statistics_is_an_error(self, backbone_folder):
+        with pytest.raises(ValueError, match="adapter_init `pca` needs the leaf statistics"):
+            load(backbone_folder, adapter_init="pca")
+
+
+def test_wrong_samples_are_errors_that_say_what_is_expected(backbone_folder):
+    model = load(backbone_folder)
+    with pytest.raises(ValueError, match=r"shape \(1, 4, 32, 32\), the model expects 5 bands"):
+        model.encode(torch.zeros(1, 4, 32, 32))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        model.encode(torch.zeros(1, 5, 30, 32))
+
+
+@pytest.mark.parametrize("num_bands", [1, 2, 5, 12])
+def test_any_number_of_bands_works(backbone_folder, num_bands):
+    wavelengths = tuple(float(nm) for nm in np.linspace(450, 900, num_bands))
+    for placement in PLACEMENTS:
+        model = load(backbone_folder, wavelengths_nm=wavelengths, adapter_placement=placement)
+        recon, losses = model(sample=torch.rand(1, num_bands, 16, 16))
+        assert recon.shape == (1, num_bands, 16, 16)
+        assert losses["mse"].isfinite()

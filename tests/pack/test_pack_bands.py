@@ -1,0 +1,131 @@
+"""Bands are chosen by wavelength, reflectance by what the raster states, and every assumption is said."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.enums import ColorInterp
+
+from msvae.pack.job import pack
+from msvae.pack.options import PackOptions
+from msvae.shards.manifest import Manifest
+
+DEFAULTS_NM = (474.73, 538.71, 650.665, 730.635, 850.59)
+TRAIN_ONLY = {"tile_px": 16, "split": (1, 0, 0)}
+LEAF = np.ones((16, 16), bool)
+
+
+def constant_bands(*levels: float, dtype: str = "uint16") -> np.ndarray:
+    return np.stack([np.full((16, 16), level, dtype) for level in levels])
+
+
+def packed_means(out: Path) -> list[float]:
+    return Manifest.load(out / "train").statistics.mean
+
+
+@pytest.mark.parametrize(
+    ("units", "factor"), [("nm", 1), ("Nanometers", 1), ("um", 1e-3), ("Micrometers", 1e-3), ("Unknown", 1e-3)]
+)
+def test_nearest_bands_are_taken_in_the_asked_order(tmp_path, write_raster, units, factor):
+    stated = tuple(nm * factor for nm in (400.0, 480.0, 555.0, 668.0, 840.0))
+    image = write_raster(
+        tmp_path / "a.tif", constant_bands(1, 2, 3, 4, 5), wavelengths_nm=stated, units=units, mask=LEAF
+    )
+    options = PackOptions(wavelengths_nm=(850, 475, 560), scale=0.1, **TRAIN_ONLY)
+    summary = pack([image], tmp_path / "out", options)
+    assert packed_means(tmp_path / "out") == pytest.approx([0.5, 0.2, 0.3])
+    assert summary.bands.wavelengths_nm == pytest.approx((840, 480, 555))
+    assert summary.notices == ()
+
+
+def test_wavelengths_of_envi_headers_are_read(tmp_path, write_raster):
+    image = write_raster(tmp_path / "a.dat", constant_bands(1, 2, 3), None, mask=LEAF, driver="ENVI")
+    header = image.with_suffix(".hdr")
+    header.write_text(header.read_text() + "wavelength units = Nanometers\nwavelength = {475, 668, 840}\n")
+    for name, argument in (("by_data", image), ("by_header", header), ("by_folder", tmp_path)):
+        summary = pack([argument], tmp_path / "out" / name, PackOptions(scale=1, **TRAIN_ONLY))
+        assert summary.bands.wavelengths_nm == (475, 668, 840)
+        assert summary.num_images == 1
+
+
+def test_five_unlabelled_bands_are_taken_for_the_defaults_and_it_is_said(tmp_path, write_raster):
+    image = write_raster(tmp_path / "a.tif", constant_bands(1, 2, 3, 4, 5), None, mask=LEAF)
+    summary = pack([image], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
+    assert summary.bands.wavelengths_nm == DEFAULTS_NM
+    assert any("no wavelengths stated" in notice for notice in summary.notices)
+
+
+@pytest.mark.parametrize(
+    "names", [("blue", "green", "nir", "red", "red_edge"), ("Blue", "Green", "NIR", "Red", "RedEdge")]
+)
+def test_default_wavelengths_follow_the_names_and_not_the_order(tmp_path, write_raster, names):
+    for level, name in enumerate(names, start=1):
+        write_raster(tmp_path / "plot" / f"{name}.tif", constant_bands(level, 255), None)
+    shutil.copy(tmp_path / "plot" / f"{names[0]}.tif", tmp_path / "plot_mask.tif")
+    options = PackOptions(band_files=tuple(f"{name}.tif" for name in names), scale=1, **TRAIN_ONLY)
+    summary = pack([tmp_path / "plot"], tmp_path / "out", options)
+    assert summary.bands.names == names
+    assert summary.bands.wavelengths_nm == tuple(DEFAULTS_NM[i] for i in (0, 1, 4, 2, 3))
+    assert packed_means(tmp_path / "out") == [1, 2, 3, 4, 5]
+
+
+def test_images_with_bands_in_another_order_are_brought_into_the_first_ones(tmp_path, write_raster):
+    first = write_raster(tmp_path / "a.tif", constant_bands(1, 2, 3), (475, 668, 840), mask=LEAF)
+    second = write_raster(tmp_path / "b.tif", constant_bands(3, 1, 2), (842, 476, 667), mask=LEAF)
+    pack([first, second], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
+    assert packed_means(tmp_path / "out") == [1, 2, 3]
+
+
+def test_a_fourth_band_that_gdal_calls_alpha_is_data_when_four_are_asked_for(tmp_path, write_raster):
+    values = constant_bands(10, 20, 30, 0, dtype="uint8")
+    image = write_raster(tmp_path / "a.tif", values, None, mask=LEAF)
+    with warnings.catch_warnings(action="ignore"), rasterio.open(image) as raster:
+        assert raster.colorinterp[3] == ColorInterp.alpha
+    options = PackOptions(wavelengths_nm=(560, 668, 717, 840), scale=1, **TRAIN_ONLY)
+    assert pack([image], tmp_path / "out", options).leaf_pixels == {"train": 256}
+    assert packed_means(tmp_path / "out") == [10, 20, 30, 0]
+
+
+def test_transparent_pixels_are_never_leaf(tmp_path, write_raster):
+    values = np.concatenate([constant_bands(1, 2, 3, 4, 5), constant_bands(65535)])
+    values[5, :4] = 0
+    image = write_raster(tmp_path / "a.tif", values, None, mask=LEAF)
+    with rasterio.open(image, "r+") as raster:
+        raster.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * 4 + [ColorInterp.alpha]
+    summary = pack([image], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
+    assert len(summary.bands) == 5
+    assert summary.leaf_pixels == {"train": 12 * 16}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "options", "raster_scale", "reflectance", "said"),
+    [
+        ("uint16", 65535, {}, None, 1.0, True),
+        ("uint8", 51, {}, None, 0.2, True),
+        ("uint16", 5000, {}, 0.0001, 0.5, False),
+        ("uint16", 5000, {"scale": 0.0002}, 0.0001, 1.0, False),
+        ("int16", 5000, {"scale": 0.0001}, None, 0.5, False),
+        ("float32", 0.25, {}, None, 0.25, False),
+        ("float64", 0.25, {}, None, 0.25, False),
+    ],
+)
+def test_scale_comes_from_the_option_then_the_raster_then_the_type(
+    tmp_path, write_raster, dtype, stored, options, raster_scale, reflectance, said
+):
+    values = constant_bands(*[stored] * 5, dtype=dtype)
+    image = write_raster(tmp_path / "a.tif", values, scale=raster_scale, mask=LEAF)
+    summary = pack([image], tmp_path / "out", PackOptions(**options, **TRAIN_ONLY))
+    assert packed_means(tmp_path / "out") == pytest.approx([reflectance] * 5)
+    assert summary.dtype == ("float32" if dtype == "float64" else dtype)
+    assert any("no scale stated" in notice for notice in summary.notices) is said
+
+
+def test_reflectance_far_above_one_is_noticed(tmp_path, write_raster):
+    image = write_raster(tmp_path / "a.tif", constant_bands(*[4000] * 5, dtype="float32"), mask=LEAF)
+    summary = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    assert any("mean leaf reflectance is 4000" in notice for notice in summary.notices)

@@ -1,0 +1,118 @@
+"""Leaf is what the mask says, and never a pixel without data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msvae.bands import Bands
+from msvae.pack.expression import IndexExpression
+from msvae.pack.job import pack
+from msvae.pack.options import PackOptions
+
+TRAIN_ONLY = {"tile_px": 16, "split": (1, 0, 0), "min_coverage": 0.0}
+
+
+def packed_mask(tmp_path, read_tars):
+    (sample,) = read_tars(tmp_path / "out" / "train").values()
+    return sample["mask.png"], sample["bands.npy"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "pair", "holds"),
+    [
+        ("ndvi>0.1", (4, 2), np.greater),
+        (" NDVI >= 1e-1", (4, 2), np.greater_equal),
+        ("ndre<.25", (4, 3), np.less),
+        ("gndvi<=-0.2", (4, 1), np.less_equal),
+    ],
+)
+def test_index_masks_are_computed_in_reflectance(tmp_path, write_raster, read_tars, expression, pair, holds):
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 60_000, (5, 16, 16), dtype=np.uint16)
+    values[:, 0, 0] = 0
+    image = write_raster(tmp_path / "a.tif", values)
+    pack([image], tmp_path / "out", PackOptions(mask=expression, **TRAIN_ONLY))
+    first, second = (values[band].astype(np.float64) / 65535 for band in pair)
+    with np.errstate(invalid="ignore"):
+        expected = holds(
+            (first - second) / (first + second), float(expression.split("=")[-1].split("<")[-1].split(">")[-1])
+        )
+    expected[0, 0] = False
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], expected)
+
+
+def test_offsets_count_in_the_index(tmp_path, write_raster, read_tars):
+    values = np.full((5, 16, 16), 1000, np.uint16)
+    values[4, :8] = 1100
+    image = write_raster(tmp_path / "a.tif", values, scale=0.0001)
+    import rasterio
+
+    with rasterio.open(image, "r+") as raster:
+        raster.offsets = (-0.1,) * 5
+    pack([image], tmp_path / "out", PackOptions(mask="ndvi>0.9", **TRAIN_ONLY))
+    leaf, _ = packed_mask(tmp_path, read_tars)
+    assert leaf[:8].all() and not leaf[8:].any()
+
+
+@pytest.mark.parametrize(
+    "text", ["ndvi", "ndvi>", "evi>0.1", "ndvi>0.1 or 1", "ndvi==0.1", "__import__('os')>1", "ndvi>nan", ""]
+)
+def test_anything_but_an_index_and_a_number_is_refused(text):
+    with pytest.raises(ValueError, match="expected auto or an index"):
+        IndexExpression.parse(text)
+
+
+def test_an_index_without_its_band_is_refused():
+    with pytest.raises(ValueError, match="ndre needs nir and red_edge"):
+        IndexExpression.parse("ndre>0.1").band_indices(Bands.of_wavelengths((475, 560, 668, 840)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGBA", "F"])
+def test_mask_files_of_every_kind_mean_the_same(tmp_path, write_raster, read_tars, mode):
+    leaf = np.random.default_rng(4).random((16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32))
+    if mode == "F":
+        write_raster(tmp_path / "a_mask.tif", np.where(leaf, 0.51, 0.5).astype(np.float32)[None], None)
+    else:
+        painted = np.zeros((16, 16, 4), np.uint8)
+        painted[..., 1], painted[..., 3] = leaf * 2, 255
+        content = {"1": leaf, "L": leaf.astype(np.uint8), "RGBA": painted}[mode]
+        Image.fromarray(content).save(tmp_path / "a_mask.png")
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+def test_non_finite_pixels_are_never_leaf_and_stored_as_zero(tmp_path, write_raster, read_tars, bad):
+    values = np.ones((5, 16, 16), np.float64)
+    values[3, 2, 5] = bad
+    image = write_raster(tmp_path / "a.tif", values, mask=np.ones((16, 16), bool))
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    leaf, bands = packed_mask(tmp_path, read_tars)
+    expected = np.ones((16, 16), bool)
+    expected[2, 5] = False
+    np.testing.assert_array_equal(leaf, expected)
+    assert bands[3, 2, 5] == 0 and np.isfinite(bands).all() and bands.sum() == 5 * 256 - 1
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint16", 7), ("float32", None), ("float32", -1.0)])
+def test_nodata_or_nan_is_the_mask_when_there_is_no_other(tmp_path, write_raster, read_tars, dtype, nodata):
+    values = np.ones((5, 16, 16), dtype)
+    values[1, 4] = np.nan if nodata is None else nodata
+    image = write_raster(tmp_path / "a.tif", values, scale=1e-4, nodata=nodata)
+    summary = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    leaf, _ = packed_mask(tmp_path, read_tars)
+    assert not leaf[4].any() and leaf.sum() == 15 * 16
+    assert any("from nodata or NaN" in notice for notice in summary.notices)
+
+
+def test_a_shell_pattern_that_also_names_the_masks_does_no_harm(tmp_path, leaf_image, write_raster):
+    images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i, mask=None) for i in range(3)]
+    for image in images:
+        write_raster(image.with_name(f"{image.stem}_mask.tif"), np.ones((1, 64, 64), np.uint8), None)
+    everything = sorted(tmp_path.glob("*.tif"))
+    assert len(everything) == 6
+    assert pack(everything, tmp_path / "a", PackOptions(tile_px=16)).num_images == 3
+    assert pack([tmp_path], tmp_path / "b", PackOptions(tile_px=16)).num_images == 3

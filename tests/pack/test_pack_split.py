@@ -1,0 +1,81 @@
+"""No image, and no block of neighbouring tiles, stands on two sides."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from msvae.pack.job import pack
+from msvae.pack.options import PackOptions
+from msvae.pack.split import deal
+
+SPLITS = ("train", "val", "test")
+
+
+def sources_and_windows(read_tars, out):
+    return {
+        split: [(s["json"]["source"][0], *s["json"]["window"][:2]) for s in read_tars(out / split).values()]
+        for split in SPLITS
+        if (out / split).is_dir()
+    }
+
+
+def test_three_images_are_split_by_image(tmp_path, leaf_image, read_tars):
+    images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i) for i in range(3)]
+    summary = pack(images, tmp_path / "out", PackOptions(tile_px=16))
+    tiles = sources_and_windows(read_tars, tmp_path / "out")
+    assert summary.split_by == "image"
+    assert sorted(len({source for source, *_ in tiles[split]}) for split in SPLITS) == [1, 1, 1]
+    assert summary.tiles == {"train": 16, "val": 16, "test": 16}
+
+
+def test_one_image_is_split_by_blocks_that_stay_whole(tmp_path, leaf_image, read_tars):
+    image = leaf_image(tmp_path / "field.tif", size_px=160)
+    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, block_tiles=2))
+    tiles = sources_and_windows(read_tars, tmp_path / "out")
+    blocks = [{(row // 32, col // 32) for _, row, col in tiles[split]} for split in SPLITS]
+    assert summary.split_by == "block"
+    assert not any(a & b for a, b in pairwise([*blocks, blocks[0]]))
+    assert [summary.tiles[split] for split in SPLITS] == pytest.approx([70, 15, 15], abs=4)
+    places = [tile for split in SPLITS for tile in tiles[split]]
+    assert len(set(places)) == len(places) == 100
+
+
+def test_tiles_keep_the_order_of_their_source(tmp_path, leaf_image, read_tars):
+    images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i) for i in range(2)]
+    pack(images, tmp_path / "out", PackOptions(tile_px=16, block_tiles=1))
+    for places in sources_and_windows(read_tars, tmp_path / "out").values():
+        assert places == sorted(places)
+
+
+def test_the_seed_decides_the_split(tmp_path, leaf_image, read_tars):
+    image = leaf_image(tmp_path / "field.tif")
+    drawn = []
+    for seed in (0, 1):
+        pack([image], tmp_path / f"out{seed}", PackOptions(tile_px=8, block_tiles=1, seed=seed))
+        drawn.append(sources_and_windows(read_tars, tmp_path / f"out{seed}")["train"])
+    assert drawn[0] != drawn[1]
+
+
+def test_a_split_without_tiles_is_left_out_and_it_is_said(tmp_path, leaf_image):
+    image = leaf_image(tmp_path / "field.tif")
+    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, split_by="image"))
+    assert summary.tiles == {"train": 16}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train"]
+    assert sum("split: too few images" in notice for notice in summary.notices) == 2
+
+
+def test_groups_are_dealt_near_the_shares_and_no_split_goes_empty():
+    rng = np.random.default_rng(6)
+    for _ in range(200):
+        sizes = rng.integers(1, 20, rng.integers(1, 60)).tolist()
+        shares = rng.dirichlet([2, 1, 1]).tolist()
+        dealt = np.array(deal(sizes, shares, int(rng.integers(100))))
+        counts = np.bincount(dealt, weights=sizes, minlength=3)
+        assert counts[0] > 0
+        if len(sizes) >= 3:
+            assert (counts > 0).all()
+        assert np.abs(counts - np.multiply(shares, sum(sizes))).max() <= 2 * max(sizes)
+    assert set(deal([1] * 100, (0.8, 0.2, 0), 0)) == {0, 1}

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from msvae.shards import reader as reader_module
+from msvae.shards.loader import Loader
+from msvae.shards.order import evaluation_plans
+from msvae.shards.reader import ShardReader
+
+CPU = torch.device("cpu")
+
+
+def all_batches(folder: Path, batch_size: int = 4, num_workers: int = 2) -> list:
+    reader = ShardReader(folder)
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=batch_size, rank=0, world_size=1)
+    return list(Loader(reader, plans, batch_size=batch_size, num_workers=num_workers, device=CPU))
+
+
+def plain_webdataset(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    dataset = wds.WebDataset(urls, shardshuffle=False).decode("l8")
+    return {s["__key__"]: (s["bands.npy"], np.asarray(s["mask.png"]) > 0) for s in dataset}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_batches_hold_what_plain_webdataset_reads(leaf_shards, num_workers):
+    folder = leaf_shards / "train"
+    scale = json.loads((folder / "manifest.json").read_text())["scale"]
+    stored, seen = plain_webdataset(folder), {}
+    for batch in all_batches(folder, num_workers=num_workers):
+        for key, tile, leaf_mask in zip(batch.keys, batch.tiles, batch.leaf_mask, strict=True):
+            seen[key] = (tile.numpy(), leaf_mask[0].numpy())
+    assert seen.keys() == stored.keys()
+    for key, (tile, leaf_mask) in seen.items():
+        expected = stored[key][0].astype(np.float64) * np.array(scale)[:, None, None]
+        np.testing.assert_allclose(tile, expected, rtol=1e-6)
+        np.testing.assert_array_equal(leaf_mask, stored[key][1])
+
+
+def test_a_batch_is_not_overwritten_by_the_next_ones(leaf_shards):
+    reader = ShardReader(leaf_shards / "train")
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=2, rank=0, world_size=1)
+    loader = iter(Loader(reader, plans, batch_size=2, num_workers=1, device=CPU))
+    first = next(loader)
+    tiles, leaf_mask = first.tiles.clone(), first.leaf_mask.clone()
+    list(loader)
+    assert torch.equal(first.tiles, tiles)
+    assert torch.equal(first.leaf_mask, leaf_mask)
+
+
+def test_no_more_shards_stay_open_than_allowed(leaf_shards, monkeypatch):
+    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 1)
+    expected = [key for batch in all_batches(leaf_shards / "train") for key in batch.keys]
+    open_before = len(os.listdir("/proc/self/fd"))
+    reader = ShardReader(leaf_shards / "train")
+    assert len(reader.samples_per_shard) > 2
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=4, rank=0, world_size=1)
+    loader = Loader(reader, plans, batch_size=4, num_workers=0, device=CPU)
+    assert [key for batch in loader for key in batch.keys] == expected
+    assert len(os.listdir("/proc/self/fd")) <= open_before + 1
+
+
+def test_stopping_early_ends_the_reader_threads(leaf_shards):
+    reader = ShardReader(leaf_shards / "train")
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=2, rank=0, world_size=1)
+    loader = Loader(reader, plans, batch_size=2, num_workers=2, device=CPU)
+    assert len(list(islice(loader, 2))) == 2
+
+
+class TestFaults:
+    """Each is one error that names the file and what to do."""
+
+    @pytest.fixture
+    def split(self, leaf_shards, tmp_path) -> Path:
+        return Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
+
+    @staticmethod
+    def first_tar(split: Path) -> Path:
+        return min(split.glob("*.tar"))
+
+    def test_a_truncated_shard_is_named(self, split):
+        tar = self.first_tar(split)
+        os.truncate(tar, tar.stat().st_size - 10_240)
+        with pytest.raises(ValueError, match=rf"{tar.name} has \d+ bytes, the manifest expects \d+.*pack"):
+            all_batches(split)
+
+    def test_a_missing_shard_is_named(self, split):
+        tar = self.first_tar(split)
+        tar.unlink()
+        with pytest.raises(ValueError, match=rf"{tar.name} is missing"):
+            all_batches(split)
+
+    @pytest.mark.parametrize("member", ["bands.npy", "mask.png"])
+    def test_a_flipped_bit_names_shard_and_sample(self, split, member):
+        tar = self.first_tar(split)
+        with tarfile.open(tar) as archive:
+            victim = next(m for m in archive if m.name.endswith(member))
+        content = bytearray(tar.read_bytes())
+        content[victim.offset_data + victim.size // 2] ^= 1
+        tar.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{tar.name}: sample {victim.name.split('.')[0]} is truncated or altered"):
+            all_batches(split)
+
+    def test_an_altered_index_is_named(self, split):
+        index = self.first_tar(split).with_suffix(".index.json")
+        index.write_text(index.read_text().replace("0,", "1,", 1))
+        with pytest.raises(ValueError, match=rf"{index.name} was altered"):
+            all_batches(split)
+
+    def test_a_folder_without_manifest_says_how_to_make_one(self, tmp_path):
+        with pytest.raises(ValueError, match=r"holds no manifest\.json; make shards with `msvae pack"):
+            ShardReader(tmp_path)
+
+    def test_an_empty_split_says_so(self, split):
+        manifest = json.loads((split / "manifest.json").read_text())
+        (split / "manifest.json").write_text(json.dumps({**manifest, "shards": []}))
+        with pytest.raises(ValueError, match="lists no samples; this split is empty"):
+            ShardReader(split)
+
+    def test_a_foreign_manifest_names_the_field(self, split):
+        (split / "manifest.json").write_text('{"format": "other"}')
+        with pytest.raises(ValueError, match=r"manifest\.json: "):
+            ShardReader(split)

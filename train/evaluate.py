@@ -1,0 +1,22 @@
+"""Judge a model: accelerate launch train/evaluate.py --model DIR --data DIR --out DIR."""
+
+import argparse
+from pathlib import Path
+
+from msvae.engine.ranks import Ranks
+from msvae.engine.setup import join, run_script
+from msvae.engine.verdict import evaluate
+
+
+def main() -> None:
+    """Read the arguments, join the other ranks, evaluate."""
+    parser = argparse.ArgumentParser(description="Write metrics.json and report.html of a model on a split.")
+    parser.add_argument("--model", type=Path, required=True, help="a saved model, such as RUN/best")
+    parser.add_argument("--data", type=Path, required=True, help="a split, or a data set with test/ or val/")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    arguments = parser.parse_args()
+    evaluate(arguments.model, arguments.data, arguments.out, Ranks(join()))
+
+
+if __name__ == "__main__":
+    run_script(main)
