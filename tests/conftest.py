@@ -52,7 +52,11 @@ def launch() -> Launch:
 
     def run(script: Path | str, *arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            launch_command(script, *arguments, processes=processes), cwd=ROOT, capture_output=True, text=True, timeout=300
+            launch_command(script, *arguments, processes=processes),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
     return run

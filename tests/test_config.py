@@ -18,7 +18,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_yaml_sets_values_and_overrides_win(tmp_path):
     path = write(tmp_path, "train: {max_steps: 7, seed: 1}\ndata: {num_workers: 0}\n")
-    config = load_config(path, ["--train.seed", "5", "--model.pretrained=tiny", "--data.trace", "true", "--data.val", "null"])
+    config = load_config(
+        path, ["--train.seed", "5", "--model.pretrained=tiny", "--data.trace", "true", "--data.val=null"]
+    )
     assert (config.train.max_steps, config.train.seed, config.data.num_workers) == (7, 5, 0)
     assert (config.model.pretrained, config.data.trace, config.data.val) == ("tiny", True, None)
 

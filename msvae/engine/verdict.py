@@ -130,11 +130,13 @@ def _write_report(
             "From the top: the tile with the smallest, the middle and the largest error. The yellow line is the leaf "
             "mask; outside it nothing is learned or judged, so reconstructions are shown on the leaf alone.",
             comparison_figure(examples, evaluator.bands),
+            "tiles",
         ),
         Section(
             "Leaf spectra",
             "Leaf pixels of the tiles above. The lines should lie on each other, and so should the shaded spreads.",
             spectra_figure(examples, evaluator.bands),
+            "spectra",
         ),
         *_training_curves(model_folder.resolve().parent / VALIDATION),
     ]
@@ -184,7 +186,7 @@ def _training_curves(path: Path) -> list[Section]:
     curves = {label: [row[n] for row in rows] for n, label in names.items() if all(row[n] is not None for row in rows)}
     figure = curves_figure([row["step"] for row in rows], curves)
     caption = "On the validation split while training. Curves that still move ask for more steps."
-    return [Section("Training", caption, figure)]
+    return [Section("Training", caption, figure, "training")]
 
 
 def _degrees(summary: Summary) -> str:
@@ -202,4 +204,4 @@ def _print_verdict(out: Path, summaries: dict[str, Summary]) -> None:
         s = summaries[name]
         ndvi = "–" if s.ndvi_mae is None else f"{s.ndvi_mae:.4f}"
         console.print(f"{label:>15}: leaf PSNR {s.psnr_db:.2f} dB, angle {_degrees(s)}, NDVI error {ndvi}")
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}; its pictures: {out / 'pictures'}", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ PICTURE_DPI = 110
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence that says what to see, and a picture."""
+    """A heading, a sentence that says what to see, and a picture with the name of its file."""
 
     heading: str
     caption: str
     figure: Figure
+    name: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,11 @@ def write_report(
     sections: Sequence[Section],
     facts: Mapping[str, str],
 ) -> None:
-    """Write the report; the file refers to nothing outside itself."""
+    """Write the report, which refers to nothing outside itself, and its pictures into `pictures/` beside it."""
+    pictures = path.parent / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for section in sections:
+        section.figure.savefig(pictures / f"{section.name}.png", dpi=PICTURE_DPI)
     environment = Environment(
         loader=PackageLoader("msvae.report", "."), autoescape=select_autoescape(["j2"]), undefined=StrictUndefined
     )
@@ -61,17 +65,15 @@ def write_report(
         verdict=verdict,
         headings=[heading for _, heading, _ in COLUMNS] + [f"RMSE {label} ↓" for label in band_labels],
         rows=[(row.name, row.explanation, _cells(row.numbers)) for row in rows],
-        sections=[(s.heading, s.caption, png_data_uri(s.figure)) for s in sections],
+        sections=[(s.heading, s.caption, data_uri(pictures / f"{s.name}.png")) for s in sections],
         facts=facts,
     )
     path.write_text(page)
 
 
-def png_data_uri(figure: Figure) -> str:
-    """A figure as a `data:` address."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PICTURE_DPI)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def data_uri(png: Path) -> str:
+    """A PNG file as a `data:` address."""
+    return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
 def _cells(numbers: Mapping[str, Any]) -> list[str]:

@@ -96,7 +96,9 @@ def test_ranks_see_each_sample_once_an_epoch(undisturbed, leaf_shards):
 def test_a_run_leaves_what_the_design_names(undisturbed):
     rows = json_lines(undisturbed / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
-    assert {"epoch", "loss", "mse", "sam", "coverage", "lr", "grad_norm", "samples_per_s", "data_wait_s"} <= rows[0].keys()
+    assert {"epoch", "loss", "mse", "sam", "coverage", "lr", "grad_norm", "samples_per_s", "data_wait_s"} <= rows[
+        0
+    ].keys()
     assert [row["step"] for row in json_lines(undisturbed / "validation.jsonl")] == [0, 5, 10, 12]
     assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == [
         f"step-{step:08d}" for step in (6, 9, 12)
@@ -106,7 +108,9 @@ def test_a_run_leaves_what_the_design_names(undisturbed):
     events = EventAccumulator(str(undisturbed / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
-    assert {"train/loss", "train/coverage", "validation/psnr_db", "train_mse_per_channel/475nm"} <= set(tags["scalars"])
+    assert {"train/loss", "train/coverage", "validation/psnr_db", "train_mse_per_channel/475nm"} <= set(
+        tags["scalars"]
+    )
     assert {"validation/tiles", "validation/leaf_spectra"} <= set(tags["images"])
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
 
@@ -151,7 +155,9 @@ def test_a_run_that_cannot_be_meant_is_refused_in_one_line(launch, undisturbed, 
 def test_processes_that_would_train_apart_are_refused(leaf_shards, tmp_path):
     """Promise 6: accelerate's MULTI_CPU type without mpirun starts one process of two and says nothing."""
     config = tmp_path / "multi_cpu.yaml"
-    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+    )
     command = launch_command(TRAIN, *tiny_run(leaf_shards, tmp_path / "run"), processes=2)
     command[command.index("--config_file") + 1] = str(config)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

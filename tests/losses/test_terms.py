@@ -34,7 +34,9 @@ def random_tiles(seed: int, bands: int, mask: str) -> tuple[torch.Tensor, torch.
 def leaf_spectra(image: torch.Tensor, leaf: torch.Tensor) -> np.ndarray:
     """(pixels, bands) float64: one row a leaf pixel."""
     array, chosen = image.double().numpy(), leaf[:, 0].numpy()
-    return np.array([array[b, :, y, x] for b, y, x in zip(*np.nonzero(chosen), strict=True)]).reshape(-1, array.shape[1])
+    return np.array([array[b, :, y, x] for b, y, x in zip(*np.nonzero(chosen), strict=True)]).reshape(
+        -1, array.shape[1]
+    )
 
 
 @given(st.integers(0, 1000), st.integers(1, 7), masks)
@@ -112,7 +114,7 @@ def test_kl_equals_the_reference_weighted_by_leaf_share(seed, mask):
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
 def test_background_never_reaches_a_loss_or_its_gradient(junk):
     recon, target, leaf = random_tiles(1, 5, "random")
-    clean = [t.clone().requires_grad_() for t in (recon,)][0]
+    clean = recon.clone().requires_grad_()
     dirty = torch.where(leaf, recon, junk).requires_grad_()
     dirty_target = torch.where(leaf, target, junk)
     results = []

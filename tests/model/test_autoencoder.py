@@ -57,7 +57,9 @@ class TestPromise1:
     @pytest.mark.parametrize("junk", ["random", math.nan, math.inf, 1e30])
     @pytest.mark.parametrize("placement", PLACEMENTS)
     @pytest.mark.parametrize("training", [True, False])
-    def test_whatever_stands_in_the_background_changes_no_bit(self, backbone_folder, statistics, junk, placement, training):
+    def test_whatever_stands_in_the_background_changes_no_bit(
+        self, backbone_folder, statistics, junk, placement, training
+    ):
         model = load(backbone_folder, adapter_placement=placement, adapter_init="random", statistics=statistics)
         model.train(training)
         sample, leaf = leaf_tiles()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio.shutil
 
 from msvae.pack import job
 from msvae.pack.job import pack
@@ -160,9 +162,7 @@ def test_truncated_rasters_are_never_packed(tmp_path, write_raster, driver, shar
     if driver == "COG":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from rasterio.shutil import copy
-
-            copy(image, tmp_path / "cog.tif", driver="COG", compress="lzw")
+            rasterio.shutil.copy(image, tmp_path / "cog.tif", driver="COG", compress="lzw")
         shutil.move(tmp_path / "cog.tif", image)
     content = image.read_bytes()
     image.write_bytes(content[: int(len(content) * share)])
@@ -184,6 +184,9 @@ def test_overwrite_never_deletes_what_packing_did_not_write(tmp_path, leaf_image
     refuse([image], tmp_path / "photos", "would delete leaf.tif, leaf_mask.png", overwrite=True)
     inside = leaf_image(tmp_path / "data" / "train" / "leaf.tif")
     refuse([inside], tmp_path / "data", "would delete the images", overwrite=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").touch()
+    refuse([image], tmp_path / "home", "would delete thesis.txt", overwrite=True)
     assert image.exists() and inside.exists()
 
 
@@ -223,8 +226,6 @@ def test_an_end_in_the_middle_of_writing_leaves_the_earlier_data_and_nothing_els
 
 
 def test_leftovers_of_a_killed_process_with_the_same_number_are_no_obstacle(tmp_path, leaf_image):
-    import os
-
     (tmp_path / f".out.partial-{os.getpid()}" / "train").mkdir(parents=True)
     pack([leaf_image(tmp_path / "leaf.tif")], tmp_path / "out", PackOptions(tile_px=16))
     assert not list(tmp_path.glob(".out*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from msvae.bands import Bands
@@ -47,13 +48,26 @@ def test_offsets_count_in_the_index(tmp_path, write_raster, read_tars):
     values = np.full((5, 16, 16), 1000, np.uint16)
     values[4, :8] = 1100
     image = write_raster(tmp_path / "a.tif", values, scale=0.0001)
-    import rasterio
-
     with rasterio.open(image, "r+") as raster:
         raster.offsets = (-0.1,) * 5
     pack([image], tmp_path / "out", PackOptions(mask="ndvi>0.9", **TRAIN_ONLY))
     leaf, _ = packed_mask(tmp_path, read_tars)
     assert leaf[:8].all() and not leaf[8:].any()
+
+
+def test_a_pixel_without_data_is_no_leaf_however_green_it_looks(tmp_path, write_raster, read_tars):
+    values = np.full((5, 16, 16), 100, np.uint16)
+    values[4] = 900
+    values[0, 3] = 0
+    image = write_raster(tmp_path / "a.tif", values, nodata=0)
+    pack([image], tmp_path / "out", PackOptions(mask="ndvi>0.5", **TRAIN_ONLY))
+    leaf, _ = packed_mask(tmp_path, read_tars)
+    assert not leaf[3].any() and leaf.sum() == 15 * 16
+
+
+def test_an_index_that_divides_by_zero_is_no_leaf():
+    nir, red = np.array([[0.5, 0.0, 0.5]]), np.array([[-0.5, 0.0, 0.1]])
+    assert IndexExpression.parse("ndvi>0.1").leaf(nir, red).tolist() == [[False, False, True]]
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,13 @@ def test_a_batch_is_not_overwritten_by_the_next_ones(leaf_shards):
 def test_no_more_shards_stay_open_than_allowed(leaf_shards, monkeypatch):
     monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 1)
     expected = [key for batch in all_batches(leaf_shards / "train") for key in batch.keys]
-    open_before = len(os.listdir("/proc/self/fd"))
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
     reader = ShardReader(leaf_shards / "train")
     assert len(reader.samples_per_shard) > 2
     plans = evaluation_plans(reader.samples_per_shard, batch_size=4, rank=0, world_size=1)
     loader = Loader(reader, plans, batch_size=4, num_workers=0, device=CPU)
     assert [key for batch in loader for key in batch.keys] == expected
-    assert len(os.listdir("/proc/self/fd")) <= open_before + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= open_before + 1
 
 
 def test_stopping_early_ends_the_reader_threads(leaf_shards):
@@ -108,7 +108,8 @@ class TestFaults:
         content = bytearray(tar.read_bytes())
         content[victim.offset_data + victim.size // 2] ^= 1
         tar.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{tar.name}: sample {victim.name.split('.')[0]} is truncated or altered"):
+        key = victim.name.split(".")[0]
+        with pytest.raises(ValueError, match=rf"{tar.name}: sample {key} is truncated or altered"):
             all_batches(split)
 
     def test_an_altered_index_is_named(self, split):

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# From nothing to a trained and judged multispectral VAE, on synthetic leaves or on your own images.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+usage: bash launch/quickstart.sh [--images GLOB…] [--out DIR] [--steps N] [-- PACK-OPTIONS…]
+
+  --images GLOB…  rasters or folders of them; without, 24 synthetic leaf images are made
+  --out DIR       where everything is written (runs/quickstart); an earlier quickstart there is replaced
+  --steps N       optimizer steps instead of those of configs/train/quickstart.yaml
+  -- OPTIONS      handed to `msvae pack`, such as --mask 'ndvi>0.10' --tile 128
+USAGE
+}
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+images=() out=runs/quickstart steps=() pack_options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --images)
+            shift
+            while [ $# -gt 0 ] && [[ $1 != --* ]]; do images+=("$1"); shift; done
+            [ ${#images[@]} -gt 0 ] || fail "--images names nothing; give rasters or folders of them" ;;
+        --out) [ $# -ge 2 ] || fail "--out wants a folder"; out=$2; shift 2 ;;
+        --steps) [ $# -ge 2 ] || fail "--steps wants a number"; steps=(--train.max_steps "$2"); shift 2 ;;
+        --help | -h) usage; exit ;;
+        --) shift; pack_options=("$@"); break ;;
+        *) usage >&2; fail "unknown option $1" ;;
+    esac
+done
+if [ -e "$out" ] && [ ! -e "$out/.quickstart" ] && { [ ! -d "$out" ] || [ -n "$(ls -A "$out")" ]; }; then
+    fail "$out exists and was not made by quickstart; name another folder with --out"
+fi
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+rm -rf "$out"
+mkdir -p "$out" || fail "cannot write $out; choose a writable folder with --out"
+touch "$out/.quickstart"
+trap 'rm -rf "$out"' EXIT # until there are shards, there is nothing worth keeping
+if [ ${#images[@]} -eq 0 ]; then
+    msvae synth "$out/images" --images 24 --size 256
+    images=("$out/images")
+    [ ${#pack_options[@]} -gt 0 ] || pack_options=(--tile 128)
+fi
+msvae pack "${images[@]}" --out "$out/shards" ${pack_options[@]+"${pack_options[@]}"}
+trap - EXIT
+
+processes=$(python -c 'import torch; print(torch.cuda.device_count())')
+accelerator=multi_gpu
+if [ "$processes" -eq 0 ]; then
+    accelerator=cpu processes=2
+fi
+launch() {
+    accelerate launch --config_file "$root/configs/accelerate/$accelerator.yaml" --num_processes "$processes" "$@"
+}
+
+tiles_per_step=$((4 * processes > 8 ? 4 * processes : 8))
+validation=null
+judged=$out/shards/train
+for split in val test; do
+    [ ! -d "$out/shards/$split" ] || judged=$out/shards/$split
+done
+[ ! -d "$out/shards/val" ] || validation=$out/shards/val
+
+echo "training with $processes processes; watch it with: $root/.venv/bin/tensorboard --logdir $out/run/tensorboard"
+launch "$root/train/train.py" --config "$root/configs/train/quickstart.yaml" --data.train "$out/shards/train" \
+    --data.val "$validation" --data.global_batch_size "$tiles_per_step" --out "$out/run" ${steps[@]+"${steps[@]}"}
+launch "$root/train/evaluate.py" --model "$out/run/model" --data "$judged" --out "$out"
+
+echo "model: $out/run/model"
+echo "curves and pictures of the run: $root/.venv/bin/tensorboard --logdir $out/run/tensorboard"
