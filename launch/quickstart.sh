@@ -43,7 +43,7 @@ mkdir -p "$out" || fail "cannot write $out; choose a writable folder with --out"
 touch "$out/.quickstart"
 trap 'rm -rf "$out"' EXIT # until there are shards, there is nothing worth keeping
 if [ ${#images[@]} -eq 0 ]; then
-    msvae synth "$out/images" --images 24 --size 256
+    msvae synth "$out/images" --images 24 --size 384
     images=("$out/images")
     [ ${#pack_options[@]} -gt 0 ] || pack_options=(--tile 128)
 fi
@@ -59,7 +59,7 @@ launch() {
     accelerate launch --config_file "$root/configs/accelerate/$accelerator.yaml" --num_processes "$processes" "$@"
 }
 
-tiles_per_step=$((4 * processes > 8 ? 4 * processes : 8))
+tiles_per_step=$((2 * processes > 4 ? 2 * processes : 4))
 validation=null
 judged=$out/shards/train
 for split in val test; do

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 TINY_BACKBONE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (16, 32, 64, 64),
+    "block_out_channels": (8, 16, 32, 64),
     "layers_per_block": 1,
     "latent_channels": 16,
-    "norm_num_groups": 8,
+    # one group keeps the ratios between channels, and with them the colour of a leaf
+    "norm_num_groups": 1,
     "scaling_factor": 1.0,
     "shift_factor": 0.0,
     "use_quant_conv": False,

@@ -141,7 +141,7 @@ def survey_images(data_set: DataSet, progress: Progress) -> Survey:
         reasons = ", ".join(f"{count} {reason}" for reason, count in survey.dropped.items())
         raise ValueError(
             f"no tile left to train on: {len(data_set.images)} images, dropped {reasons}; "
-            "lower --min-coverage or --tile-px, or choose another --mask"
+            "lower --min-coverage or --tile, or choose another --mask"
         )
     return survey
 
@@ -261,5 +261,5 @@ def _notices(data_set: DataSet, splits: dict[str, list[Tile]], train: Manifest, 
         if share > 0 and not splits[name]:
             yield (
                 f"no {name} split: too few {split_by}s with leaf for a share of {share:g}; "
-                "pack more images, or give --split-by block or a smaller --tile-px"
+                "pack more images, or give --split-by block or a smaller --tile"
             )

@@ -49,7 +49,7 @@ class PackOptions:
     def __post_init__(self) -> None:
         if self.tile_px < TILE_STEP_PX or self.tile_px % TILE_STEP_PX:
             raise ValueError(
-                f"got --tile-px {self.tile_px}, expected a multiple of {TILE_STEP_PX} (the backbone reduces "
+                f"got --tile {self.tile_px}, expected a multiple of {TILE_STEP_PX} (the backbone reduces "
                 f"8x); give {max(TILE_STEP_PX, round(self.tile_px / TILE_STEP_PX) * TILE_STEP_PX)}"
             )
         if not 0 <= self.min_coverage <= 1:

@@ -16,6 +16,8 @@ from msvae.bands import Bands
 Picture = NDArray[np.float64]
 LEAF, RECON, OUTLINE = "#1b7f3b", "#d1495b", "#ffd400"
 STRETCH_PERCENTILES = (1.0, 99.0)
+GAMMA = 0.7
+"""Lifts leaves, which are dark in visible light, above black."""
 
 
 @dataclass(frozen=True)
@@ -38,48 +40,57 @@ class Example:
         return np.where(self.leaf_mask, error, np.nan)
 
 
-def composites(bands: Bands) -> dict[str, tuple[int, int, int]]:
-    """The three-band pictures that the bands allow: true colour and colour infrared, else the first bands."""
-    roles = {"true colour": ("red", "green", "blue"), "colour infrared": ("nir", "red", "green")}
-    found = {name: _indices(bands, r) for name, r in roles.items() if bands.has(*r)}
-    first_three = [min(i, len(bands) - 1) for i in range(3)]
-    return found or {"first bands": (first_three[0], first_three[1], first_three[2])}
+@dataclass(frozen=True)
+class Composite:
+    """A picture of three bands. True colour shares one stretch over its bands, so that leaves are green."""
+
+    name: str
+    channels: tuple[int, int, int]
+    shared_stretch: bool
+
+    def draw(self, example: Example, reconstructed: bool) -> Picture:
+        """(H, W, 3) in 0..1, stretched by the original alone, so that both sides compare.
+
+        A reconstruction is shown on the leaf alone: nothing was learned of the rest.
+        """
+        original = np.stack([example.original[channel] for channel in self.channels], axis=-1)
+        original = np.where(np.isfinite(original), original, np.nan)
+        axis = None if self.shared_stretch else (0, 1)
+        low, high = np.nanpercentile(original, STRETCH_PERCENTILES, axis=axis)
+        source = example.reconstruction[list(self.channels)].transpose(1, 2, 0) if reconstructed else original
+        picture: Picture = np.clip((source - low) / np.maximum(high - low, 1e-6), 0, 1).astype(np.float64) ** GAMMA
+        if reconstructed:
+            picture[~example.leaf_mask] = 1.0
+        return picture
 
 
-def composite(example: Example, channels: tuple[int, int, int], reconstructed: bool) -> Picture:
-    """(H, W, 3) in 0..1. The stretch comes from the original's leaf, so that both sides compare.
-
-    A reconstruction is shown on the leaf alone: nothing was learned of the rest.
-    """
-    leaf = example.leaf_mask if example.leaf_mask.any() else np.ones_like(example.leaf_mask)
-    layers = []
-    for channel in channels:
-        low, high = np.percentile(example.original[channel][leaf], STRETCH_PERCENTILES)
-        source = example.reconstruction if reconstructed else example.original
-        layers.append(np.clip((source[channel] - low) / max(high - low, 1e-6), 0, 1))
-    picture = np.stack(layers, axis=-1).astype(np.float64)
-    if reconstructed:
-        picture[~example.leaf_mask] = 1.0
-    return picture
+def composites(bands: Bands) -> list[Composite]:
+    """The pictures that the bands allow: true colour and colour infrared, else the first bands."""
+    found = []
+    if bands.has("red", "green", "blue"):
+        found.append(Composite("true colour", _indices(bands, ("red", "green", "blue")), shared_stretch=True))
+    if bands.has("nir", "red", "green"):
+        found.append(Composite("colour infrared", _indices(bands, ("nir", "red", "green")), shared_stretch=False))
+    first, second, third = (min(i, len(bands) - 1) for i in range(3))
+    return found or [Composite("first bands", (first, second, third), shared_stretch=False)]
 
 
 def comparison_figure(examples: Sequence[Example], bands: Bands) -> Figure:
     """A row a tile: each composite with the leaf outlined, its reconstruction, and the error."""
     kinds = composites(bands)
     num_columns = 2 * len(kinds) + 1
-    figure = Figure(figsize=(2.35 * num_columns, 2.5 * len(examples) + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.1 * num_columns + 0.9, 2.1 * len(examples) + 0.3), layout="constrained")
     grid = figure.subplots(len(examples), num_columns, squeeze=False)
     worst = max((float(np.nanpercentile(e.rmse(), 99)) for e in examples if e.leaf_mask.any()), default=1.0)
     for row, (axes, example) in enumerate(zip(grid, examples, strict=True)):
-        for i, (name, channels) in enumerate(kinds.items()):
-            _show(axes[2 * i], composite(example, channels, reconstructed=False), name if row == 0 else "")
+        for i, kind in enumerate(kinds):
+            _show(axes[2 * i], kind.draw(example, reconstructed=False), kind.name if row == 0 else "")
             axes[2 * i].contour(example.leaf_mask, levels=[0.5], colors=OUTLINE, linewidths=0.6)
-            title = "reconstructed" if row == 0 else ""
-            _show(axes[2 * i + 1], composite(example, channels, reconstructed=True), title)
+            _show(axes[2 * i + 1], kind.draw(example, reconstructed=True), "reconstructed" if row == 0 else "")
         error = axes[-1].imshow(example.rmse(), cmap="magma", vmin=0, vmax=worst)
         _bare(axes[-1], "error (RMSE)" if row == 0 else "")
         axes[0].set_ylabel(example.key, fontsize=6)
-    figure.colorbar(error, ax=grid[:, -1].tolist(), shrink=0.8, label="reflectance")
+    figure.colorbar(error, ax=grid[:, -1].tolist(), shrink=0.6, label="reflectance")
     return figure
 
 

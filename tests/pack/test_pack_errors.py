@@ -32,7 +32,7 @@ def refuse(images, out, match, **options):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"tile_px": 100}, "--tile-px 100, expected a multiple of 8.*give (96|104)"),
+        ({"tile_px": 100}, "--tile 100, expected a multiple of 8.*give (96|104)"),
         ({"tile_px": 0}, "multiple of 8"),
         ({"min_coverage": 1.5}, "--min-coverage 1.5"),
         ({"split": (0.7, 0.2, 0.2)}, "add up to 1"),

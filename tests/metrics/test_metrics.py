@@ -1,0 +1,123 @@
+"""Numbers of a split against references written pixel by pixel, and against scikit-image."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from msvae.bands import Bands
+from msvae.metrics.accumulate import summarise, tile_rmse
+from msvae.metrics.baselines import mean_spectrum, principal_components
+from msvae.metrics.spectral import spectral_sums
+from msvae.metrics.structure import ssim_sums
+
+BANDS = Bands()
+
+
+def tiles(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Target, reconstruction (3, 5, 24, 24) and leaf mask (3, 1, 24, 24)."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.rand(3, 5, 24, 24, generator=generator, dtype=torch.float64) * 0.5 + 0.02
+    recon = target + 0.05 * torch.randn(target.shape, generator=generator, dtype=torch.float64)
+    leaf = torch.rand(3, 1, 24, 24, generator=generator) > 0.4
+    leaf[0] = True
+    leaf[2] = False
+    return target, recon, leaf
+
+
+def summary_of(target: torch.Tensor, recon: torch.Tensor, leaf: torch.Tensor, span: float = 1.0):
+    sums = {**spectral_sums(recon, target, leaf, BANDS), **ssim_sums(recon, target, leaf, [span] * 5)}
+    return summarise({name: column.numpy() for name, column in sums.items()}, BANDS)
+
+
+def test_numbers_equal_references_over_leaf_pixels():
+    target, recon, leaf = tiles()
+    chosen = leaf[:, 0].numpy()
+    u, v = (np.moveaxis(t.numpy(), 1, -1)[chosen] for t in (recon, target))
+    summary = summary_of(target, recon, leaf)
+    np.testing.assert_allclose(summary.rmse_per_band, np.sqrt(((u - v) ** 2).mean(axis=0)), rtol=1e-12)
+    assert summary.psnr_db == pytest.approx(-10 * math.log10(((u - v) ** 2).mean()), rel=1e-12)
+    cosine = (u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
+    assert summary.angle_deg == pytest.approx(np.degrees(np.arccos(cosine)).mean(), rel=1e-9)
+    for index, first, second in (("ndvi", 4, 2), ("ndre", 4, 3)):
+        a, b = (
+            (np.maximum(s[:, first], 0) - np.maximum(s[:, second], 0))
+            / np.maximum(np.maximum(s[:, first], 0) + np.maximum(s[:, second], 0), 1e-3)
+            for s in (u, v)
+        )
+        assert getattr(summary, f"{index}_mae") == pytest.approx(np.abs(a - b).mean(), rel=1e-12)
+    assert (summary.num_tiles, summary.num_leaf_pixels) == (3, int(chosen.sum()))
+
+
+def test_psnr_and_ssim_agree_with_scikit_image_on_full_leaves():
+    target, recon, _ = tiles()
+    everything = torch.ones(3, 1, 24, 24, dtype=torch.bool)
+    summary = summary_of(target, recon, everything)
+    assert summary.psnr_db == pytest.approx(
+        peak_signal_noise_ratio(target.numpy(), recon.numpy(), data_range=1.0), rel=1e-12
+    )
+    expected = [
+        structural_similarity(target[b].numpy(), recon[b].numpy(), data_range=1.0, channel_axis=0) for b in range(3)
+    ]
+    assert summary.ssim == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+def test_hand_made_case_has_its_exact_numbers():
+    target = torch.full((1, 5, 8, 8), 0.2, dtype=torch.float64)
+    recon = target.clone()
+    recon[:, 4] = 0.3
+    leaf = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    summary = summary_of(target, recon, leaf)
+    assert summary.rmse_per_band == pytest.approx([0, 0, 0, 0, 0.1])
+    assert summary.psnr_db == pytest.approx(10 * math.log10(5 / 0.01))
+    assert summary.ndvi_mae == pytest.approx(0.1 / 0.5)
+    cosine = (4 * 0.2 * 0.2 + 0.2 * 0.3) / math.sqrt(5 * 0.04) / math.sqrt(4 * 0.04 + 0.09)
+    assert summary.angle_deg == pytest.approx(math.degrees(math.acos(cosine)))
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, 1e30])
+def test_background_changes_no_number(junk):
+    target, recon, leaf = tiles()
+    expected = summary_of(target, recon, leaf)
+    assert summary_of(torch.where(leaf, target, junk), torch.where(leaf, recon, junk), leaf) == expected
+
+
+def test_a_split_without_leaf_is_an_error():
+    target, recon, _ = tiles()
+    with pytest.raises(ValueError, match="has no leaf pixel"):
+        summary_of(target, recon, torch.zeros(3, 1, 24, 24, dtype=torch.bool))
+
+
+def test_tiles_are_ranked_by_their_own_error():
+    target, recon, leaf = tiles()
+    sums = spectral_sums(recon, target, leaf, BANDS)
+    rmse = tile_rmse({name: column.numpy() for name, column in sums.items()}, BANDS)
+    error = (recon - target).numpy()[1][:, leaf[1, 0].numpy()]
+    assert rmse[1] == pytest.approx(np.sqrt((error**2).mean()))
+    assert rmse[2] == 0
+
+
+def test_baselines_are_the_best_of_their_kind_on_the_data_they_are_fitted_to():
+    target, _, _ = tiles()
+    pixels = np.moveaxis(target.numpy(), 1, -1).reshape(-1, 5)
+    mean, covariance = pixels.mean(axis=0), np.cov(pixels.T, bias=True)
+    u, s, vt = np.linalg.svd(pixels - mean, full_matrices=False)
+    best = (u[:, :3] * s[:3]) @ vt[:3] + mean
+    recon = principal_components(target, mean.tolist(), covariance.tolist())
+    np.testing.assert_allclose(np.moveaxis(recon.numpy(), 1, -1).reshape(-1, 5), best, atol=1e-10)
+    everywhere = mean_spectrum(target, mean.tolist())
+    np.testing.assert_allclose(np.moveaxis(everywhere.numpy(), 1, -1).reshape(-1, 5), np.tile(mean, (len(pixels), 1)))
+
+
+def test_bands_without_near_infrared_have_no_ndvi():
+    bands = Bands.of_wavelengths((475.0, 550.0, 660.0))
+    target = torch.rand(1, 3, 8, 8)
+    leaf = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    sums = {**spectral_sums(target, target, leaf, bands), **ssim_sums(target, target, leaf, [1.0] * 3)}
+    summary = summarise({name: column.numpy() for name, column in sums.items()}, bands)
+    assert summary.ndvi_mae is None
+    assert summary.ssim == pytest.approx(1)

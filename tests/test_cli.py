@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from msvae.bands import Bands
+from msvae.cli import app
+
+from .conftest import ROOT
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def test_synthetic_leaves_are_packed_and_the_table_says_what_is_there(tmp_path):
+    assert run("synth", tmp_path / "leaves", "--images", 4, "--size", 64) == (
+        0,
+        f"4 leaf images and their masks are in {tmp_path / 'leaves'}\n",
+    )
+    code, output = run("pack", tmp_path / "leaves", "--out", tmp_path / "shards", "--tile", 32)
+    assert code == 0
+    assert "5 bands (475, 539, 651, 731, 851 nm), uint16, tiles of 32 px" in output
+    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"train", "val", "test"}
+
+
+def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
+    files = "blue.tif,green.tif,red.tif,red_edge.tif,nir.tif"
+    out = tmp_path / "shards"
+    code, output = run("pack", rice, "--out", out, "--band-files", files, "--mask", "ndvi>0.10", "--tile", 128)
+    assert code == 0
+    assert "1 images" in output
+    assert "note: no wavelengths stated" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pack", "{tmp}/nothing", "--out", "{tmp}/o"], "nothing does not exist"),
+        (["pack", "{tmp}", "--out", "{tmp}/o"], "error: "),
+        (["pack", "{tmp}", "--out", "{tmp}/o", "--tile", "100"], "got --tile 100, expected a multiple of 8"),
+        (
+            ["pack", "{tmp}", "--out", "{tmp}/o", "--wavelengths", "475,red"],
+            "--wavelengths is '475,red', expected numbers",
+        ),
+        (["synth", "/proc/leaves"], "error: "),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    code, output = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 2
+    assert message in output
+    assert output.count("\n") == 1
+    assert "Traceback" not in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_bands_are_found_by_wavelength():
+    assert [Bands().index(role) for role in ("blue", "green", "red", "red_edge", "nir")] == [0, 1, 2, 3, 4]
+    nominal = Bands.of_wavelengths((840.0, 717.0, 668.0, 560.0, 475.0))
+    assert [nominal.index(role) for role in ("blue", "green", "red", "red_edge", "nir")] == [4, 3, 2, 1, 0]
+    with pytest.raises(ValueError, match=r"got 1 bands \(475 nm\), expected one in 760 to 950 nm to serve as nir"):
+        Bands.of_wavelengths((475.0,)).index("nir")
+
+
+def quickstart(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "launch" / "quickstart.sh"), *map(str, arguments)]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images"], "error: --images names nothing"),
+        (["--imagse", "x"], "error: unknown option --imagse"),
+        (["--images", "nothing"], "error: nothing does not exist"),
+        (["--out", "taken"], "error: taken exists and was not made by quickstart"),
+    ],
+)
+def test_quickstart_refuses_what_it_cannot_mean_and_leaves_nothing(tmp_path, arguments, message):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    done = quickstart(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_quickstart_ends_with_a_trained_model_and_a_report(tmp_path):
+    for _ in range(2):
+        done = quickstart(tmp_path, "--out", "quick", "--steps", "12")
+        assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "quick"
+    for name in ("metrics.json", "report.html", "shards/train/manifest.json", "run/model/config.json"):
+        assert (out / name).is_file(), name
+    for words in (
+        "before training: leaf PSNR",
+        "after training: leaf PSNR",
+        "tensorboard --logdir quick/run/tensorboard",
+    ):
+        assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_quickstart_trains_on_a_real_field(rice, tmp_path):
+    files = "blue.tif,green.tif,red.tif,red_edge.tif,nir.tif"
+    pack_options = ("--", "--band-files", files, "--mask", "ndvi>0.10", "--tile", 128)
+    done = quickstart(tmp_path, "--images", rice, "--out", "field", "--steps", 6, *pack_options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "field" / "report.html").is_file()
