@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes or reuses .venv in the repository and installs msvae with pinned versions.
-# usage: source launch/environment.sh [EXTRA]; afterwards `msvae`, `accelerate` and `python` are those of .venv.
+# Sourced by the other scripts. `prepare_environment [EXTRA]` makes or reuses .venv in the repository, installs msvae
+# with pinned versions, and puts its `msvae`, `accelerate` and `python` first on PATH.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -17,7 +17,7 @@ find_python() {
 }
 
 prepare_environment() {
-    local extra=$1 state wanted python quiet=--quiet
+    local extra=${1:-} state wanted python quiet=--quiet
     state=$root/.venv/.installed-${extra:-base}
     wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)
     if [ "$(cat "$state" 2>/dev/null)" != "$wanted" ]; then
@@ -33,5 +33,3 @@ prepare_environment() {
     fi
     PATH=$root/.venv/bin:$PATH
 }
-
-prepare_environment "${1:-}" || exit 1

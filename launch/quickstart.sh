@@ -37,6 +37,7 @@ if [ -e "$out" ] && [ ! -e "$out/.quickstart" ] && { [ ! -d "$out" ] || [ -n "$(
 fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment
 
 rm -rf "$out"
 mkdir -p "$out" || fail "cannot write $out; choose a writable folder with --out"

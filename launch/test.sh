@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything a change must pass: lint, types, import layers, tests. Arguments go to pytest, such as -m slow.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" dev,bench
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment dev,bench
 cd "$root"
 ruff check .
 ruff format --check .
