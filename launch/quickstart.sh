@@ -36,6 +36,12 @@ if [ -e "$out" ] && [ ! -e "$out/.quickstart" ] && { [ ! -d "$out" ] || [ -n "$(
     fail "$out exists and was not made by quickstart; name another folder with --out"
 fi
 
+for image in ${images[@]+"${images[@]}"}; do
+    case "$(realpath -m "$image")/" in
+        "$(realpath -m "$out")"/*) fail "$image lies in $out, which quickstart replaces; name another --out" ;;
+    esac
+done
+
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
 
@@ -71,7 +77,9 @@ done
 echo "training with $processes processes; watch it with: $root/.venv/bin/tensorboard --logdir $out/run/tensorboard"
 launch "$root/train/train.py" --config "$root/configs/train/quickstart.yaml" --data.train "$out/shards/train" \
     --data.val "$validation" --data.global_batch_size "$tiles_per_step" --out "$out/run" ${steps[@]+"${steps[@]}"}
-launch "$root/train/evaluate.py" --model "$out/run/model" --data "$judged" --out "$out"
+model=$out/run/best # by its loss on the validation split
+[ -d "$model" ] || model=$out/run/model
+launch "$root/train/evaluate.py" --model "$model" --data "$judged" --out "$out"
 
-echo "model: $out/run/model"
+echo "model: $model"
 echo "curves and pictures of the run: $root/.venv/bin/tensorboard --logdir $out/run/tensorboard"

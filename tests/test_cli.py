@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def quickstart(tmp_path: Path, *arguments: object) -> subprocess.CompletedProces
         (["--images"], "error: --images names nothing"),
         (["--imagse", "x"], "error: unknown option --imagse"),
         (["--images", "nothing"], "error: nothing does not exist"),
-        (["--out", "taken"], "error: taken exists and was not made by quickstart"),
+        (["--images", "nothing", "--", "--mask", "ndvi>0.1"], "error: nothing does not exist"),
+        (["--images", "mine/images", "--out", "mine"], "error: mine/images lies in mine, which quickstart replaces"),
+        (["--images", "taken/thesis.txt", "--out", "taken"], "error: taken exists and was not made by quickstart"),
     ],
 )
 def test_quickstart_refuses_what_it_cannot_mean_and_leaves_nothing(tmp_path, arguments, message):
@@ -93,10 +96,19 @@ def test_quickstart_refuses_what_it_cannot_mean_and_leaves_nothing(tmp_path, arg
 
 @pytest.mark.slow
 def test_quickstart_ends_with_a_trained_model_and_a_report(tmp_path):
-    for _ in range(2):
-        done = quickstart(tmp_path, "--out", "quick", "--steps", "12")
+    for steps in (12, 200):  # the second run reuses the environment and replaces the first
+        done = quickstart(tmp_path, "--out", "quick", "--steps", steps)
         assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "quick"
+    metrics = json.loads((out / "metrics.json").read_text())
+    trained, untrained, mean = (
+        metrics["model"],
+        metrics["baselines"]["untrained"],
+        metrics["baselines"]["mean_spectrum"],
+    )
+    assert trained["psnr_db"] > max(untrained["psnr_db"], mean["psnr_db"]) + 1
+    assert trained["angle_deg"] < untrained["angle_deg"] - 1
+    assert trained["ndvi_mae"] < 0.8 * untrained["ndvi_mae"]
     for name in ("metrics.json", "report.html", "shards/train/manifest.json", "run/model/config.json"):
         assert (out / name).is_file(), name
     for words in (

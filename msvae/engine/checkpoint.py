@@ -5,6 +5,7 @@ Everything random in a run is a function of (seed, step, sample), so no generato
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -74,16 +75,13 @@ class TrainedState:
 def save(out: Path, step: int, trained: TrainedState, state: Mapping[str, Any], keep: int) -> Path:
     """Write `out/checkpoints/step-…` under a temporary name, rename it, drop all but the newest `keep`."""
     final = out / FOLDER / f"step-{step:08d}"
+    for leftover in final.parent.glob(".step-*"):
+        shutil.rmtree(leftover)
     partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file({name: tensor.contiguous().cpu() for name, tensor in trained.tensors().items()}, partial / TENSORS)
     (partial / STATE).write_text(json.dumps({"step": step, "versions": _versions(), **state}, indent=1) + "\n")
-    for file in partial.iterdir():
-        _flush_to_disk(file)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _flush_to_disk(final.parent)
+    _put_in_place(partial, final)
     for old in found(out)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -101,7 +99,10 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     if not (path / STATE).is_file() or not (path / TENSORS).is_file():
         raise ValueError(f"{path} is not a checkpoint: it lacks {STATE} or {TENSORS}; name a folder step-…")
-    state: dict[str, Any] = json.loads((path / STATE).read_text())
+    try:
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path / STATE} is damaged ({error}); remove {path} to go on from the one before") from error
     return state
 
 
@@ -120,15 +121,11 @@ def restore(path: Path, trained: TrainedState) -> None:
 
 
 def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
-    """Write a model in diffusers format; the folder always holds a whole one."""
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Write a model in diffusers format, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _put_in_place(partial, folder)
 
 
 def choose(config: Config) -> Path | None:
@@ -145,18 +142,28 @@ def choose(config: Config) -> Path | None:
         return None
     if config.train.resume == "auto":
         return newest[0] if newest else None
-    load_state(Path(config.train.resume))
-    return Path(config.train.resume)
+    path = Path(config.train.resume)
+    load_state(path)
+    if newest and path.resolve().parent == newest[0].resolve().parent and path.name != newest[0].name:
+        raise ValueError(
+            f"{config.out} goes on to {newest[0].name} after {path.name}; remove the later checkpoints, or choose "
+            "another `out` for this branch"
+        )
+    return path
 
 
-def identity(config: Config, manifest_digest: str) -> dict[str, Any]:
-    """What must stay the same for a resumed run to be the same run, key by key."""
+def identity(config: Config, manifest_digest: str, model: nn.Module) -> dict[str, Any]:
+    """What must stay the same for a resumed run to be the same run, key by key.
+
+    Frozen parameters are no part of a checkpoint: their digest tells when the backbone is another one.
+    """
     values = config.model_dump(mode="json")
     return {
         "manifest_digest": manifest_digest,
         "train.seed": config.train.seed,
         "data.global_batch_size": config.data.global_batch_size,
         "data.background": config.data.background,
+        "frozen_parameters": _frozen_digest(model),
         **{f"model.{name}": value for name, value in values["model"].items()},
     }
 
@@ -171,6 +178,28 @@ def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
         raise ValueError(
             f"{path} belongs to another run ({'; '.join(differing)}); put these back, or choose another `out`"
         )
+
+
+def _frozen_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Rename a folder once its content is on the disk. What stood there before is moved aside until then."""
+    for file in (*partial.iterdir(), partial):
+        _flush_to_disk(file)
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    partial.rename(final)
+    _flush_to_disk(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

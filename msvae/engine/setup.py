@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-LAUNCHED_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Where torchrun, Open MPI and other MPIs say how many processes they started."""
+LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Where Open MPI, other MPIs and srun say how many processes they started; torchrun's WORLD_SIZE goes before them."""
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -24,6 +24,8 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
 
     Raises: ValueError when the launcher started more processes than joined, or asks for an unsupported engine.
     """
+    if torch.cuda.is_available():
+        _make_cuda_repeatable()
     # torch renamed the option, accelerate still passes it under its old name
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
@@ -35,6 +37,8 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
         ],
     )
     refuse_alone(accelerator.num_processes)
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("mixed precision fp16 is not supported; use bf16, which needs no loss scaling")
     if accelerator.distributed_type not in SUPPORTED:
         raise ValueError(
             f"the launcher asks for {accelerator.distributed_type}, this version trains on "
@@ -43,12 +47,20 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
     return accelerator
 
 
+def _make_cuda_repeatable() -> None:
+    """Kernels that add in a fixed order, so that a resumed run repeats every bit."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def refuse_alone(joined: int) -> None:
     """Compare the processes that joined with those that were launched.
 
     Raises: ValueError when they differ.
     """
-    launched = max(int(os.environ.get(name, 1)) for name in LAUNCHED_SIZES)
+    told = os.environ.get("WORLD_SIZE")
+    launched = int(told) if told else max(int(os.environ.get(name, 1)) for name in LAUNCHED_SIZES)
     if launched != joined:
         raise ValueError(
             f"the launcher started {launched} processes but {joined} joined: they would train apart, not together; "

@@ -37,6 +37,16 @@ class Stepper:
         """The counts behind the loss of a window, on this rank: to be joined before its first backward pass."""
         return added([term_counts(batch.tiles, batch.leaf_mask, self._downscale) for batch in window])
 
+    def settle(self, window: Sequence[Batch]) -> None:
+        """Run one pass whose gradient is thrown away.
+
+        DDP lays out its buckets after the first backward pass, and the layout decides in which order ranks are added.
+        With this pass at every start, a resumed run adds in the same order as one that never stopped.
+        """
+        _, losses = self._model(sample=window[0].tiles, mask=window[0].leaf_mask)
+        self._accelerator.backward(objective(losses["sums"], self.counts(window[:1]), self.weights))
+        self._optimizer.zero_grad()
+
     def step(self, window: Sequence[Batch], counts: Mapping[str, Tensor], learning_rate: float) -> tuple[Sums, Tensor]:
         """Change the weights by the gradient of the global loss.
 

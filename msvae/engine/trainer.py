@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from typing import Any
 
-import torch
 from accelerate import Accelerator
+from crc32c import crc32c
+from torch import Tensor
 
 from msvae.config import Config
 from msvae.engine import checkpoint
@@ -36,39 +40,65 @@ class Trainer:
         optimizer = make_optimizer(model.get_trainable_params(), config.optim)
         self.model, self.average = model, MovingAverage(model.get_trainable_params(), config.optim.ema_decay)
         self.trained = checkpoint.TrainedState(model, optimizer, self.average)
-        self.identity = checkpoint.identity(config, self.reader.manifest.digest())
+        self.identity = checkpoint.identity(config, self.reader.manifest.digest(), model)
         self.validation = Validation(config, self.ranks, model, self.average)
         self.step = self._resume()
         wrapped, stepping = accelerator.prepare(model, optimizer)
         self.stepper = Stepper(accelerator, wrapped, stepping, config)
-        self.log = self._open_log()
-        self.trace = self._open_trace()
-        self.data_wait_s = 0.0
+        self.log, self.trace = self._open_log(), self._open_trace()
+        self.data_wait_s, self.logged_step, self.logged_at_s = 0.0, self.step, time.monotonic()
 
     def fit(self) -> None:
         """Train up to `train.max_steps`, then save the model."""
+        try:
+            if self.step == 0:
+                self.validation.run(0, self.log)
+            if self.step < self.config.train.max_steps:
+                self._train()
+            if self.log is not None:
+                with self.average.in_place():
+                    checkpoint.save_model(self.model, self.config.out / "model")
+                self.log.say(f"finished at step {self.step}; the model is in {self.config.out / 'model'}")
+            self.ranks.wait()
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _train(self) -> None:
         config, windows = self.config, self._windows()
-        if self.step == 0:
-            self._begin()
-        window = self._next(windows)
+        window = next(windows)
+        self.stepper.settle(window)
         counts = self.ranks.sum(self.stepper.counts(window))
-        self.logged_step, self.logged_at_s = self.step, time.monotonic()
+        self.logged_at_s = time.monotonic()
         while self.step < config.train.max_steps:
             rate = learning_rate(self.step, config.train.max_steps, config.optim)
             totals, grad_norm = self.stepper.step(window, counts, rate)
             self.average.update()
             self._write_trace(window)
             self.step += 1
-            # what was learned of this global batch and what must be known of the next travel together
-            window, finished = self._next(windows), counts
-            totals, counts = self._join(totals, self.stepper.counts(window))
+            finished = counts
+            if self.step < config.train.max_steps:
+                window = self._next(windows)
+                # what was learned of this global batch and what must be known of the next travel together
+                totals, counts = self._join(totals, self.stepper.counts(window))
+            else:
+                totals, _ = self._join(totals, {})
             if self._due(config.train.log_every) or self.step == 1:
-                self._log_step(totals, finished, rate, grad_norm)
-            if self._due(config.train.eval_every):
-                self.validation.run(self.step, self.log)
-            if self._due(config.train.checkpoint_every):
-                self._save_checkpoint()
-        self._finish()
+                self._check_finite(grad_norm)
+                self._log_step(totals, finished, rate, float(grad_norm))
+            self._judge_and_save(grad_norm)
+
+    def _judge_and_save(self, grad_norm: Tensor) -> None:
+        began_s, train = time.monotonic(), self.config.train
+        if self._due(train.eval_every):
+            self.validation.run(self.step, self.log)
+        if self._due(train.checkpoint_every):
+            self._check_finite(grad_norm)
+            if self.ranks.is_main:
+                state = {"identity": self.identity, "validation": self.validation.state()}
+                checkpoint.save(self.config.out, self.step, self.trained, state, train.keep_checkpoints)
+            self.ranks.wait()
+        self.logged_at_s += time.monotonic() - began_s
 
     def _build(self, accelerator: Accelerator) -> AutoencoderKLMultispectralAdapter:
         config = self.config
@@ -82,15 +112,33 @@ class Trainer:
         return model
 
     def _resume(self) -> int:
+        """The step to go on from, agreed by all ranks."""
         path = checkpoint.choose(self.config)
-        if path is None:
-            return 0
-        state = checkpoint.load_state(path)
-        checkpoint.check_identity(path, state["identity"], self.identity)
-        checkpoint.restore(path, self.trained)
-        self.average.resume(state["step"])
-        self.validation.best_loss = state["best_loss"]
+        state: dict[str, Any] = {"step": 0, "identity": self.identity} if path is None else checkpoint.load_state(path)
+        self._agree(state)
+        untrained = self.config.out / "untrained"
+        if self.ranks.is_main and (path is None or not untrained.exists()):
+            checkpoint.save_model(self.model, untrained)
+        if path is not None:
+            checkpoint.check_identity(path, state["identity"], self.identity)
+            checkpoint.restore(path, self.trained)
+            self.average.resume(state["step"])
+            self.validation.resume(state["validation"])
         return int(state["step"])
+
+    def _agree(self, state: Mapping[str, Any]) -> None:
+        """Compare what this rank found with what the others did.
+
+        Raises: ValueError on every rank when one sees another run, step or data set.
+        """
+        places = self.ranks.gather(state["step"])
+        identity = json.dumps([state["identity"], self.identity], sort_keys=True)
+        identities = self.ranks.gather(crc32c(identity.encode()))
+        if len(set(places)) > 1 or len(set(identities)) > 1:
+            raise ValueError(
+                f"ranks would start apart, at steps {places}, on data and settings {identities}; "
+                "every node must see the same `out`, shards and configuration"
+            )
 
     def _open_log(self) -> RunLog | None:
         """The main process writes the log; a run that begins anew starts it anew."""
@@ -108,7 +156,12 @@ class Trainer:
     def _open_trace(self) -> JsonLines | None:
         if not self.config.data.trace:
             return None
-        return JsonLines(self.config.out / "trace" / f"rank-{self.ranks.rank:05d}.jsonl", self.step)
+        folder = self.config.out / "trace"
+        for path in folder.glob("rank-*.jsonl"):
+            # a rank of an earlier, larger world: drop what will be seen again
+            if self.ranks.is_main and path.name >= _trace_name(self.ranks.world_size):
+                JsonLines(path, self.step).close()
+        return JsonLines(folder / _trace_name(self.ranks.rank), self.step)
 
     def _windows(self) -> Iterator[list[Batch]]:
         """This rank's micro batches of one global batch after another, from the present step on."""
@@ -143,9 +196,17 @@ class Trainer:
         return {term: joined[f"total/{term}"] for term in totals}, {name: joined[name] for name in next_counts}
 
     def _due(self, every: int) -> bool:
-        return bool(every) and self.step % every == 0
+        return self.step == self.config.train.max_steps or (bool(every) and self.step % every == 0)
 
-    def _log_step(self, totals: Sums, counts: Sums, rate: float, grad_norm: torch.Tensor) -> None:
+    def _check_finite(self, grad_norm: Tensor) -> None:
+        """Stop before a broken model is saved. The norm is of the joined gradient, so all ranks stop alike."""
+        if not math.isfinite(grad_norm):
+            raise ValueError(
+                f"the gradient of step {self.step} is {float(grad_norm)}; checkpoints are from before it. "
+                "Lower optim.lr, or find the tiles of this step with data.trace: true"
+            )
+
+    def _log_step(self, totals: Sums, counts: Sums, rate: float, grad_norm: float) -> None:
         if self.log is None:
             return
         means = {term: float(divide_once(total, counts[term])) for term, total in totals.items()}
@@ -160,7 +221,7 @@ class Trainer:
                 "coverage": float(counts["valid_pixels"] / counts["total_pixels"]),
                 "valid_pixels": int(counts["valid_pixels"]),
                 "lr": rate,
-                "grad_norm": float(grad_norm),
+                "grad_norm": grad_norm,
                 "samples_per_s": (self.step - self.logged_step) * global_batch_size / (now_s - self.logged_at_s),
                 "data_wait_s": self.data_wait_s / (self.step - self.logged_step),
                 "mse_per_channel": dict(zip(self._band_tags(), per_band, strict=True)),
@@ -175,29 +236,9 @@ class Trainer:
         if self.trace is not None:
             self.trace.write({"step": self.step + 1, "keys": [key for batch in window for key in batch.keys]})
 
-    def _begin(self) -> None:
-        if self.ranks.is_main:
-            checkpoint.save_model(self.model, self.config.out / "untrained")
-        self.validation.run(0, self.log)
 
-    def _save_checkpoint(self) -> None:
-        if self.ranks.is_main:
-            state = {"identity": self.identity, "best_loss": self.validation.best_loss}
-            checkpoint.save(self.config.out, self.step, self.trained, state, self.config.train.keep_checkpoints)
-        self.ranks.wait()
-
-    def _finish(self) -> None:
-        train = self.config.train
-        if not self._due(train.eval_every):
-            self.validation.run(self.step, self.log)
-        if not self._due(train.checkpoint_every):
-            self._save_checkpoint()
-        if self.log is not None:
-            with self.average.in_place():
-                checkpoint.save_model(self.model, self.config.out / "model")
-            self.log.say(f"finished step {self.step}; the model is in {self.config.out / 'model'}")
-            self.log.close()
-        self.ranks.wait()
+def _trace_name(rank: int) -> str:
+    return f"rank-{rank:05d}.jsonl"
 
 
 def accumulation_steps(config: Config, world_size: int) -> int:

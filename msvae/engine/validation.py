@@ -28,11 +28,25 @@ class Validation:
         self, config: Config, ranks: Ranks, model: AutoencoderKLMultispectralAdapter, average: MovingAverage
     ) -> None:
         self._config, self._ranks, self._model, self._average = config, ranks, model, average
-        self.best_loss: float | None = None
+        self._best_loss: float | None = None
         self._evaluator = None
         if config.data.val is not None:
             reader = ShardReader(config.data.val)
+            if reader.manifest.bands != model.bands:
+                raise ValueError(
+                    f"{config.data.val} holds {reader.manifest.bands} named {', '.join(reader.manifest.band_names)}, "
+                    f"{config.data.train} {model.bands} named {', '.join(model.bands.names)}; pack both together"
+                )
             self._evaluator = Evaluator(reader, ranks, config.data.micro_batch_size, config.data.num_workers)
+
+    def state(self) -> dict[str, Any]:
+        """The best loss so far and the split that it was measured on."""
+        return {"best_loss": self._best_loss, "manifest_digest": self._manifest_digest()}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; a best loss on another split is forgotten."""
+        if state["manifest_digest"] == self._manifest_digest():
+            self._best_loss = state["best_loss"]
 
     def run(self, step: int, log: RunLog | None) -> None:
         """Evaluate on all ranks; the main process, which has the log, writes, and saves `best/` when it is."""
@@ -44,11 +58,14 @@ class Validation:
             if log is not None:
                 log.validation(row)
                 self._draw(self._evaluator, step, log)
-            if self.best_loss is None or row["loss"] < self.best_loss:
-                self.best_loss = row["loss"]
+            if self._best_loss is None or row["loss"] < self._best_loss:
+                self._best_loss = row["loss"]
                 if self._ranks.is_main:
                     save_model(self._model, self._config.out / "best")
         self._model.train()
+
+    def _manifest_digest(self) -> str | None:
+        return None if self._evaluator is None else self._evaluator.reader.manifest.digest()
 
     def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
         summary = summarise(evaluator.tile_sums(by_model(self._model)), evaluator.bands)

@@ -118,8 +118,9 @@ def _write_report(
 ) -> None:
     manifest = evaluator.reader.manifest
     rmse = tile_rmse(sums, evaluator.bands)
-    by_error = np.argsort(rmse)
-    slots = [int(by_error[i]) for i in dict.fromkeys((0, len(rmse) // 2, len(rmse) - 1))]
+    with_leaf = np.flatnonzero(sums["num_pixels"])
+    by_error = with_leaf[np.argsort(rmse[with_leaf])]
+    slots = [int(by_error[i]) for i in dict.fromkeys((0, len(by_error) // 2, len(by_error) - 1))]
     examples = [
         Example.of_tensors(batch.keys[0], batch.tiles[0], recon[0], batch.leaf_mask[0, 0])
         for batch, recon in evaluator.examples(reconstruct, slots)
@@ -179,9 +180,9 @@ def verdict(summaries: dict[str, Summary]) -> str:
 
 
 def _training_curves(path: Path) -> list[Section]:
-    if not path.is_file():
+    rows: list[dict[str, Any]] = [json.loads(line) for line in whole_lines(path)] if path.is_file() else []
+    if not rows:
         return []
-    rows: list[dict[str, Any]] = [json.loads(line) for line in whole_lines(path)]
     names = {"psnr_db": "leaf PSNR (dB)", "angle_deg": "spectral angle (°)", "ndvi_mae": "NDVI error"}
     curves = {label: [row[n] for row in rows] for n, label in names.items() if all(row[n] is not None for row in rows)}
     figure = curves_figure([row["step"] for row in rows], curves)

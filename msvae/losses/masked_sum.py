@@ -17,7 +17,7 @@ class MaskedSum:
 
     def mean(self) -> Tensor:
         """Total over count, element by element; 0 where nothing was counted."""
-        return self.total / self.count.clamp(min=1)
+        return _ratio(self.total, self.count)
 
     def overall(self) -> Tensor:
         """Mean over bands of the mean of each band that has valid elements, ()."""
@@ -26,4 +26,9 @@ class MaskedSum:
 
 def divide_once(total: Tensor, count: Tensor) -> Tensor:
     """Scalar mean of per-band means, over the bands that have valid elements at all."""
-    return (total / count.clamp(min=1)).sum() / torch.count_nonzero(count).clamp(min=1)
+    return _ratio(total, count).sum() / torch.count_nonzero(count).clamp(min=1)
+
+
+def _ratio(total: Tensor, count: Tensor) -> Tensor:
+    """Total over count, 0 where nothing was counted. Counts of latent cells are fractions, so they may be under 1."""
+    return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0.0)

@@ -53,10 +53,11 @@ def kl_divergence(mean: Tensor, logvar: Tensor, leaf_share_Bhw: Tensor) -> Maske
 
 def _unit(spectra: Tensor) -> Tensor:
     norm = _norm(spectra)
-    return spectra / torch.where(norm > 0, norm, 1.0)
+    return spectra / torch.where(norm == 0, 1.0, norm)
 
 
 def _norm(spectra: Tensor) -> Tensor:
-    """Length along dim 1, kept; its gradient at a zero spectrum is 0, not NaN."""
+    """Length along dim 1, kept; its gradient at a zero spectrum is 0. A NaN stays one."""
     squared = spectra.square().sum(dim=1, keepdim=True)
-    return torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
+    zero = squared == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())

@@ -22,7 +22,10 @@ def ssim_sums(
     SSIM of Wang et al. 2004 with 7 x 7 windows, as scikit-image computes it. `data_range` (C,) is the span of
     each band over training leaves, in reflectance: with a span of 1, dark bands would always look alike.
     """
-    pairs = zip(_numpy(recon_BCHW), _numpy(target_BCHW), leaf_mask_B1HW[:, 0].cpu().numpy(), strict=True)
+    leaf = leaf_mask_B1HW & target_BCHW.isfinite().all(dim=1, keepdim=True)
+    # running sums over whole rows would carry large background values into the leaf's windows
+    recon, target = (torch.where(leaf, x.detach().double(), 0.0).cpu().numpy() for x in (recon_BCHW, target_BCHW))
+    pairs = zip(recon, target, leaf[:, 0].cpu().numpy(), strict=True)
     totals, counts = zip(*(_tile(recon, target, leaf, data_range) for recon, target, leaf in pairs), strict=True)
     return {"ssim": torch.tensor(totals, dtype=torch.float64), "num_ssim": torch.tensor(counts, dtype=torch.float64)}
 
@@ -38,8 +41,3 @@ def _tile(
         _, ssim = structural_similarity(recon, target, win_size=WINDOW_PX, data_range=data_range, full=True)
         total += float(ssim[inside].sum())
     return total, int(inside.sum()) * len(span)
-
-
-def _numpy(tiles: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = tiles.detach().double().cpu().nan_to_num().numpy()
-    return array

@@ -23,7 +23,14 @@ from msvae.losses.terms import kl_divergence, spectral_angle, squared_error
 from msvae.model.adapters import BandAdapter
 from msvae.model.attention import SpectralAttention
 from msvae.model.background import standardise, to_reflectance
-from msvae.model.initialise import initialise, load_backbone, load_strictly, vae_subfolder
+from msvae.model.initialise import (
+    SMALLEST_STD,
+    initialise,
+    load_backbone,
+    load_saved_config,
+    load_strictly,
+    vae_subfolder,
+)
 from msvae.shards.manifest import LeafStatistics
 
 
@@ -103,7 +110,7 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
         self.input_attention = SpectralAttention(num_bands) if use_spectral_attention else None
         self.output_attention = SpectralAttention(num_bands) if use_spectral_attention else None
         self.register_buffer("leaf_mean", _per_band(band_mean, 0.0, num_bands), persistent=False)
-        self.register_buffer("leaf_std", _per_band(band_std, 1.0, num_bands).clamp(min=1e-6), persistent=False)
+        self.register_buffer("leaf_std", _per_band(band_std, 1.0, num_bands).clamp(min=SMALLEST_STD), persistent=False)
 
     @classmethod
     def from_pretrained(
@@ -120,16 +127,18 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
             pretrained_model_name_or_path: hub id or folder of this class, of an AutoencoderKL, or of a pipeline
                 with a `vae` subfolder.
             adapter_init: how new adapters begin: `random`, `rgb` or `pca`; the last two need `statistics`.
-            statistics: training leaf statistics of a manifest; they also give `band_mean` and `band_std`.
+            statistics: training leaf statistics of a manifest; they also give `band_mean` and `band_std`. A saved
+                model of this class keeps its own.
             options: arguments of this class (`adapter_placement`, …) and of diffusers' `from_pretrained`.
         Raises: ValueError when a tensor is missing, left over or misshaped, or an option contradicts a saved model.
         """
         path = os.fspath(pretrained_model_name_or_path)
         options = {"subfolder": vae_subfolder(path, options), **options}
         adapter_options = {name: options.pop(name) for name in _ADAPTER_OPTIONS if name in options}
-        saved = cls.load_config(path, subfolder=options["subfolder"])
+        saved = load_saved_config(cls, path, options["subfolder"])
         if saved["_class_name"] == cls.__name__:
             _refuse_contradiction(path, saved, adapter_options)
+            options |= {name: adapter_options[name] for name in _CHANGEABLE if name in adapter_options}
             return load_strictly(super().from_pretrained, path, **options)  # type: ignore[no-any-return]
         if statistics is not None:
             adapter_options |= {"band_mean": statistics.mean, "band_std": statistics.std}
@@ -277,6 +286,8 @@ def _per_band(values: Sequence[float] | None, default: float, num_bands: int) ->
 def _refuse_contradiction(path: str, saved: dict[str, Any], asked: dict[str, Any]) -> None:
     for name, value in asked.items():
         stored = saved.get(name)
+        if name == "band_names" and stored is None:
+            stored = list(_named(saved["wavelengths_nm"]).names)
         wanted = list(value) if isinstance(value, tuple) else value
         if name not in _CHANGEABLE and wanted != stored:
             raise ValueError(f"{path} was saved with {name}={stored}, asked for {wanted}; leave {name} out")

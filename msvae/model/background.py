@@ -10,12 +10,11 @@ def standardise(x_BCHW: Tensor, valid_BCHW: Tensor, mean_C: Tensor, std_C: Tenso
     """Reflectance to units of each band's spread over training leaves, (B, C, H, W).
 
     Background `fill` puts the mean leaf spectrum (0) wherever `valid` is False: GroupNorm and attention would
-    otherwise carry the background into leaf pixels. `keep` leaves it as it is.
+    otherwise carry the background into leaf pixels. `keep` replaces only what is not finite.
     """
     standardised = (x_BCHW - mean_C[:, None, None]) / std_C[:, None, None]
-    if background == "keep":
-        return standardised
-    return torch.where(valid_BCHW, standardised, 0.0)
+    shown = x_BCHW.isfinite() if background == "keep" else valid_BCHW
+    return torch.where(shown, standardised, 0.0)
 
 
 def to_reflectance(standardised_BCHW: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def build_model(
         "use_sam_loss": loss.sam_weight > 0,
         "background": background,
     }
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.pretrained == "tiny":
             model = _tiny(options, config.adapter_init, manifest)

@@ -33,6 +33,7 @@ TINY_BACKBONE: dict[str, Any] = {
 }
 """A small backbone of the SD3 VAE's shape (8x down, 16 latent channels), for training from scratch on a CPU."""
 
+SMALLEST_STD = 1e-6
 CHANNEL_SPREAD = 0.5
 """Standard deviation of each channel that a projection hands to the backbone, which was trained on -1..1."""
 
@@ -49,6 +50,21 @@ def vae_subfolder(path: str, options: dict[str, Any]) -> str | None:
     except OSError:
         return None
     return "vae"
+
+
+def load_saved_config(model_class: type[AutoencoderKL], path: str, subfolder: str | None) -> dict[str, Any]:
+    """The `config.json` of a saved model.
+
+    Raises: ValueError when there is none to be had.
+    """
+    try:
+        saved: dict[str, Any] = model_class.load_config(path, subfolder=subfolder)
+    except OSError as error:
+        raise ValueError(
+            f"{path} is neither a folder nor a hub id with a model that can be loaded ({str(error).splitlines()[0]}); "
+            "check the name, and log in with `hf auth login` where a licence must be accepted first"
+        ) from error
+    return saved
 
 
 def load_strictly(from_pretrained: Callable[..., Any], path: str, **options: Any) -> Any:
@@ -102,7 +118,7 @@ def initialise(model: AutoencoderKLMultispectralAdapter, how: str, statistics: L
 
 def pca_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Principal components of reflectance, as maps of standardised bands: (3, C) inwards and (C, 3) outwards."""
-    std = np.asarray(statistics.std)
+    std = _spread(statistics)
     eigenvalues, eigenvectors = np.linalg.eigh(np.asarray(statistics.covariance))
     components = eigenvectors[:, ::-1][:, :3]
     spread = np.sqrt(np.maximum(eigenvalues[::-1][:3], 1e-12)) / CHANNEL_SPREAD
@@ -114,7 +130,7 @@ def pca_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np
 
 def rgb_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Red, green and blue as themselves, the other bands by least squares: (3, C) inwards, (C, 3) outwards."""
-    std = np.asarray(statistics.std)
+    std = _spread(statistics)
     correlation = np.asarray(statistics.covariance) / np.outer(std, std)
     rgb = [bands.index(role) for role in ("red", "green", "blue")]
     inwards = np.zeros((3, len(bands)))
@@ -122,6 +138,11 @@ def rgb_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np
     outwards = correlation[:, rgb] @ np.linalg.pinv(correlation[np.ix_(rgb, rgb)])
     outwards[rgb] = np.eye(3)
     return inwards, outwards / CHANNEL_SPREAD
+
+
+def _spread(statistics: LeafStatistics) -> NDArray[np.float64]:
+    """Standard deviation of each band; a constant band counts as barely varying."""
+    return np.maximum(statistics.std, SMALLEST_STD)
 
 
 def _set_linear(linear: nn.Conv2d, weight: NDArray[np.float64]) -> None:

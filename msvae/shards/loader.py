@@ -67,7 +67,7 @@ class Loader:
         per_band = (1, len(reader.manifest.bands), 1, 1)
         self._scale = torch.tensor(reader.manifest.scale, device=device).view(per_band)
         self._offset = torch.tensor(reader.manifest.offset, device=device).view(per_band)
-        self._threads = ThreadPoolExecutor(num_workers, "msvae-reader") if num_workers else None
+        self._threads = _reader_threads(num_workers, device) if num_workers else None
 
     def __iter__(self) -> Iterator[Batch]:
         pending: deque[tuple[MicroBatchPlan, _Buffer, Future[tuple[str, ...]]]] = deque()
@@ -104,3 +104,10 @@ class Loader:
             buffer.copied.record()
         self._buffers.put(buffer)
         return Batch(tiles, leaf_mask, keys, plan)
+
+
+def _reader_threads(num_workers: int, device: torch.device) -> ThreadPoolExecutor:
+    if device.type != "cuda":
+        return ThreadPoolExecutor(num_workers, "msvae-reader")
+    # a new thread's device is GPU 0, whichever this rank trains on
+    return ThreadPoolExecutor(num_workers, "msvae-reader", initializer=torch.cuda.set_device, initargs=(device,))

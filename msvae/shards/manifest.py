@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from msvae.bands import Bands
 
@@ -51,13 +51,22 @@ class Manifest(_Record):
     version: Literal[1] = 1
     band_names: list[str]
     wavelengths_nm: list[float]
-    dtype: str
+    dtype: Literal["uint8", "uint16", "int16", "float32"]
     tile_px: PositiveInt
     scale: list[float]
     offset: list[float]
     statistics: LeafStatistics
     """Of the training split in every split, so that each can be read and judged alone."""
     shards: list[ShardEntry]
+
+    @model_validator(mode="after")
+    def _one_entry_a_band(self) -> Manifest:
+        lengths = {name: len(getattr(self, name)) for name in ("band_names", "wavelengths_nm", "scale", "offset")} | {
+            f"statistics.{name}": len(getattr(self.statistics, name)) for name in ("mean", "std", "covariance")
+        }
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"fields have entries for different numbers of bands: {lengths}")
+        return self
 
     @property
     def bands(self) -> Bands:

@@ -74,10 +74,9 @@ class SampleOrder:
         shard, row = self._window(epoch, window)[offset - int(starts[window])]
         return int(shard), int(row)
 
-    def global_batch(self, position: int, global_batch_size: int) -> list[Place]:
-        """The samples of one global batch in order."""
-        first = position * global_batch_size
-        return [Place(*self.place(first + slot), slot) for slot in range(global_batch_size)]
+    def places(self, position: int, global_batch_size: int, slots: range) -> list[Place]:
+        """The samples at some slots of the global batch at `position`."""
+        return [Place(*self.place(position * global_batch_size + slot), slot) for slot in slots]
 
     def _shuffle_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         shards = permutation(len(self._sizes), self._seed, epoch)
@@ -106,9 +105,9 @@ def training_plans(
     """This rank's micro batches from `position` on: its slice of every global batch, cut in order."""
     share = global_batch_size // world_size
     while True:
-        mine = order.global_batch(position, global_batch_size)[rank * share : (rank + 1) * share]
-        for start in range(0, share, micro_batch_size):
-            yield MicroBatchPlan(position, tuple(mine[start : start + micro_batch_size]))
+        for start in range(rank * share, (rank + 1) * share, micro_batch_size):
+            slots = range(start, start + micro_batch_size)
+            yield MicroBatchPlan(position, tuple(order.places(position, global_batch_size, slots)))
         position += 1
 
 

@@ -88,6 +88,11 @@ def test_angles_of_equal_opposite_and_zero_spectra_have_finite_gradients(u, v, e
     assert spectrum.grad.isfinite().all()
 
 
+def test_a_broken_reconstruction_is_not_a_perfect_one():
+    broken = torch.full((1, 3, 1, 1), math.nan)
+    assert angle_rad(broken, torch.ones(1, 3, 1, 1)).isnan().all()
+
+
 def test_gradients_of_angle_and_error_are_right():
     generator = torch.Generator().manual_seed(0)
     recon, target = (torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in range(2))
@@ -109,6 +114,7 @@ def test_kl_equals_the_reference_weighted_by_leaf_share(seed, mask):
             count += share
     assert float(result.total) == pytest.approx(total, rel=1e-5, abs=1e-9)
     assert float(result.count) == pytest.approx(count, rel=1e-6)
+    assert float(result.overall()) == pytest.approx(total / count if count else 0, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])

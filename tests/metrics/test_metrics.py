@@ -79,11 +79,20 @@ def test_hand_made_case_has_its_exact_numbers():
     assert summary.angle_deg == pytest.approx(math.degrees(math.acos(cosine)))
 
 
-@pytest.mark.parametrize("junk", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("junk", [math.nan, math.inf, 1e30, 65535.0])
 def test_background_changes_no_number(junk):
     target, recon, leaf = tiles()
+    leaf[2, :, :, 10:] = True  # windows inside the leaf stand in one row with background
     expected = summary_of(target, recon, leaf)
     assert summary_of(torch.where(leaf, target, junk), torch.where(leaf, recon, junk), leaf) == expected
+
+
+def test_ssim_counts_the_windows_that_lie_inside_the_leaf():
+    target, recon, leaf = tiles()
+    leaf[:] = False
+    leaf[1, :, :, 10:] = True
+    _, ssim = structural_similarity(target[1].numpy(), recon[1].numpy(), data_range=1.0, channel_axis=0, full=True)
+    assert summary_of(target, recon, leaf).ssim == pytest.approx(ssim[:, 3:-3, 13:-3].mean(), rel=1e-9)
 
 
 def test_a_split_without_leaf_is_an_error():

@@ -81,6 +81,8 @@ class TestPromise1:
         sample, leaf = leaf_tiles()
         other = torch.where(leaf, sample, 0.9)
         assert not torch.equal(model(sample=sample, mask=leaf)[0], model(sample=other, mask=leaf)[0])
+        broken = torch.where(leaf, sample, math.nan)
+        assert model(sample=broken, mask=leaf)[1]["mse"].isfinite()
 
 
 class TestSeed:
@@ -176,6 +178,19 @@ class TestSaving:
         with pytest.raises(ValueError, match="was saved with adapter_placement=both, asked for input"):
             AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "saved", adapter_placement="input")
 
+    def test_what_holds_no_weights_may_change_on_loading(self, backbone_folder, tmp_path):
+        load(backbone_folder, use_sam_loss=False).save_pretrained(tmp_path / "saved")
+        names = ("blue", "green", "red", "red_edge", "nir")
+        again = AutoencoderKLMultispectralAdapter.from_pretrained(
+            tmp_path / "saved", use_sam_loss=True, background="keep", band_names=names
+        )
+        assert again.config.background == "keep"
+        assert "sam" in again(sample=leaf_tiles()[0])[1]
+
+    def test_a_model_that_is_not_there_is_one_clear_error(self, tmp_path):
+        with pytest.raises(ValueError, match="nowhere is neither a folder nor a hub id with a model"):
+            AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "nowhere")
+
     def test_no_path_outside_diffusers_own_is_stored(self, backbone_folder, tmp_path):
         load(backbone_folder).save_pretrained(tmp_path / "saved")
         config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -220,6 +235,15 @@ class TestInitialisation:
         )
         inwards, outwards = project(Bands.of_wavelengths(wavelengths), few)
         np.testing.assert_allclose(outwards @ inwards, np.eye(3), atol=1e-9)
+
+    @pytest.mark.parametrize("project", [pca_projection, rgb_projection])
+    def test_a_constant_band_gives_finite_weights(self, statistics, project):
+        covariance = np.array(statistics.covariance)
+        covariance[1] = covariance[:, 1] = 0
+        constant = statistics.model_copy(
+            update={"covariance": covariance.tolist(), "std": np.sqrt(np.diag(covariance)).tolist()}
+        )
+        assert all(np.isfinite(part).all() for part in project(Bands(), constant))
 
     def test_a_projection_without_statistics_is_an_error(self, backbone_folder):
         with pytest.raises(ValueError, match="adapter_init `pca` needs the leaf statistics"):

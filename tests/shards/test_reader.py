@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def all_batches(folder: Path, batch_size: int = 4, num_workers: int = 2) -> list
     reader = ShardReader(folder)
     plans = evaluation_plans(reader.samples_per_shard, batch_size=batch_size, rank=0, world_size=1)
     return list(Loader(reader, plans, batch_size=batch_size, num_workers=num_workers, device=CPU))
+
+
+def reader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("msvae-reader")]
 
 
 def plain_webdataset(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -73,8 +78,11 @@ def test_no_more_shards_stay_open_than_allowed(leaf_shards, monkeypatch):
 def test_stopping_early_ends_the_reader_threads(leaf_shards):
     reader = ShardReader(leaf_shards / "train")
     plans = evaluation_plans(reader.samples_per_shard, batch_size=2, rank=0, world_size=1)
-    loader = Loader(reader, plans, batch_size=2, num_workers=2, device=CPU)
-    assert len(list(islice(loader, 2))) == 2
+    batches = iter(Loader(reader, plans, batch_size=2, num_workers=2, device=CPU))
+    assert len(list(islice(batches, 2))) == 2
+    assert reader_threads()
+    batches.close()
+    assert not reader_threads()
 
 
 class TestFaults:
@@ -126,6 +134,12 @@ class TestFaults:
         manifest = json.loads((split / "manifest.json").read_text())
         (split / "manifest.json").write_text(json.dumps({**manifest, "shards": []}))
         with pytest.raises(ValueError, match="lists no samples; this split is empty"):
+            ShardReader(split)
+
+    def test_a_manifest_that_contradicts_itself_says_where(self, split):
+        manifest = json.loads((split / "manifest.json").read_text())
+        (split / "manifest.json").write_text(json.dumps({**manifest, "scale": [1.0]}))
+        with pytest.raises(ValueError, match=r"different numbers of bands: .*'scale': 1"):
             ShardReader(split)
 
     def test_a_foreign_manifest_names_the_field(self, split):
