@@ -23,14 +23,8 @@ from msvae.losses.terms import kl_divergence, spectral_angle, squared_error
 from msvae.model.adapters import BandAdapter
 from msvae.model.attention import SpectralAttention
 from msvae.model.background import standardise, to_reflectance
-from msvae.model.initialise import (
-    SMALLEST_STD,
-    initialise,
-    load_backbone,
-    load_saved_config,
-    load_strictly,
-    vae_subfolder,
-)
+from msvae.model.initialise import SMALLEST_STD, initialise
+from msvae.model.loading import load_backbone, load_saved_config, load_strictly, vae_subfolder
 from msvae.shards.manifest import LeafStatistics
 
 
@@ -147,7 +141,7 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
         if backbone.dtype != model.dtype:
             model = model.to(backbone.dtype)
         load_backbone(model, backbone)
-        initialise(model, adapter_init, statistics)
+        initialise(model.input_adapter, model.output_adapter, model.bands, adapter_init, statistics)
         return model.eval()  # type: ignore[no-any-return]
 
     def encode(

@@ -9,8 +9,24 @@ from diffusers import AutoencoderKL
 
 from msvae.config import LossConfig, ModelConfig
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.model.initialise import TINY_BACKBONE, initialise, load_backbone
+from msvae.model.initialise import initialise
+from msvae.model.loading import load_backbone
 from msvae.shards.manifest import Manifest
+
+TINY_BACKBONE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8, 16, 32, 64),
+    "layers_per_block": 1,
+    "latent_channels": 16,
+    # one group keeps the ratios between channels, and with them the colour of a leaf
+    "norm_num_groups": 1,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""A small backbone of the SD3 VAE's shape (8x down, 16 latent channels), for training from scratch on a CPU."""
 
 
 def build_model(
@@ -45,7 +61,7 @@ def _tiny(options: dict[str, Any], adapter_init: str, manifest: Manifest) -> Aut
     statistics = {"band_mean": manifest.statistics.mean, "band_std": manifest.statistics.std}
     model = AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, **options, **statistics)
     load_backbone(model, AutoencoderKL(**TINY_BACKBONE))
-    initialise(model, adapter_init, manifest.statistics)
+    initialise(model.input_adapter, model.output_adapter, model.bands, adapter_init, manifest.statistics)
     return model  # type: ignore[no-any-return]
 
 

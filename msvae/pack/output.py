@@ -47,13 +47,15 @@ def replacing_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     except OSError as error:
-        raise ValueError(f"cannot write --out {out} ({error.strerror}); choose a writable folder") from error
+        raise ValueError(
+            f"cannot write {out} ({error.strerror}: {error.filename}); choose a writable folder"
+        ) from error
     try:
         yield partial
         _put_in_place(partial, out)
     except OSError as error:
         raise ValueError(
-            f"writing --out {out} failed ({error.strerror or error}); free space there or choose another folder"
+            f"writing {out} failed: {error.strerror or error}; free space there or choose another folder"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

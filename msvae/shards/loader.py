@@ -99,7 +99,7 @@ class Loader:
     def _to_device(self, plan: MicroBatchPlan, buffer: _Buffer, keys: tuple[str, ...]) -> Batch:
         stored = buffer.tiles[: len(keys)].to(self._device, non_blocking=True)
         leaf_mask = buffer.leaf_mask[: len(keys)].to(self._device, non_blocking=True, copy=True)
-        tiles = stored.to(torch.float32) * self._scale + self._offset
+        tiles = stored.to(torch.float32, copy=True).mul_(self._scale).add_(self._offset)
         if buffer.copied is not None:
             buffer.copied.record()
         self._buffers.put(buffer)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
-from msvae.model.initialise import TINY_BACKBONE, pca_projection, rgb_projection
+from msvae.model.build import TINY_BACKBONE
+from msvae.model.initialise import pca_projection, rgb_projection
 from msvae.shards.manifest import LeafStatistics
 
 PLACEMENTS = ("both", "input", "output")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rasterio.transform import Affine
 from scipy.ndimage import gaussian_filter, shift
 
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
+from msvae.pack.output import replacing_folder
 from msvae.pack.synthetic.leaf_kinds import draw_leaves
 from msvae.pack.synthetic.leaf_shapes import Leaf, draw_leaf, leaf_mask
 from msvae.pack.synthetic.leaf_tissue import draw_health, tissue_reflectance
@@ -49,23 +48,13 @@ def synthesise(
     Raises: ValueError for arguments out of range, an `out` in use, or a place that cannot be written.
     """
     _check_arguments(num_images, size_px, seed)
-    target = out.resolve()
-    partial = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
-    try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"{out} is in use, expected a new or empty folder; choose another or empty it")
-        partial.mkdir(parents=True)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is in use, expected a new or empty folder; choose another or empty it")
+    with replacing_folder(out.resolve()) as partial:
         for index in range(num_images):
             _write_image(partial / f"leaf_{index:03d}", *draw_image(size_px, seed, index))
             if on_image is not None:
                 on_image()
-        partial.rename(target)
-    except OSError as error:
-        raise ValueError(
-            f"cannot write synthetic leaves to {out}: {error.strerror or error}; choose a folder you can write to"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return [out / f"leaf_{index:03d}.tif" for index in range(num_images)]
 
 
