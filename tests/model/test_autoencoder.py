@@ -52,6 +52,15 @@ def load(folder: Path, **options: object) -> AutoencoderKLMultispectralAdapter:
     return AutoencoderKLMultispectralAdapter.from_pretrained(folder, **options)
 
 
+def awaken(model: AutoencoderKLMultispectralAdapter) -> None:
+    """Give weights to the parts that begin at zero, as training does."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "attention.gate" in name or "adapter.residual" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
 class TestPromise1:
     """No background pixel contributes to loss, gradient, latent or reconstructed leaf pixel: bit for bit."""
 
@@ -63,6 +72,7 @@ class TestPromise1:
     ):
         model = load(backbone_folder, adapter_placement=placement, adapter_init="random", statistics=statistics)
         model.train(training)
+        awaken(model)
         sample, leaf = leaf_tiles()
         noise = torch.rand_like(sample) * 9 if junk == "random" else torch.full_like(sample, junk)
         results = []
@@ -134,11 +144,28 @@ class TestSeed:
     def test_band_importance_is_keyed_by_wavelength_and_follows_the_data(self, backbone_folder):
         model = load(backbone_folder)
         assert list(model.get_band_importance()) == list(DEFAULT_WAVELENGTHS_NM)
-        torch.nn.init.normal_(model.input_attention.gate[2].weight)
+        awaken(model)
         sample, leaf = leaf_tiles()
         assert model.get_band_importance(sample, leaf) != model.get_band_importance(sample * 0.1, leaf)
         junk = torch.where(leaf, sample, math.nan)
         assert model.get_band_importance(sample, leaf) == model.get_band_importance(junk, leaf)
+
+
+@pytest.mark.parametrize("background", ["fill", "keep"])
+def test_attention_sees_the_mean_spectrum_of_the_leaf(backbone_folder, statistics, background):
+    model = load(backbone_folder, statistics=statistics, adapter_init="pca", background=background)
+    awaken(model)
+    sample, leaf = leaf_tiles(batch=1)
+    spectrum = sample[0].double().numpy()[:, leaf[0, 0].numpy()].mean(axis=1)
+    standardised = (spectrum - statistics.mean) / statistics.std
+    expected = model.input_attention.weights_of_spectrum(torch.tensor(standardised[None], dtype=torch.float32))[0]
+    measured = list(model.get_band_importance(sample, leaf).values())
+    np.testing.assert_allclose(measured, expected.detach(), rtol=1e-4)
+    seen = []
+    model.input_attention.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    model.encode(sample, mask=leaf)
+    bands, weighed = seen[0]
+    np.testing.assert_allclose((weighed / bands)[0, :, leaf[0, 0]].mean(dim=1).detach(), measured, rtol=1e-3)
 
 
 class TestSaving:
