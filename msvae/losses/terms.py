@@ -1,9 +1,15 @@
-"""The terms of the loss, each a sum and a count over leaf elements only. B batch, C bands, H, W pixels."""
+"""The terms of the loss, each a sum and a count over leaf elements only. B batch, C bands, H, W pixels.
+
+Gradients are written out: they need two maps a pixel where autograd would keep a dozen copies of the tiles.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from msvae.losses.masked_sum import MaskedSum
 
@@ -12,10 +18,10 @@ def squared_error(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BCHW: Tensor) -
     """Squared error per band over valid elements.
 
     Args: three (B, C, H, W) tensors; `valid` is bool. Values where it is False never matter, NaN included.
-    Returns: sums and counts, each (C,), float32, reflectance squared.
+    Returns: sums and counts, each (C,), float32, reflectance squared. Only the reconstruction gets a gradient.
     """
-    error = torch.where(valid_BCHW, recon_BCHW.float() - target_BCHW.float(), 0.0)
-    return MaskedSum(error.square().sum(dim=(0, 2, 3)), valid_BCHW.sum(dim=(0, 2, 3)))
+    total: Tensor = _SquaredError.apply(recon_BCHW, target_BCHW, valid_BCHW)  # type: ignore[no-untyped-call]
+    return MaskedSum(total, valid_BCHW.sum(dim=(0, 2, 3)))
 
 
 def spectral_angle(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BHW: Tensor) -> MaskedSum:
@@ -23,21 +29,18 @@ def spectral_angle(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BHW: Tensor) -
 
     Returns: sum of angles in radians, float32, and number of pixels, each ().
     """
-    angle = angle_rad(
-        torch.where(valid_BHW[:, None], recon_BCHW.float(), 1.0),
-        torch.where(valid_BHW[:, None], target_BCHW.float(), 1.0),
-    )
-    return MaskedSum(torch.where(valid_BHW, angle, 0.0).sum(), valid_BHW.sum())
+    return MaskedSum(angle_rad(recon_BCHW, target_BCHW, valid_BHW).sum(), valid_BHW.sum())
 
 
-def angle_rad(u_BCHW: Tensor, v_BCHW: Tensor) -> Tensor:
-    """Angle between spectra along dim 1, (B, H, W), in radians.
+def angle_rad(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BHW: Tensor) -> Tensor:
+    """Angle between spectra along dim 1, (B, H, W), in radians; 0 where not valid.
 
     `2 atan2(|u' - v'|, |u' + v'|)` of unit vectors (Kahan 2006): exact near 0, where acos loses every digit and
-    has an infinite slope. A zero spectrum stands at pi / 2 to every other.
+    has an infinite slope. A zero spectrum stands at pi / 2 to every other. Only the reconstruction gets a gradient,
+    0 where it has no direction: at equal, opposite and zero spectra.
     """
-    u, v = _unit(u_BCHW), _unit(v_BCHW)
-    return 2 * torch.atan2(_norm(u - v), _norm(u + v)).squeeze(1)
+    angle: Tensor = _SpectralAngle.apply(recon_BCHW, target_BCHW, valid_BHW)  # type: ignore[no-untyped-call]
+    return angle
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor, leaf_share_Bhw: Tensor) -> MaskedSum:
@@ -51,13 +54,64 @@ def kl_divergence(mean: Tensor, logvar: Tensor, leaf_share_Bhw: Tensor) -> Maske
     return MaskedSum(torch.where(leaf_share_Bhw > 0, per_cell * leaf_share_Bhw, 0.0).sum(), leaf_share_Bhw.sum())
 
 
-def _unit(spectra: Tensor) -> Tensor:
-    norm = _norm(spectra)
-    return spectra / torch.where(norm == 0, 1.0, norm)
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recon: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        ctx.save_for_backward(recon, target, valid)
+        bands = zip(recon.unbind(1), target.unbind(1), valid.unbind(1), strict=True)
+        return torch.stack([_difference(*band).square_().sum() for band in bands])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_C: Tensor) -> tuple[Tensor, None, None]:
+        recon, target, valid = ctx.saved_tensors
+        gradient = _difference(recon, target, valid).mul_(2 * gradient_C[:, None, None])
+        return gradient.to(recon.dtype), None, None
 
 
-def _norm(spectra: Tensor) -> Tensor:
-    """Length along dim 1, kept; its gradient at a zero spectrum is 0. A NaN stays one."""
-    squared = spectra.square().sum(dim=1, keepdim=True)
-    zero = squared == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+class _SpectralAngle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recon: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        u, v = ([_exact(band) for band in spectra.unbind(1)] for spectra in (recon, target))
+        inverse_u, inverse_v = _inverse_norm(u), _inverse_norm(v)
+        minus, plus = torch.zeros_like(inverse_u), torch.zeros_like(inverse_u)
+        for u_c, v_c in zip(u, v, strict=True):
+            unit_u, unit_v = u_c * inverse_u, v_c * inverse_v
+            difference = unit_u - unit_v
+            total = unit_u.add_(unit_v)
+            minus.addcmul_(difference, difference)
+            plus.addcmul_(total, total)
+        # with unit vectors, sin = sqrt(minus * plus) / 2 and cos = 1 - minus / 2;
+        # the gradient is (cos u' - v') / (|u| sin), a combination of u and v with two factors a pixel
+        product = minus * plus
+        slope = torch.where(product == 0, 0.0, 2 * inverse_u * product.rsqrt())
+        factor_u, factor_v = slope * inverse_u * (1 - minus / 2), -slope * inverse_v
+        ctx.save_for_backward(recon, target, valid, factor_u, factor_v)
+        return torch.where(valid, 2 * torch.atan2(minus.sqrt_(), plus.sqrt_()), 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BHW: Tensor) -> tuple[Tensor, None, None]:
+        recon, target, valid, factor_u, factor_v = ctx.saved_tensors
+        factor_u, factor_v = gradient_BHW * factor_u, gradient_BHW * factor_v
+        gradient = torch.empty_like(recon)
+        for band, u_c, v_c in zip(gradient.unbind(1), recon.unbind(1), target.unbind(1), strict=True):
+            band.copy_(torch.where(valid, factor_u * u_c + factor_v * v_c, 0.0))
+        return gradient, None, None
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _difference(recon: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid, _exact(recon) - _exact(target), 0.0)
+
+
+def _inverse_norm(bands: list[Tensor]) -> Tensor:
+    """1 / length of each spectrum, 0 for a zero spectrum."""
+    squared = bands[0].square()
+    for band in bands[1:]:
+        squared.addcmul_(band, band)
+    return torch.where(squared == 0, 0.0, squared.rsqrt())

@@ -14,6 +14,7 @@ from msvae.losses.coverage import check_mask, latent_coverage, mask_stats, valid
 from msvae.losses.objective import objective, term_counts
 from msvae.losses.terms import angle_rad, kl_divergence, spectral_angle, squared_error
 
+PIXEL = torch.ones(1, 1, 1, dtype=torch.bool)
 masks = st.sampled_from(["empty", "full", "one pixel", "random"])
 
 
@@ -81,7 +82,7 @@ def test_the_angle_is_of_a_pixels_bands_not_of_a_bands_pixels():
 )
 def test_angles_of_equal_opposite_and_zero_spectra_have_finite_gradients(u, v, expected):
     spectrum = torch.tensor(u).view(1, 2, 1, 1).requires_grad_()
-    angle = angle_rad(spectrum, torch.tensor(v).view(1, 2, 1, 1))
+    angle = angle_rad(spectrum, torch.tensor(v).view(1, 2, 1, 1), PIXEL)
     angle.sum().backward()
     assert angle.item() == pytest.approx(expected, rel=1e-3, abs=1e-7)
     assert spectrum.grad is not None
@@ -90,13 +91,53 @@ def test_angles_of_equal_opposite_and_zero_spectra_have_finite_gradients(u, v, e
 
 def test_a_broken_reconstruction_is_not_a_perfect_one():
     broken = torch.full((1, 3, 1, 1), math.nan)
-    assert angle_rad(broken, torch.ones(1, 3, 1, 1)).isnan().all()
+    assert angle_rad(broken, torch.ones(1, 3, 1, 1), PIXEL).isnan().all()
 
 
 def test_gradients_of_angle_and_error_are_right():
     generator = torch.Generator().manual_seed(0)
-    recon, target = (torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in range(2))
-    torch.autograd.gradcheck(lambda r: angle_rad(r, target), recon.requires_grad_())
+    recon, target = (torch.rand(2, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    recon[0, :, 0, 0] = target[0, :, 0, 0] * 1.7 + 1e-4  # an angle near 0
+    recon[0, :, 0, 1] = -target[0, :, 0, 1] * 0.6 + 1e-3  # an angle near pi
+    valid = torch.rand(2, 3, 2, 2, generator=generator) > 0.3
+    recon.requires_grad_()
+    assert torch.autograd.gradcheck(lambda r: angle_rad(r, target, valid[:, 0]), recon, eps=1e-7, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda r: squared_error(r, target, valid).total, recon)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_judged_in_single_precision(dtype):
+    recon, target, leaf = random_tiles(5, 5, "random")
+    valid = valid_elements(target, leaf)
+    half = recon.to(dtype).requires_grad_()
+    single = half.detach().float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for term in (
+            lambda r: squared_error(r, target, valid).total.sum(),
+            lambda r: spectral_angle(r, target, valid_spectra(target, valid)).total,
+        ):
+            ours, exact = term(half), term(single)
+            assert ours.dtype == torch.float32
+            assert ours == exact
+            (gradient,), (exact_gradient,) = torch.autograd.grad(ours, half), torch.autograd.grad(exact, single)
+            assert gradient.dtype == dtype
+            torch.testing.assert_close(gradient, exact_gradient.to(dtype), rtol=0, atol=0)
+
+
+def test_losses_compile_whole_and_once_for_any_coverage():
+    def loss(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+        valid = valid_elements(target, leaf)
+        angle = spectral_angle(recon, target, valid_spectra(target, valid))
+        return squared_error(recon, target, valid).overall() + angle.overall()
+
+    compiled = torch.compile(loss, fullgraph=True)
+    for i, mask in enumerate(("random", "full", "empty", "one pixel")):
+        recon, target, leaf = random_tiles(i, 5, mask)
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            ours, theirs = (recon.clone().requires_grad_() for _ in range(2))
+            compiled(ours, target, leaf).backward()
+        loss(theirs, target, leaf).backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
 
 @given(st.integers(0, 1000), masks)
