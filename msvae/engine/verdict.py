@@ -128,8 +128,8 @@ def _write_report(
     sections = [
         Section(
             "Best, median and worst tile",
-            "From the top: the tile with the smallest, the middle and the largest error. The yellow line is the leaf "
-            "mask; outside it nothing is learned or judged, so reconstructions are shown on the leaf alone.",
+            "From the top: the tile with the smallest, the median and the largest error. Outside the leaf mask nothing is "
+            "learned or judged, so reconstructions are shown on the leaf alone.",
             comparison_figure(examples, evaluator.bands),
             "tiles",
         ),
@@ -186,7 +186,10 @@ def _training_curves(path: Path) -> list[Section]:
     names = {"psnr_db": "leaf PSNR (dB)", "angle_deg": "spectral angle (°)", "ndvi_mae": "NDVI error"}
     curves = {label: [row[n] for row in rows] for n, label in names.items() if all(row[n] is not None for row in rows)}
     figure = curves_figure([row["step"] for row in rows], curves)
-    caption = "On the validation split while training. Curves that still move ask for more steps."
+    caption = (
+        "On the validation split while training. Curves that still improve ask for more steps, those that turn for more "
+        "images."
+    )
     return [Section("Training", caption, figure, "training")]
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from msvae.bands import Bands
 
 Picture = NDArray[np.float64]
-LEAF, RECON, OUTLINE = "#1b7f3b", "#d1495b", "#ffd400"
+LEAF, RECON = "#1b7f3b", "#d1495b"
+MASK_COLOURS = np.array([[0.93, 0.93, 0.93], [0.11, 0.50, 0.23]])
 STRETCH_PERCENTILES = (1.0, 99.0)
 GAMMA = 0.7
 """Lifts leaves, which are dark in visible light, above black."""
@@ -76,17 +77,17 @@ def composites(bands: Bands) -> list[Composite]:
 
 
 def comparison_figure(examples: Sequence[Example], bands: Bands) -> Figure:
-    """A row a tile: each composite with the leaf outlined, its reconstruction, and the error."""
+    """A row a tile: its leaf mask, each composite and its reconstruction, and the error."""
     kinds = composites(bands)
-    num_columns = 2 * len(kinds) + 1
+    num_columns = 2 * len(kinds) + 2
     figure = Figure(figsize=(2.1 * num_columns + 0.9, 2.1 * len(examples) + 0.3), layout="constrained")
     grid = figure.subplots(len(examples), num_columns, squeeze=False)
     worst = max((float(np.nanpercentile(e.rmse(), 99)) for e in examples if e.leaf_mask.any()), default=1.0)
     for row, (axes, example) in enumerate(zip(grid, examples, strict=True)):
+        _show(axes[0], MASK_COLOURS[example.leaf_mask.astype(int)], "leaf mask" if row == 0 else "")
         for i, kind in enumerate(kinds):
-            _show(axes[2 * i], kind.draw(example, reconstructed=False), kind.name if row == 0 else "")
-            axes[2 * i].contour(example.leaf_mask, levels=[0.5], colors=OUTLINE, linewidths=0.6)
-            _show(axes[2 * i + 1], kind.draw(example, reconstructed=True), "reconstructed" if row == 0 else "")
+            _show(axes[2 * i + 1], kind.draw(example, reconstructed=False), kind.name if row == 0 else "")
+            _show(axes[2 * i + 2], kind.draw(example, reconstructed=True), "reconstructed" if row == 0 else "")
         error = axes[-1].imshow(example.rmse(), cmap="magma", vmin=0, vmax=worst)
         _bare(axes[-1], "error (RMSE)" if row == 0 else "")
         axes[0].set_ylabel(example.key, fontsize=6)
