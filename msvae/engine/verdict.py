@@ -128,8 +128,8 @@ def _write_report(
     sections = [
         Section(
             "Best, median and worst tile",
-            "From the top: the tile with the smallest, the median and the largest error. Outside the leaf mask nothing is "
-            "learned or judged, so reconstructions are shown on the leaf alone.",
+            "From the top: the tile with the smallest, the median and the largest error. Outside the leaf mask "
+            "nothing is learned or judged, so reconstructions are shown on the leaf alone.",
             comparison_figure(examples, evaluator.bands),
             "tiles",
         ),
@@ -187,8 +187,8 @@ def _training_curves(path: Path) -> list[Section]:
     curves = {label: [row[n] for row in rows] for n, label in names.items() if all(row[n] is not None for row in rows)}
     figure = curves_figure([row["step"] for row in rows], curves)
     caption = (
-        "On the validation split while training. Curves that still improve ask for more steps, those that turn for more "
-        "images."
+        "On the validation split while training. Curves that still improve ask for more steps, those that turn for "
+        "more images."
     )
     return [Section("Training", caption, figure, "training")]
 
