@@ -77,7 +77,7 @@ def pack(
     """Cut images into tiles with leaf masks and write them as shards for training."""
     with _user_errors():
         options = PackOptions(
-            band_files=tuple(filter(None, band_files.split(","))),
+            band_files=tuple(filter(None, (name.strip() for name in band_files.split(",")))),
             wavelengths_nm=_numbers("--wavelengths", wavelengths),
             scale=scale,
             mask=mask,
@@ -95,7 +95,9 @@ def pack(
 
 def _show(summary: PackSummary) -> None:
     console = Console(highlight=False)
-    table = Table(title=f"{summary.out}: {summary.num_images} images, {summary.num_bytes / 1e6:.1f} MB")
+    images = "1 image" if summary.num_images == 1 else f"{summary.num_images} images"
+    console.print(f"{summary.out}: {images}, {summary.num_bytes / 1e6:.1f} MB", soft_wrap=True)
+    table = Table()
     for heading in ("split", "tiles", "shards", "leaf pixels"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for name, num_tiles in summary.tiles.items():

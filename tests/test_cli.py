@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
     out = tmp_path / "shards"
     code, output = run("pack", rice, "--out", out, "--band-files", files, "--mask", "ndvi>0.10", "--tile", 128)
     assert code == 0
-    assert "1 images" in output
+    assert "1 image, " in output
     assert "note: no wavelengths stated" in output
 
 
@@ -68,6 +69,39 @@ def test_bands_are_found_by_wavelength():
         Bands.of_wavelengths((475.0,)).index("nir")
 
 
+def test_the_python_of_the_readme_runs(leaf_images, tmp_path, monkeypatch, capsys):
+    from msvae import AutoencoderKLMultispectralAdapter
+    from msvae.model.build import TINY_BACKBONE
+
+    AutoencoderKLMultispectralAdapter(**TINY_BACKBONE).save_pretrained(tmp_path / "runs" / "leaves" / "best")
+    (tmp_path / "leaves").symlink_to(leaf_images)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    exec(code, {})
+    assert "coverage 0." in capsys.readouterr().out
+
+
+def test_overwriting_spares_what_pack_did_not_write(leaf_images, tmp_path):
+    out = tmp_path / "shards"
+    assert run("pack", leaf_images, "--out", out, "--tile", 32)[0] == 0
+    assert run("pack", leaf_images, "--out", out, "--tile", 32, "--overwrite")[0] == 0
+    (out / "train" / "thesis.txt").write_text("mine")
+    code, output = run("pack", leaf_images, "--out", out, "--tile", 32, "--overwrite")
+    assert (code, (out / "train" / "thesis.txt").read_text()) == (2, "mine")
+    assert "--overwrite would delete train/thesis.txt" in output
+
+
+def test_a_failed_quickstart_keeps_the_earlier_one(tmp_path):
+    earlier = tmp_path / "earlier"
+    (earlier / "run" / "model").mkdir(parents=True)
+    (earlier / ".quickstart").touch()
+    (earlier / "report.html").write_text("last week")
+    done = quickstart(tmp_path, "--images", "nothing", "--out", "earlier")
+    assert done.returncode == 2
+    assert (earlier / "report.html").read_text() == "last week"
+    assert (earlier / "run" / "model").is_dir()
+
+
 def quickstart(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(ROOT / "launch" / "quickstart.sh"), *map(str, arguments)]
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
@@ -77,6 +111,7 @@ def quickstart(tmp_path: Path, *arguments: object) -> subprocess.CompletedProces
     ("arguments", "message"),
     [
         (["--images"], "error: --images names nothing"),
+        (["--steps", "0"], "error: --steps is '0', expected a number of 1 or more"),
         (["--imagse", "x"], "error: unknown option --imagse"),
         (["--images", "nothing"], "error: nothing does not exist"),
         (["--images", "nothing", "--", "--mask", "ndvi>0.1"], "error: nothing does not exist"),

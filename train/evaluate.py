@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from msvae.engine.ranks import Ranks
-from msvae.engine.setup import join, run_script
+from msvae.engine.setup import check_writable, join, run_script
 from msvae.engine.verdict import evaluate
 
 
@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a split, or a data set with test/ or val/")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
+    check_writable(arguments.out)
     evaluate(arguments.model, arguments.data, arguments.out, Ranks(join()))
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from msvae.config import load_config
-from msvae.engine.setup import join, run_script
+from msvae.engine.setup import check_writable, join, run_script
 from msvae.engine.trainer import Trainer
 
 
@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     arguments, overrides = parser.parse_known_args()
     config = load_config(arguments.config, overrides)
+    check_writable(config.out)
     Trainer(config, join()).fit()
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 """Where Open MPI, other MPIs and srun say how many processes they started; torchrun's WORLD_SIZE goes before them."""
+
+MAIN_RANK_FIRST_S = 5.0
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -74,16 +79,33 @@ def refuse_alone(joined: int) -> None:
         )
 
 
+def check_writable(folder: Path) -> None:
+    """See that a folder can be made and written to, without leaving a trace.
+
+    Raises: ValueError naming it when it cannot.
+    """
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise ValueError(f"cannot write {folder} ({error.strerror}: {nearest}); choose a writable folder") from error
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run an entry point; a user's error becomes one line and exit code 2, and the launcher's last words."""
-    handler = get_error_handler()
-    handler.initialize()
+    """Run an entry point; a user's error becomes one line, exit code 2, and the last words of torchrun's summary."""
     try:
         main()
     except ValueError as error:
-        handler.record_exception(error)
         rank = int(os.environ.get("RANK", 0))
-        # until they have joined, all ranks fail alike, and one voice is enough
-        if rank == 0 or torch.distributed.is_initialized():
-            print(f"error on rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
+        line = f"error on rank {rank}: {error}" if rank else f"error: {error}"
+        if rank:
+            # most errors meet all ranks alike: rank 0 speaks for them, and the launcher then ends the others
+            time.sleep(MAIN_RANK_FIRST_S)
+        print(line, file=sys.stderr, flush=True)
+        if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            Path(summary).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
         sys.exit(2)
+    except KeyboardInterrupt:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print("stopped; training goes on from its newest checkpoint when run again", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -55,6 +55,8 @@ class Trainer:
                 self.validation.run(0, self.log)
             if self.step < self.config.train.max_steps:
                 self._train()
+            elif self.log is not None:
+                self.log.say(f"nothing left to train: train.max_steps is {self.config.train.max_steps}")
             if self.log is not None:
                 with self.average.in_place():
                     checkpoint.save_model(self.model, self.config.out / "model")

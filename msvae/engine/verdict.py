@@ -23,6 +23,7 @@ from msvae.report.pictures import Example, comparison_figure, curves_figure, spe
 from msvae.shards.reader import ShardReader
 
 BATCH_SIZE = 8
+FEW_TILES = 10
 EXPLANATIONS = {
     "model": "this model",
     "untrained": "the same before its first step",
@@ -144,7 +145,7 @@ def _write_report(
     write_report(
         out / "report.html",
         title="Leaf reconstruction report",
-        verdict=verdict(summaries),
+        verdict=f"{verdict(summaries)} {_caution(split, manifest.num_samples)}",
         rows=[Row(name.replace("_", " "), EXPLANATIONS[name], asdict(s)) for name, s in summaries.items()],
         band_labels=[f"{nm:.0f} nm" for nm in evaluator.bands.wavelengths_nm],
         sections=sections,
@@ -177,6 +178,12 @@ def verdict(summaries: dict[str, Summary]) -> str:
         f"It is {versus_pca} three principal components of every pixel ({pca.psnr_db:.2f} dB, {_degrees(pca)}), which "
         "keep full spatial detail at many times the size."
     )
+
+
+def _caution(split: Path, num_tiles: int) -> str:
+    if split.name == "train":
+        return "The model was trained on these very tiles: on leaves it has not seen it will do worse."
+    return f"Only {num_tiles} tiles were judged, so the numbers are rough." if num_tiles < FEW_TILES else ""
 
 
 def _training_curves(path: Path) -> list[Section]:

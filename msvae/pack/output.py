@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msvae.pack.options import SPLITS
+from msvae.shards.manifest import MANIFEST_NAME
 
 
 def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -26,7 +27,12 @@ def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"--out {out} exists and is not empty; name another folder or give --overwrite")
-    foreign = [name for name in inside if name not in SPLITS]
+    foreign = [name for name in inside if name not in SPLITS] + [
+        f"{split}/{path.name}"
+        for split in SPLITS
+        for path in sorted((out / split).glob("*"))
+        if path.name != MANIFEST_NAME and not path.name.startswith("leaf-")
+    ]
     if foreign or any(path.is_relative_to(out) for path in inputs):
         raise ValueError(
             f"--overwrite would delete {', '.join(foreign[:5]) or 'the images'} in {out}, which is no packed data; "

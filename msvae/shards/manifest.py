@@ -90,7 +90,9 @@ class Manifest(_Record):
         """
         path = folder / MANIFEST_NAME
         if not path.is_file():
-            raise ValueError(f"{folder} holds no {MANIFEST_NAME}; make shards with `msvae pack IMAGE… --out DIR`")
+            inside = next((path.parent for path in sorted(folder.glob(f"*/{MANIFEST_NAME}"))), None)
+            hint = f"did you mean {inside}?" if inside else "make shards with `msvae pack IMAGE… --out DIR`"
+            raise ValueError(f"{folder} holds no {MANIFEST_NAME}; {hint}")
         manifest = _parse(cls, path)
         if not manifest.shards:
             raise ValueError(

@@ -149,6 +149,8 @@ def test_evaluation_gives_the_same_numbers_on_one_and_two_ranks(launch, undistur
         ({"train__seed": 9}, r"belongs to another run (train.seed: 0 -> 9)"),
         ({"train__resume": "never"}, "holds an earlier run up to step-00000012; choose another `out`"),
         ({"train__resume": "/nowhere"}, "/nowhere is not a checkpoint"),
+        ({"out": "/proc/run"}, "cannot write /proc/run (No such file or directory: /proc); choose a writable folder"),
+        ({"data__train": "{shards}"}, "holds no manifest.json; did you mean"),
         ({"data__global_batch_size": 7}, "data.global_batch_size is 7, expected a multiple of 3 ranks x"),
         ({"data__train": "/nowhere"}, "/nowhere holds no manifest.json; make shards with `msvae pack"),
         ({"train__resume": "{out}/checkpoints/step-00000006"}, "goes on to step-00000012 after step-00000006"),
@@ -163,11 +165,15 @@ def test_a_run_that_cannot_be_meant_is_refused_in_one_line(launch, undisturbed, 
     places = {"out": undisturbed, "shards": leaf_shards}
     overrides = {name: str(value).format(**places) for name, value in overrides.items()}
     before = sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*"))
-    done = launch(TRAIN, *tiny_run(leaf_shards, undisturbed, **{**RUN, **overrides}), processes=RANKS)
+    settings = {**RUN, "out": undisturbed, **overrides}
+    done = launch(TRAIN, *tiny_run(leaf_shards, **settings), processes=RANKS)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+    last = done.stderr[done.stderr.rindex("Root Cause") :]
+    assert message in last
+    assert "Traceback" not in last
     assert sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*")) == before
 
 

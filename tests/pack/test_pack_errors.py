@@ -183,7 +183,7 @@ def test_overwrite_never_deletes_what_packing_did_not_write(tmp_path, leaf_image
     image = leaf_image(tmp_path / "photos" / "leaf.tif")
     refuse([image], tmp_path / "photos", "would delete leaf.tif, leaf_mask.png", overwrite=True)
     inside = leaf_image(tmp_path / "data" / "train" / "leaf.tif")
-    refuse([inside], tmp_path / "data", "would delete the images", overwrite=True)
+    refuse([inside], tmp_path / "data", "would delete train/leaf.tif", overwrite=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").touch()
     refuse([image], tmp_path / "home", "would delete thesis.txt", overwrite=True)
