@@ -39,6 +39,11 @@ class Bands:
         wavelengths = ", ".join(f"{nm:.0f}" for nm in self.wavelengths_nm)
         return f"{len(self)} bands ({wavelengths} nm)"
 
+    @property
+    def tags(self) -> list[str]:
+        """Each band by its wavelength alone, such as `475nm`."""
+        return [f"{nm:.0f}nm" for nm in self.wavelengths_nm]
+
     @classmethod
     def of_wavelengths(cls, wavelengths_nm: Sequence[float]) -> Bands:
         """Bands named by their wavelength alone, such as `475nm`."""

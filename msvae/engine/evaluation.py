@@ -13,6 +13,7 @@ from msvae.metrics.accumulate import TileSums
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.report.pictures import Example
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import MicroBatchPlan, Place, evaluation_plans
 from msvae.shards.reader import ShardReader
@@ -59,11 +60,14 @@ class Evaluator:
         return {name: column.cpu().numpy() for name, column in self._ranks.sum(columns).items()}
 
     @torch.no_grad()
-    def examples(self, reconstruct: Reconstruct, slots: Sequence[int]) -> list[tuple[Batch, Tensor]]:
-        """Chosen tiles of the split and their reconstructions, batches of one, on the calling rank alone."""
+    def examples(self, reconstruct: Reconstruct, slots: Sequence[int]) -> list[Example]:
+        """Chosen tiles of the split and their reconstructions, made one by one on the calling rank alone."""
         places = [(shard, row) for shard, count in enumerate(self.reader.samples_per_shard) for row in range(count)]
         plans = (MicroBatchPlan(slot, (Place(*places[slot], slot),)) for slot in slots)
-        return [(batch, reconstruct(batch)) for batch in self._load(plans)]
+        return [
+            Example.of_tensors(batch.keys[0], batch.tiles[0], reconstruct(batch)[0], batch.leaf_mask[0, 0])
+            for batch in self._load(plans)
+        ]
 
     def _plans(self) -> Iterator[MicroBatchPlan]:
         return evaluation_plans(

@@ -20,7 +20,7 @@ from msvae.engine.optim import MovingAverage, learning_rate, make_optimizer
 from msvae.engine.ranks import Ranks
 from msvae.engine.step import Stepper, Sums
 from msvae.engine.validation import Validation
-from msvae.losses.masked_sum import divide_once
+from msvae.losses.masked_sum import MaskedSum
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.build import build_model
 from msvae.shards.loader import Batch, Loader
@@ -118,11 +118,12 @@ class Trainer:
         path = checkpoint.choose(self.config)
         state: dict[str, Any] = {"step": 0, "identity": self.identity} if path is None else checkpoint.load_state(path)
         self._agree(state)
+        if path is not None:
+            checkpoint.check_identity(path, state["identity"], self.identity)
         untrained = self.config.out / "untrained"
         if self.ranks.is_main and (path is None or not untrained.exists()):
             checkpoint.save_model(self.model, untrained)
         if path is not None:
-            checkpoint.check_identity(path, state["identity"], self.identity)
             checkpoint.restore(path, self.trained)
             self.average.resume(state["step"])
             self.validation.resume(state["validation"])
@@ -211,8 +212,9 @@ class Trainer:
     def _log_step(self, totals: Sums, counts: Sums, rate: float, grad_norm: float) -> None:
         if self.log is None:
             return
-        means = {term: float(divide_once(total, counts[term])) for term, total in totals.items()}
-        per_band = (totals["mse"] / counts["mse"].clamp(min=1)).tolist()
+        sums = {term: MaskedSum(total, counts[term]) for term, total in totals.items()}
+        means = {term: float(masked_sum.overall()) for term, masked_sum in sums.items()}
+        per_band = sums["mse"].mean().tolist()
         now_s, global_batch_size = time.monotonic(), self.config.data.global_batch_size
         self.log.step(
             {
@@ -226,13 +228,10 @@ class Trainer:
                 "grad_norm": grad_norm,
                 "samples_per_s": (self.step - self.logged_step) * global_batch_size / (now_s - self.logged_at_s),
                 "data_wait_s": self.data_wait_s / (self.step - self.logged_step),
-                "mse_per_channel": dict(zip(self._band_tags(), per_band, strict=True)),
+                "mse_per_channel": dict(zip(self.reader.manifest.bands.tags, per_band, strict=True)),
             }
         )
         self.logged_step, self.logged_at_s, self.data_wait_s = self.step, now_s, 0.0
-
-    def _band_tags(self) -> list[str]:
-        return [f"{nm:.0f}nm" for nm in self.reader.manifest.wavelengths_nm]
 
     def _write_trace(self, window: list[Batch]) -> None:
         if self.trace is not None:

@@ -15,7 +15,7 @@ from msvae.engine.optim import MovingAverage
 from msvae.engine.ranks import Ranks
 from msvae.metrics.accumulate import summarise
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.report.pictures import Example, comparison_figure, spectra_figure
+from msvae.report.pictures import comparison_figure, spectra_figure
 from msvae.shards.reader import ShardReader
 
 NUM_PICTURES = 4
@@ -73,7 +73,6 @@ class Validation:
         mse = float(np.square(rmse / self._model.leaf_std.double().cpu().numpy()).mean())
         sam_rad = math.radians(summary.angle_deg or 0.0)
         weights = self._config.loss
-        names = [f"{nm:.0f}nm" for nm in evaluator.bands.wavelengths_nm]
         return {
             "step": step,
             # the terms of the objective that are measured in spectra; KL has no meaning for the posterior's mode
@@ -85,15 +84,12 @@ class Validation:
             "ndvi_mae": summary.ndvi_mae,
             "ndre_mae": summary.ndre_mae,
             "ssim": summary.ssim,
-            "rmse": dict(zip(names, rmse.tolist(), strict=True)),
+            "rmse": dict(zip(evaluator.bands.tags, rmse.tolist(), strict=True)),
         }
 
     def _draw(self, evaluator: Evaluator, step: int, log: RunLog) -> None:
         num_tiles = evaluator.reader.manifest.num_samples
         slots = np.unique(np.linspace(0, num_tiles - 1, NUM_PICTURES).astype(int)).tolist()
-        examples = [
-            Example.of_tensors(batch.keys[0], batch.tiles[0], recon[0], batch.leaf_mask[0, 0])
-            for batch, recon in evaluator.examples(by_model(self._model), slots)
-        ]
+        examples = evaluator.examples(by_model(self._model), slots)
         log.figure("validation/tiles", comparison_figure(examples, evaluator.bands), step)
         log.figure("validation/leaf_spectra", spectra_figure(examples, evaluator.bands), step)

@@ -19,7 +19,7 @@ from msvae.metrics.accumulate import Summary, TileSums, summarise, tile_rmse
 from msvae.metrics.baselines import mean_spectrum, principal_components
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.report.page import Row, Section, write_report
-from msvae.report.pictures import Example, comparison_figure, curves_figure, spectra_figure
+from msvae.report.pictures import comparison_figure, curves_figure, spectra_figure
 from msvae.shards.reader import ShardReader
 
 BATCH_SIZE = 8
@@ -122,10 +122,7 @@ def _write_report(
     with_leaf = np.flatnonzero(sums["num_pixels"])
     by_error = with_leaf[np.argsort(rmse[with_leaf])]
     slots = [int(by_error[i]) for i in dict.fromkeys((0, len(by_error) // 2, len(by_error) - 1))]
-    examples = [
-        Example.of_tensors(batch.keys[0], batch.tiles[0], recon[0], batch.leaf_mask[0, 0])
-        for batch, recon in evaluator.examples(reconstruct, slots)
-    ]
+    examples = evaluator.examples(reconstruct, slots)
     sections = [
         Section(
             "Best, median and worst tile",

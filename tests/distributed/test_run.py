@@ -115,6 +115,8 @@ def test_a_run_leaves_what_the_design_names(undisturbed):
     assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == [
         f"step-{step:08d}" for step in (6, 9, 12)
     ]
+    kinds = {path.name for path in (undisturbed / "checkpoints").rglob("*") if path.is_file()}
+    assert kinds == {"tensors.safetensors", "state.json"}, "a checkpoint holds numbers and text, nothing that runs"
     assert (undisturbed / "config.yaml").is_file()
     assert not [path for path in undisturbed.rglob(".*")], "half-written files are left"
     events = EventAccumulator(str(undisturbed / "tensorboard"), size_guidance={"images": 0})

@@ -1,0 +1,47 @@
+"""Promise 7: no pickle, no command, no code from a shard or a configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crc32c import crc32c
+
+from msvae.config import load_config
+from msvae.shards.reader import ShardReader
+
+
+def test_an_object_array_with_valid_checksums_is_refused(leaf_shards, tmp_path):
+    split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
+    manifest = json.loads((split / "manifest.json").read_text())
+    tar = split / manifest["shards"][0]["name"]
+    index_path = tar.with_suffix(".index.json")
+    index, content = json.loads(index_path.read_text()), bytearray(tar.read_bytes())
+
+    def member(name: str) -> bytes:
+        return bytes(content[index[f"{name}_offset"][0] :][: index[f"{name}_bytes"][0]])
+
+    start = index["bands_offset"][0]
+    content[start : start + 128] = content[start : start + 128].replace(b"'<u2'", b"'|O8'")
+    index["crc32c"][0] = crc32c(member("mask"), crc32c(member("bands")))
+    tar.write_bytes(content)
+    index_path.write_text(json.dumps(index))
+    manifest["shards"][0]["index_sha256"] = hashlib.sha256(index_path.read_bytes()).hexdigest()
+    (split / "manifest.json").write_text(json.dumps(manifest))
+    reader = ShardReader(split)
+    tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
+    with pytest.raises(ValueError, match="is not a uint16 array"):
+        reader.read_into(0, 0, tile, leaf_mask)
+    reader.read_into(0, 1, tile, leaf_mask)
+
+
+def test_a_configuration_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("out: !!python/object/apply:os.system ['touch ran']")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(tmp_path / "run.yaml")
+    assert not (tmp_path / "ran").exists()
