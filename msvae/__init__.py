@@ -3,15 +3,22 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
     from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 
-__all__ = ["AutoencoderKLMultispectralAdapter"]
+__all__ = ["AutoencoderKLMultispectralAdapter", "ModelMixin"]
 
 
 def __getattr__(name: str) -> Any:
+    # imported on first use: torch takes seconds, and `msvae pack` does not need it
     if name == "AutoencoderKLMultispectralAdapter":
-        # imported on first use: torch takes seconds, and `msvae pack` does not need it
         from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 
         return AutoencoderKLMultispectralAdapter
+    if name == "ModelMixin":
+        # a pipeline loads a part from a library only where it finds this base class there too
+        from diffusers import ModelMixin
+
+        return ModelMixin
     raise AttributeError(f"module 'msvae' has no attribute {name!r}")

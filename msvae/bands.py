@@ -15,6 +15,10 @@ RANGES_NM = {
     "red_edge": (690.0, 760.0),
     "nir": (760.0, 950.0),
 }
+NORMALISED_DIFFERENCES = {"ndvi": ("nir", "red"), "ndre": ("nir", "red_edge")}
+"""(a - b) / (a + b) of two bands, by role."""
+MIN_INDEX_SUM = 1e-3
+"""Smallest a + b, in reflectance, that an index is divided by: below it is noise."""
 CENTRES_NM = {"blue": 475.0, "green": 550.0, "red": 665.0, "red_edge": 720.0, "nir": 840.0}
 
 
@@ -49,6 +53,13 @@ class Bands:
         """Bands named by their wavelength alone, such as `475nm`."""
         return cls(tuple(wavelengths_nm), tuple(f"{nm:.0f}nm" for nm in wavelengths_nm))
 
+    @classmethod
+    def named(cls, wavelengths_nm: Sequence[float], names: Sequence[str] | None = None) -> Bands:
+        """Bands with the names given. Without, the default bands have the default names, others their wavelength."""
+        if not names and tuple(wavelengths_nm) != DEFAULT_WAVELENGTHS_NM:
+            return cls.of_wavelengths(wavelengths_nm)
+        return cls(tuple(wavelengths_nm), tuple(names) if names else DEFAULT_NAMES)
+
     def index(self, role: str) -> int:
         """Position of the band that plays `blue`, `green`, `red`, `red_edge` or `nir`, found by wavelength.
 
@@ -59,6 +70,14 @@ class Bands:
         if not inside:
             raise ValueError(f"got {self}, expected one in {low:.0f} to {high:.0f} nm to serve as {role}")
         return min(inside, key=lambda i: abs(self.wavelengths_nm[i] - CENTRES_NM[role]))
+
+    def index_pairs(self) -> dict[str, tuple[int, int]]:
+        """Positions of the two bands of each normalised difference that these bands allow."""
+        return {
+            name: (self.index(first), self.index(second))
+            for name, (first, second) in NORMALISED_DIFFERENCES.items()
+            if self.has(first, second)
+        }
 
     def has(self, *roles: str) -> bool:
         """Whether a band lies in the spectral range of every role."""

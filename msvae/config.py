@@ -42,12 +42,15 @@ class ModelConfig(_Section):
     """Adapters on both sides, or on one while the other side's convolution is widened to all bands."""
     adapter_init: Literal["random", "rgb", "pca"] = "pca"
     """How adapters begin: at random, with red, green and blue as themselves, or as principal components."""
+    adapter_form: Literal["residual", "convolution"] = "residual"
+    """A linear map plus three convolutions that start at zero, or the three convolutions alone."""
     adapter_width: PositiveInt = 32
     """Channels of the adapters' convolutions."""
     use_spectral_attention: bool = True
     """Weigh the bands by the mean leaf spectrum, on both sides."""
     train_backbone: Literal["none", "decoder", "all"] = "none"
-    """What of the backbone is trained beside the adapters. `tiny` needs `all`."""
+    """What of the backbone is trained beside the adapters. `tiny` needs `all`. Unless it is `all`, placement `output`
+    trains nothing before the latents."""
     sample_posterior: bool = True
     """Draw latents from the posterior while training; off, its mode is taken. Evaluation always takes the mode."""
 
@@ -67,24 +70,52 @@ class DataConfig(_Section):
     """Reader threads a rank; 0 reads between the steps."""
     background: Literal["fill", "keep"] = "fill"
     """`fill` hides everything off the leaf from the encoder; `keep` shows it."""
+    low_coverage: float = Field(0.1, ge=0, le=1)
+    """Leaf share of a global batch under which a warning names its emptiest tiles."""
+    high_coverage: float = Field(0.95, ge=0, le=1)
+    """Leaf share of a global batch above which a warning names its fullest tiles."""
+    max_nonfinite_share: float = Field(0.001, ge=0, le=1)
+    """Share of leaf values that may be NaN or infinite, and are left out, before training stops."""
+    check_every: PositiveInt = 100
+    """Steps between looks at coverage and at values that are not finite: at most one warning of a kind each time."""
     trace: bool = False
     """Write which samples each step saw to `trace/rank-00000.jsonl`."""
 
 
 class LossConfig(_Section):
-    """Weights of the terms; a term at 0 is off."""
+    """Weights of the terms, all on leaf pixels alone. A term at 0 is off and not computed."""
 
     mse_weight: NonNegativeFloat = 1.0
     """Squared error, in units of each band's variance over training leaves."""
+    l1_weight: NonNegativeFloat = 0.0
+    """Absolute error, in units of each band's standard deviation."""
+    huber_weight: NonNegativeFloat = 0.0
+    """Huber's error: half the square up to one standard deviation of the band, linear beyond."""
     sam_weight: NonNegativeFloat = 1.0
     """Spectral angle, in radians."""
+    cosine_weight: NonNegativeFloat = 0.0
+    """1 - cos of the spectral angle: gentler than the angle where it is small."""
+    signature_weight: NonNegativeFloat = 0.0
+    """Squared error of each tile's mean leaf spectrum, in units of each band's variance."""
+    range_weight: NonNegativeFloat = 0.0
+    """Squared distance of reconstructed reflectance from 0..1, in units of each band's variance."""
+    index_weight: NonNegativeFloat = 0.0
+    """Absolute error of NDVI and NDRE, those that the bands allow."""
     kl_weight: NonNegativeFloat = 1e-6
     """KL divergence of the posterior, in nats a latent cell."""
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every term that is on."""
+        return {name.removesuffix("_weight"): weight for name, weight in self if weight}
+
     @model_validator(mode="after")
     def _something_is_trained(self) -> LossConfig:
-        if not (self.mse_weight or self.sam_weight):
-            raise ValueError("mse_weight and sam_weight are both 0, so nothing would be trained; set one above 0")
+        if not self.weights.keys() - {"kl", "range"}:
+            raise ValueError(
+                "mse_weight, sam_weight and all other weights of the reconstruction are 0, so nothing would be "
+                "trained; set one above 0"
+            )
         return self
 
 
@@ -92,7 +123,9 @@ class OptimConfig(_Section):
     """AdamW, its learning rate over time, and the moving average of the weights."""
 
     lr: NonNegativeFloat = 1e-4
-    """Peak learning rate."""
+    """Peak learning rate of adapters and attention."""
+    backbone_lr: NonNegativeFloat | None = None
+    """Peak learning rate of what is trained of the backbone; null is `lr`."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.99)

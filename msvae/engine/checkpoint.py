@@ -60,8 +60,10 @@ class TrainedState:
             )
         for name, weight in weights.items():
             weight.copy_(tensors[name])
-        moments = {i: {m: tensors[f"optimizer/{m}/{name}"] for m in MOMENTS} for i, name in enumerate(self._named)}
         groups = self._optimizer.state_dict()["param_groups"]
+        names = {parameter: name for name, parameter in self._named.items()}
+        stepped = [names[parameter] for group in self._optimizer.param_groups for parameter in group["params"]]
+        moments = {i: {m: tensors[f"optimizer/{m}/{name}"] for m in MOMENTS} for i, name in enumerate(stepped)}
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def _weights(self) -> dict[str, Tensor]:

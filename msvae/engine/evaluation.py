@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from msvae.engine.ranks import Ranks
+from msvae.losses.masked_sum import MaskedSum
 from msvae.metrics.accumulate import TileSums
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
@@ -30,6 +32,52 @@ def by_model(model: AutoencoderKLMultispectralAdapter) -> Reconstruct:
         return recon
 
     return reconstruct
+
+
+class LossTally:
+    """Reconstructs like `by_model` and keeps the sums behind the terms that judge it, and the weights of the bands.
+
+    They are kept batch by batch, so that they add up in one order at any number of ranks. KL is left out: it has no
+    meaning for the posterior's mode.
+    """
+
+    def __init__(self, model: AutoencoderKLMultispectralAdapter, tile_shape: Sequence[int], num_batches: int) -> None:
+        self._model = model
+        tile = torch.zeros((1, *tile_shape), device=model.device)
+        # a rank without a single batch must still join columns of the same shapes
+        example = self._measured(tile, model.compute_losses(tile, tile), torch.ones_like(tile, dtype=torch.bool))
+        self._columns = {
+            name: torch.zeros((num_batches, *value.shape), dtype=torch.float64, device=model.device)
+            for name, value in example.items()
+        }
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Reconstruction of a batch, (B, C, H, W)."""
+        recon, losses = self._model(sample=batch.tiles, mask=batch.leaf_mask)
+        for name, value in self._measured(batch.tiles, losses, batch.leaf_mask).items():
+            self._columns[name][batch.plan.position] = value
+        tiles: Tensor = recon
+        return tiles
+
+    def join(self, ranks: Ranks) -> tuple[dict[str, float], list[float] | None]:
+        """Mean of each term over all ranks' batches, and mean attention weight of each band over tiles with leaf."""
+        joined = {name: column.sum(dim=0) for name, column in ranks.sum(self._columns).items()}
+        terms = [name.removeprefix("total/") for name in joined if name.startswith("total/")]
+        means = {t: float(MaskedSum(joined[f"total/{t}"], joined[f"count/{t}"]).overall()) for t in terms}
+        weights = (joined["weights"] / joined["weighed"].clamp(min=1)).tolist() if "weights" in joined else None
+        return means, weights
+
+    def _measured(self, tiles: Tensor, losses: Mapping[str, Any], leaf_mask: Tensor) -> dict[str, Tensor]:
+        measured: dict[str, Tensor] = {}
+        for term, masked_sum in losses["sums"].items():
+            if term != "kl":
+                measured |= {f"total/{term}": masked_sum.total, f"count/{term}": masked_sum.count}
+        if self._model.input_attention is not None:
+            has_leaf_B = leaf_mask.flatten(1).any(dim=1)
+            weights_BC = self._model.band_weights(tiles, leaf_mask)
+            measured |= {"weights": (weights_BC * has_leaf_B[:, None]).sum(dim=0), "weighed": has_leaf_B.sum()}
+        return measured
 
 
 class Evaluator:
@@ -68,6 +116,11 @@ class Evaluator:
             Example.of_tensors(batch.keys[0], batch.tiles[0], reconstruct(batch)[0], batch.leaf_mask[0, 0])
             for batch in self._load(plans)
         ]
+
+    def tally(self, model: AutoencoderKLMultispectralAdapter) -> LossTally:
+        """A reconstruction for `tile_sums` that also keeps the terms of the loss."""
+        num_batches = -(-self.reader.manifest.num_samples // self._batch_size)
+        return LossTally(model, self.reader.tile_shape, num_batches)
 
     def _plans(self) -> Iterator[MicroBatchPlan]:
         return evaluation_plans(

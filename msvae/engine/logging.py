@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +59,7 @@ class RunLog:
         self._scalars("validation", row)
         self._screen.say(
             f"validation at step {row['step']}: loss {row['loss']:.4f}, leaf PSNR {row['psnr_db']:.2f} dB, "
-            f"spectral angle {math.degrees(row['sam']):.2f} degrees"
+            f"spectral angle {row['angle_deg'] or 0:.2f} degrees"
         )
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:

@@ -11,24 +11,30 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from msvae.config import OptimConfig
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, fused on CUDA."""
-    on_cuda = all(parameter.is_cuda for parameter in parameters)
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=on_cuda or None
-    )
+def make_optimizer(model: AutoencoderKLMultispectralAdapter, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, fused on CUDA; each group knows its `peak_lr`."""
+    adapters, backbone = model.get_trainable_groups()
+    backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
+    groups = [
+        {"params": parameters, "lr": peak_lr, "peak_lr": peak_lr}
+        for parameters, peak_lr in ((adapters, config.lr), (backbone, backbone_lr))
+        if parameters
+    ]
+    on_cuda = all(parameter.is_cuda for parameter in (*adapters, *backbone))
+    return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=on_cuda or None)
 
 
-def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:
-    """Learning rate of the step that follows `step` finished ones."""
+def schedule(step: int, max_steps: int, config: OptimConfig) -> float:
+    """Share of the peak learning rate at the step that follows `step` finished ones."""
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr * (1 - progress if config.schedule == "linear" else 1)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if config.schedule == "linear" else 1.0
 
 
 class MovingAverage:

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from msvae.config import Config
-from msvae.losses.objective import objective, term_counts
+from msvae.losses.objective import LeafLosses, objective
+from msvae.losses.spectra import count_nonfinite
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
 
@@ -24,18 +25,34 @@ class Stepper:
     ) -> None:
         self._accelerator, self._model, self._optimizer, self._config = accelerator, model, optimizer, config
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._downscale: int = accelerator.unwrap_model(model).downscale
+        self._losses: LeafLosses = accelerator.unwrap_model(model).leaf_losses
         # `backward` divides by the accumulation steps and DDP by the ranks; shares of the loss add up instead
         self._gradient_scale = accelerator.gradient_accumulation_steps * accelerator.num_processes
-        self.weights = {
-            "mse": config.loss.mse_weight,
-            "sam": config.loss.sam_weight,
-            "kl": config.loss.kl_weight,
-        }
+        self.weights = config.loss.weights
 
     def counts(self, window: Sequence[Batch]) -> Sums:
-        """The counts behind the loss of a window, on this rank: to be joined before its first backward pass."""
-        return added([term_counts(batch.tiles, batch.leaf_mask, self._downscale) for batch in window])
+        """The counts behind the loss of a window, on this rank: to be joined before its first backward pass.
+
+        Also `valid_pixels`, `total_pixels`, `leaf_elements`, `nonfinite_elements`, and `tile_coverage`, which has one
+        entry a tile of the global batch.
+        """
+        return added([self._batch_counts(batch) for batch in window])
+
+    def _batch_counts(self, batch: Batch) -> Sums:
+        nonfinite, leaf = count_nonfinite(batch.tiles, batch.leaf_mask)
+        leaf_pixels = batch.leaf_mask.sum(dim=(1, 2, 3))
+        pixels_per_tile = batch.leaf_mask[0].numel()
+        coverage = torch.zeros(self._config.data.global_batch_size, dtype=torch.float64, device=batch.tiles.device)
+        first = batch.plan.places[0].slot
+        coverage[first : first + len(batch.tiles)] = leaf_pixels / pixels_per_tile
+        return {
+            **self._losses.counts(batch.tiles, batch.leaf_mask),
+            "valid_pixels": leaf_pixels.sum(),
+            "total_pixels": torch.full_like(leaf, pixels_per_tile * len(batch.tiles)),
+            "leaf_elements": leaf,
+            "nonfinite_elements": nonfinite,
+            "tile_coverage": coverage,
+        }
 
     def settle(self, window: Sequence[Batch]) -> None:
         """Run one pass whose gradient is thrown away.
@@ -47,14 +64,15 @@ class Stepper:
         self._accelerator.backward(objective(losses["sums"], self.counts(window[:1]), self.weights))
         self._optimizer.zero_grad()
 
-    def step(self, window: Sequence[Batch], counts: Mapping[str, Tensor], learning_rate: float) -> tuple[Sums, Tensor]:
+    def step(self, window: Sequence[Batch], counts: Mapping[str, Tensor], lr_share: float) -> tuple[Sums, Tensor]:
         """Change the weights by the gradient of the global loss.
 
-        Args: this rank's micro batches, and the counts of the whole global batch, joined over ranks.
+        Args: this rank's micro batches; the counts of the whole global batch, joined over ranks; and the share of each
+            group's peak learning rate.
         Returns: this rank's sums behind each term, to be joined; and the norm of the gradient before clipping.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["peak_lr"] * lr_share
         totals = []
         for batch in window:
             with self._accelerator.accumulate(self._model):

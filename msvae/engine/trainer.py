@@ -16,10 +16,11 @@ from torch import Tensor
 from msvae.config import Config
 from msvae.engine import checkpoint
 from msvae.engine.logging import JsonLines, RunLog
-from msvae.engine.optim import MovingAverage, learning_rate, make_optimizer
+from msvae.engine.optim import MovingAverage, make_optimizer, schedule
 from msvae.engine.ranks import Ranks
 from msvae.engine.step import Stepper, Sums
 from msvae.engine.validation import Validation
+from msvae.engine.watch import DataWatch, coverage_row
 from msvae.losses.masked_sum import MaskedSum
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.build import build_model
@@ -36,8 +37,10 @@ class Trainer:
         self.accumulation = accumulation_steps(config, self.ranks.world_size)
         accelerator.gradient_accumulation_steps = self.accumulation
         self.reader = ShardReader(config.data.train)
+        self.order = SampleOrder(self.reader.samples_per_shard, config.train.seed)
+        self.watch = DataWatch(config.data, self.reader, self.order)
         model = self._build(accelerator)
-        optimizer = make_optimizer(model.get_trainable_params(), config.optim)
+        optimizer = make_optimizer(model, config.optim)
         self.model, self.average = model, MovingAverage(model.get_trainable_params(), config.optim.ema_decay)
         self.trained = checkpoint.TrainedState(model, optimizer, self.average)
         self.identity = checkpoint.identity(config, self.reader.manifest.digest(), model)
@@ -73,8 +76,8 @@ class Trainer:
         counts = self.ranks.sum(self.stepper.counts(window))
         self.logged_at_s = time.monotonic()
         while self.step < config.train.max_steps:
-            rate = learning_rate(self.step, config.train.max_steps, config.optim)
-            totals, grad_norm = self.stepper.step(window, counts, rate)
+            lr_share = schedule(self.step, config.train.max_steps, config.optim)
+            totals, grad_norm = self.stepper.step(window, counts, lr_share)
             self.average.update()
             self._write_trace(window)
             self.step += 1
@@ -85,9 +88,12 @@ class Trainer:
                 totals, counts = self._join(totals, self.stepper.counts(window))
             else:
                 totals, _ = self._join(totals, {})
+            self.watch.add(self.step, finished)
+            if self._due(config.data.check_every) or self.step == 1:
+                self.watch.look(None if self.log is None else self.log.say)
             if self._due(config.train.log_every) or self.step == 1:
                 self._check_finite(grad_norm)
-                self._log_step(totals, finished, rate, float(grad_norm))
+                self._log_step(totals, finished, lr_share, float(grad_norm))
             self._judge_and_save(grad_norm)
 
     def _judge_and_save(self, grad_norm: Tensor) -> None:
@@ -168,9 +174,9 @@ class Trainer:
 
     def _windows(self) -> Iterator[list[Batch]]:
         """This rank's micro batches of one global batch after another, from the present step on."""
-        data, manifest_sizes = self.config.data, self.reader.samples_per_shard
+        data = self.config.data
         plans = training_plans(
-            SampleOrder(manifest_sizes, self.config.train.seed),
+            self.order,
             global_batch_size=data.global_batch_size,
             micro_batch_size=data.micro_batch_size,
             rank=self.ranks.rank,
@@ -209,29 +215,33 @@ class Trainer:
                 "Lower optim.lr, or find the tiles of this step with data.trace: true"
             )
 
-    def _log_step(self, totals: Sums, counts: Sums, rate: float, grad_norm: float) -> None:
+    def _log_step(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: float) -> None:
         if self.log is None:
             return
         sums = {term: MaskedSum(total, counts[term]) for term, total in totals.items()}
         means = {term: float(masked_sum.overall()) for term, masked_sum in sums.items()}
-        per_band = sums["mse"].mean().tolist()
         now_s, global_batch_size = time.monotonic(), self.config.data.global_batch_size
         self.log.step(
             {
                 "step": self.step,
                 "epoch": self.step * global_batch_size / self.reader.manifest.num_samples,
-                "loss": sum(weight * means[term] for term, weight in self.stepper.weights.items() if weight),
+                "loss": sum(weight * means[term] for term, weight in self.stepper.weights.items()),
                 **means,
-                "coverage": float(counts["valid_pixels"] / counts["total_pixels"]),
-                "valid_pixels": int(counts["valid_pixels"]),
-                "lr": rate,
+                **coverage_row(counts),
+                "lr": self.config.optim.lr * lr_share,
                 "grad_norm": grad_norm,
                 "samples_per_s": (self.step - self.logged_step) * global_batch_size / (now_s - self.logged_at_s),
                 "data_wait_s": self.data_wait_s / (self.step - self.logged_step),
-                "mse_per_channel": dict(zip(self.reader.manifest.bands.tags, per_band, strict=True)),
+                **self._per_band(sums),
             }
         )
         self.logged_step, self.logged_at_s, self.data_wait_s = self.step, now_s, 0.0
+
+    def _per_band(self, sums: Mapping[str, MaskedSum]) -> dict[str, dict[str, float]]:
+        if "mse" not in sums:
+            return {}
+        per_band = sums["mse"].mean().tolist()
+        return {"mse_per_channel": dict(zip(self.reader.manifest.bands.tags, per_band, strict=True))}
 
     def _write_trace(self, window: list[Batch]) -> None:
         if self.trace is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from msvae.engine.optim import MovingAverage
 from msvae.engine.ranks import Ranks
 from msvae.metrics.accumulate import summarise
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.model.card import METRICS
 from msvae.report.pictures import comparison_figure, spectra_figure
 from msvae.shards.reader import ShardReader
 
@@ -40,13 +40,21 @@ class Validation:
             self._evaluator = Evaluator(reader, ranks, config.data.micro_batch_size, config.data.num_workers)
 
     def state(self) -> dict[str, Any]:
-        """The best loss so far and the split that it was measured on."""
-        return {"best_loss": self._best_loss, "manifest_digest": self._manifest_digest()}
+        """The best loss so far, the split that it was measured on, and what the model says of itself."""
+        config = self._model.config
+        return {
+            "best_loss": self._best_loss,
+            "manifest_digest": self._manifest_digest(),
+            "band_importance": config.band_importance,
+            "metrics": config.metrics,
+        }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; a best loss on another split is forgotten."""
+        """Go on from a saved state; a best loss and metrics on another split are forgotten."""
+        self._model.register_to_config(band_importance=state["band_importance"])
         if state["manifest_digest"] == self._manifest_digest():
             self._best_loss = state["best_loss"]
+            self._model.register_to_config(metrics=state["metrics"])
 
     def run(self, step: int, log: RunLog | None) -> None:
         """Evaluate on all ranks; the main process, which has the log, writes, and saves `best/` when it is."""
@@ -55,6 +63,7 @@ class Validation:
         self._model.eval()
         with self._average.in_place():
             row = self._judge(self._evaluator, step)
+            self._model.register_to_config(metrics={name: row[name] for name in METRICS if row[name] is not None})
             if log is not None:
                 log.validation(row)
                 self._draw(self._evaluator, step, log)
@@ -68,24 +77,24 @@ class Validation:
         return None if self._evaluator is None else self._evaluator.reader.manifest.digest()
 
     def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
-        summary = summarise(evaluator.tile_sums(by_model(self._model)), evaluator.bands)
-        rmse = np.asarray(summary.rmse_per_band)
-        mse = float(np.square(rmse / self._model.leaf_std.double().cpu().numpy()).mean())
-        sam_rad = math.radians(summary.angle_deg or 0.0)
-        weights = self._config.loss
-        return {
+        tally = evaluator.tally(self._model)
+        summary = summarise(evaluator.tile_sums(tally), evaluator.bands)
+        terms, band_weights = tally.join(self._ranks)
+        self._model.register_to_config(band_importance=band_weights)
+        row = {
             "step": step,
-            # the terms of the objective that are measured in spectra; KL has no meaning for the posterior's mode
-            "loss": weights.mse_weight * mse + weights.sam_weight * sam_rad,
-            "mse": mse,
-            "sam": sam_rad,
+            "loss": sum(weight * terms[term] for term, weight in self._config.loss.weights.items() if term in terms),
+            **terms,
             "psnr_db": summary.psnr_db,
             "angle_deg": summary.angle_deg,
             "ndvi_mae": summary.ndvi_mae,
             "ndre_mae": summary.ndre_mae,
             "ssim": summary.ssim,
-            "rmse": dict(zip(evaluator.bands.tags, rmse.tolist(), strict=True)),
+            "rmse": dict(zip(evaluator.bands.tags, summary.rmse_per_band, strict=True)),
         }
+        if band_weights is not None:
+            row["band_importance"] = dict(zip(evaluator.bands.tags, band_weights, strict=True))
+        return row
 
     def _draw(self, evaluator: Evaluator, step: int, log: RunLog) -> None:
         num_tiles = evaluator.reader.manifest.num_samples

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+
+NUM_BINS = 10
+"""Of the coverage histogram."""
 
 
 def check_mask(mask: Tensor | None, sample: Tensor) -> Tensor:
     """The mask as bool, (B, 1|C, H, W), on its own device; everything where it is None.
 
-    Bool, integer or float masks are leaf above 0.5.
+    Bool, integer or float masks are leaf above 0.5. A float mask is searched for NaN, which waits for the device.
     Raises: ValueError for a wrong shape or device, or NaN in the mask.
     """
+    if sample.ndim != 4:
+        raise ValueError(f"got a sample of shape {tuple(sample.shape)}, expected (B, C, H, W); add or drop dimensions")
     if mask is None:
         return torch.ones_like(sample[:, :1], dtype=torch.bool)
     batch, channels, height, width = sample.shape
@@ -23,34 +30,54 @@ def check_mask(mask: Tensor | None, sample: Tensor) -> Tensor:
         )
     if mask.device != sample.device:
         raise ValueError(f"got a mask on {mask.device} and a sample on {sample.device}; move both to one device")
-    if mask.is_floating_point() and bool(mask.isnan().any()):
+    if mask.is_floating_point() and not torch.compiler.is_compiling() and bool(mask.isnan().any()):
         raise ValueError("got a mask with NaN, expected 1 on leaf and 0 elsewhere; decide what those pixels are")
     return mask if mask.dtype == torch.bool else mask > 0.5
 
 
 def valid_elements(original_BCHW: Tensor, leaf_mask: Tensor) -> Tensor:
     """Leaf elements with a finite value, (B, C, H, W) bool."""
-    return leaf_mask & original_BCHW.isfinite()
-
-
-def valid_spectra(original_BCHW: Tensor, valid_BCHW: Tensor, min_norm: float = 1e-6) -> Tensor:
-    """Pixels whose every band is valid and whose spectrum is not zero, (B, H, W) bool: those that have an angle."""
-    squared_norm = torch.where(valid_BCHW, original_BCHW.float(), 0.0).square().sum(dim=1)
-    return valid_BCHW.all(dim=1) & (squared_norm > min_norm**2)
+    return leaf_mask & (original_BCHW.abs() < math.inf)
 
 
 def latent_coverage(leaf_mask: Tensor, downscale: int) -> Tensor:
     """Leaf share of each latent cell, (B, H / downscale, W / downscale) float32."""
-    return avg_pool2d(leaf_mask.any(dim=1, keepdim=True).float(), downscale).squeeze(1)
+    return avg_pool2d(leaf_pixels(leaf_mask)[:, None].float(), downscale).squeeze(1)
+
+
+def leaf_pixels(leaf_mask: Tensor) -> Tensor:
+    """Pixels that are leaf in any band, (B, H, W) bool."""
+    return leaf_mask[:, 0] if leaf_mask.shape[1] == 1 else leaf_mask.any(dim=1)
 
 
 def mask_stats(leaf_mask: Tensor) -> dict[str, Tensor]:
-    """Coverage statistics of a batch: `valid_pixels` and `total_pixels` add over ranks, `coverage` is their ratio."""
-    leaf = leaf_mask.any(dim=1)
-    valid_pixels = leaf.sum()
+    """Coverage of a batch: that of its pixels and that of its tiles.
+
+    Returns: `coverage`, `valid_pixels` and `total_pixels`, (), and those of `tile_stats`. Counts of several batches or
+        ranks join by adding, `min_coverage` by minimum, `max_coverage` by maximum, `coverage` as a ratio of counts.
+    """
+    leaf = leaf_pixels(leaf_mask)
+    pixels_B = leaf.sum(dim=(1, 2))
+    valid_pixels = pixels_B.sum()
     total_pixels = torch.full_like(valid_pixels, leaf.numel())
     return {
         "coverage": valid_pixels / total_pixels,
         "valid_pixels": valid_pixels,
         "total_pixels": total_pixels,
+        **tile_stats(pixels_B.double() / leaf[0].numel()),
+    }
+
+
+def tile_stats(coverage_T: Tensor) -> dict[str, Tensor]:
+    """How coverage spreads over T tiles: `tiles`, `empty_tiles`, `min_coverage`, `max_coverage`, each (), and
+    `histogram`, (10,) tiles with a coverage of 0 to 0.1, 0.1 to 0.2, … 0.9 to 1.
+    """
+    bins = (coverage_T * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    histogram = (bins[:, None] == torch.arange(NUM_BINS, device=bins.device)).sum(dim=0)
+    return {
+        "tiles": histogram.sum(),
+        "empty_tiles": (coverage_T == 0).sum(),
+        "min_coverage": coverage_T.amin(),
+        "max_coverage": coverage_T.amax(),
+        "histogram": histogram,
     }

@@ -1,46 +1,83 @@
-"""The terms of the loss, each a sum and a count over leaf elements only. B batch, C bands, H, W pixels.
+"""Further terms of the loss, each a sum and a count over leaf elements only. B batch, C bands, H, W pixels.
 
-Gradients are written out: they need two maps a pixel where autograd would keep a dozen copies of the tiles.
+`valid` (B, C, H, W) bool says which elements count; values where it is False never matter, NaN included. Totals are
+float32, in reflectance; where `unit_C` is given, in units of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn.functional import huber_loss, relu
 
+from msvae.bands import MIN_INDEX_SUM
 from msvae.losses.masked_sum import MaskedSum
 
+MIN_NORM = 1e-6
+"""Shortest reconstructed spectrum, in reflectance, that has a direction."""
 
-def squared_error(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BCHW: Tensor) -> MaskedSum:
-    """Squared error per band over valid elements.
 
-    Args: three (B, C, H, W) tensors; `valid` is bool. Values where it is False never matter, NaN included.
-    Returns: sums and counts, each (C,), float32, reflectance squared. Only the reconstruction gets a gradient.
+def absolute_error(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BCHW: Tensor, unit_C: Tensor) -> MaskedSum:
+    """Absolute error per band, (C,)."""
+    error = _standardised_error(recon_BCHW, target_BCHW, valid_BCHW, unit_C)
+    return _per_band(error.abs(), valid_BCHW)
+
+
+def huber_error(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BCHW: Tensor, unit_C: Tensor) -> MaskedSum:
+    """Huber's error per band, (C,): half the square up to one unit, linear beyond (Huber 1964)."""
+    error = _standardised_error(recon_BCHW, target_BCHW, valid_BCHW, unit_C)
+    return _per_band(huber_loss(error, torch.zeros_like(error), reduction="none"), valid_BCHW)
+
+
+def range_excess(recon_BCHW: Tensor, valid_BCHW: Tensor, unit_C: Tensor) -> MaskedSum:
+    """Squared distance of reconstructed reflectance from 0..1 per band, (C,)."""
+    recon = _select(valid_BCHW, recon_BCHW)
+    excess = (relu(-recon) + relu(recon - 1)) / unit_C[:, None, None]
+    return _per_band(excess.square(), valid_BCHW)
+
+
+def signature_error(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BCHW: Tensor, unit_C: Tensor) -> MaskedSum:
+    """Squared error of each tile's mean leaf spectrum against the target's own, per band, (C,).
+
+    A tile weighs as much as it has valid elements, so nearly empty tiles do not count like full ones.
     """
-    total: Tensor = _SquaredError.apply(recon_BCHW, target_BCHW, valid_BCHW)  # type: ignore[no-untyped-call]
-    return MaskedSum(total, valid_BCHW.sum(dim=(0, 2, 3)))
+    error_BC = _standardised_error(recon_BCHW, target_BCHW, valid_BCHW, unit_C).sum(dim=(2, 3))
+    count_BC = valid_BCHW.sum(dim=(2, 3))
+    return MaskedSum((error_BC.square() / count_BC.clamp(min=1)).sum(dim=0), count_BC.sum(dim=0))
 
 
-def spectral_angle(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BHW: Tensor) -> MaskedSum:
-    """Angle between reconstructed and target spectrum, over pixels with a valid spectrum.
+def cosine_distance(recon_BCHW: Tensor, target_BCHW: Tensor, has_spectrum_BHW: Tensor) -> MaskedSum:
+    """`1 - cos` of the spectral angle, (), over pixels that have a spectrum.
 
-    Returns: sum of angles in radians, float32, and number of pixels, each ().
+    Half the squared distance of unit vectors, which keeps its digits near 0; 1, without gradient, for a zero spectrum.
     """
-    return MaskedSum(angle_rad(recon_BCHW, target_BCHW, valid_BHW).sum(), valid_BHW.sum())
+    u, v = (_select(has_spectrum_BHW[:, None], spectra) for spectra in (recon_BCHW, target_BCHW))
+    norm2_u, norm2_v = (spectra.square().sum(dim=1, keepdim=True) for spectra in (u, v))
+    has_direction = ~(norm2_u < MIN_NORM**2)
+    unit_u = u * torch.where(has_direction, norm2_u, 1.0).rsqrt()
+    unit_v = v * torch.where(norm2_v > 0, norm2_v, 1.0).rsqrt()
+    distance = torch.where(has_direction, (unit_u - unit_v).square().sum(dim=1, keepdim=True) / 2, 1.0)
+    return MaskedSum(_select(has_spectrum_BHW, distance[:, 0]).sum(), has_spectrum_BHW.sum())
 
 
-def angle_rad(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BHW: Tensor) -> Tensor:
-    """Angle between spectra along dim 1, (B, H, W), in radians; 0 where not valid.
+def index_error(
+    recon_BCHW: Tensor, target_BCHW: Tensor, valid_BCHW: Tensor, pairs: Sequence[tuple[int, int]]
+) -> MaskedSum:
+    """Absolute error of normalised differences such as NDVI, one entry a pair of bands (a, b): (a - b) / (a + b).
 
-    `2 atan2(|u' - v'|, |u' + v'|)` of unit vectors (Kahan 2006): exact near 0, where acos loses every digit and
-    has an infinite slope. A zero spectrum stands at pi / 2 to every other. Only the reconstruction gets a gradient,
-    0 where it has no direction: at equal, opposite and zero spectra.
+    Counts: pixels at which both bands are valid. As in the metrics, reflectance under 0 counts as 0.
     """
-    angle: Tensor = _SpectralAngle.apply(recon_BCHW, target_BCHW, valid_BHW)  # type: ignore[no-untyped-call]
-    return angle
+    totals, counts = [], []
+    for a, b in pairs:
+        valid = valid_BCHW[:, a] & valid_BCHW[:, b]
+        recon, target = (
+            _normalised_difference(_select(valid, x[:, a]), _select(valid, x[:, b])) for x in (recon_BCHW, target_BCHW)
+        )
+        totals.append((recon - target).abs().sum())
+        counts.append(valid.sum())
+    return MaskedSum(torch.stack(totals), torch.stack(counts))
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor, leaf_share_Bhw: Tensor) -> MaskedSum:
@@ -54,64 +91,19 @@ def kl_divergence(mean: Tensor, logvar: Tensor, leaf_share_Bhw: Tensor) -> Maske
     return MaskedSum(torch.where(leaf_share_Bhw > 0, per_cell * leaf_share_Bhw, 0.0).sum(), leaf_share_Bhw.sum())
 
 
-class _SquaredError(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, recon: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        ctx.save_for_backward(recon, target, valid)
-        bands = zip(recon.unbind(1), target.unbind(1), valid.unbind(1), strict=True)
-        return torch.stack([_difference(*band).square_().sum() for band in bands])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_C: Tensor) -> tuple[Tensor, None, None]:
-        recon, target, valid = ctx.saved_tensors
-        gradient = _difference(recon, target, valid).mul_(2 * gradient_C[:, None, None])
-        return gradient.to(recon.dtype), None, None
+def _standardised_error(recon: Tensor, target: Tensor, valid: Tensor, unit_C: Tensor) -> Tensor:
+    return (_select(valid, recon) - _select(valid, target)) / unit_C[:, None, None]
 
 
-class _SpectralAngle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, recon: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        u, v = ([_exact(band) for band in spectra.unbind(1)] for spectra in (recon, target))
-        inverse_u, inverse_v = _inverse_norm(u), _inverse_norm(v)
-        minus, plus = torch.zeros_like(inverse_u), torch.zeros_like(inverse_u)
-        for u_c, v_c in zip(u, v, strict=True):
-            unit_u, unit_v = u_c * inverse_u, v_c * inverse_v
-            difference = unit_u - unit_v
-            total = unit_u.add_(unit_v)
-            minus.addcmul_(difference, difference)
-            plus.addcmul_(total, total)
-        # with unit vectors, sin = sqrt(minus * plus) / 2 and cos = 1 - minus / 2;
-        # the gradient is (cos u' - v') / (|u| sin), a combination of u and v with two factors a pixel
-        product = minus * plus
-        slope = torch.where(product == 0, 0.0, 2 * inverse_u * product.rsqrt())
-        factor_u, factor_v = slope * inverse_u * (1 - minus / 2), -slope * inverse_v
-        ctx.save_for_backward(recon, target, valid, factor_u, factor_v)
-        return torch.where(valid, 2 * torch.atan2(minus.sqrt_(), plus.sqrt_()), 0.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_BHW: Tensor) -> tuple[Tensor, None, None]:
-        recon, target, valid, factor_u, factor_v = ctx.saved_tensors
-        factor_u, factor_v = gradient_BHW * factor_u, gradient_BHW * factor_v
-        gradient = torch.empty_like(recon)
-        for band, u_c, v_c in zip(gradient.unbind(1), recon.unbind(1), target.unbind(1), strict=True):
-            band.copy_(torch.where(valid, factor_u * u_c + factor_v * v_c, 0.0))
-        return gradient, None, None
+def _per_band(map_BCHW: Tensor, valid_BCHW: Tensor) -> MaskedSum:
+    return MaskedSum(map_BCHW.sum(dim=(0, 2, 3)), valid_BCHW.sum(dim=(0, 2, 3)))
 
 
-def _exact(values: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+def _select(valid: Tensor, values: Tensor) -> Tensor:
+    values = values if values.dtype == torch.float64 else values.float()
+    return torch.where(valid, values, 0.0)
 
 
-def _difference(recon: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    return torch.where(valid, _exact(recon) - _exact(target), 0.0)
-
-
-def _inverse_norm(bands: list[Tensor]) -> Tensor:
-    """1 / length of each spectrum, 0 for a zero spectrum."""
-    squared = bands[0].square()
-    for band in bands[1:]:
-        squared.addcmul_(band, band)
-    return torch.where(squared == 0, 0.0, squared.rsqrt())
+def _normalised_difference(a: Tensor, b: Tensor) -> Tensor:
+    a, b = relu(a), relu(b)
+    return (a - b) / (a + b).clamp(min=MIN_INDEX_SUM)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.bands import Bands
-from msvae.metrics.spectral import NORMALISED_DIFFERENCES
+from msvae.bands import NORMALISED_DIFFERENCES, Bands
 
 PEAK_REFLECTANCE = 1.0
 SMALLEST_MSE = 1e-20

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msvae.bands import Bands
-
-NORMALISED_DIFFERENCES = {"ndvi": ("nir", "red"), "ndre": ("nir", "red_edge")}
-"""(a - b) / (a + b) of two bands, by role."""
-
-MIN_INDEX_SUM = 1e-3
-"""Smallest a + b, in reflectance, that an index is divided by: below it is noise."""
+from msvae.bands import MIN_INDEX_SUM, Bands
 
 
 def spectral_sums(recon_BCHW: Tensor, target_BCHW: Tensor, leaf_mask_B1HW: Tensor, bands: Bands) -> dict[str, Tensor]:
@@ -30,11 +24,9 @@ def spectral_sums(recon_BCHW: Tensor, target_BCHW: Tensor, leaf_mask_B1HW: Tenso
     angle_deg = torch.where(has_angle, torch.rad2deg(angle_rad(recon, target)), 0.0)
     sums["angle_deg"] = angle_deg.sum(dim=(1, 2))
     sums["num_angles"] = has_angle.sum(dim=(1, 2)).double()
-    for index, (first, second) in NORMALISED_DIFFERENCES.items():
-        if bands.has(first, second):
-            pair = bands.index(first), bands.index(second)
-            error = normalised_difference(recon, *pair) - normalised_difference(target, *pair)
-            sums[f"{index}_error"] = error.abs().sum(dim=(1, 2))
+    for index, pair in bands.index_pairs().items():
+        error = normalised_difference(recon, *pair) - normalised_difference(target, *pair)
+        sums[f"{index}_error"] = error.abs().sum(dim=(1, 2))
     return sums
 
 

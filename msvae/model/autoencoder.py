@@ -6,7 +6,7 @@ B batch, C bands, H, W pixels. Everything outside the model is reflectance; insi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -14,33 +14,52 @@ from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM, Bands
-from msvae.losses.coverage import check_mask, latent_coverage, mask_stats, valid_elements, valid_spectra
-from msvae.losses.masked_sum import MaskedSum
-from msvae.losses.terms import kl_divergence, spectral_angle, squared_error
+from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
+from msvae.losses.coverage import check_mask, mask_stats, valid_elements
+from msvae.losses.objective import LeafLosses
+from msvae.losses.spectra import count_nonfinite
 from msvae.model.adapters import BandAdapter
 from msvae.model.attention import SpectralAttention
 from msvae.model.background import standardise, to_reflectance
-from msvae.model.initialise import SMALLEST_STD, initialise
-from msvae.model.loading import load_backbone, load_saved_config, load_strictly, vae_subfolder
+from msvae.model.initialise import put_backbone
+from msvae.model.loading import (
+    ADAPTER_OPTIONS,
+    CHANGEABLE,
+    hub_options,
+    load_saved_config,
+    load_strictly,
+    refuse_contradiction,
+    vae_subfolder,
+)
+from msvae.model.origin import origin
+from msvae.model.saving import SavedWithCard
+from msvae.model.statistics import HoldsLeafStatistics
 from msvae.shards.manifest import LeafStatistics
 
 
-class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
+class AutoencoderKLMultispectralAdapter(SavedWithCard, HoldsLeafStatistics, AutoencoderKL):  # type: ignore[misc]
     """A VAE for N spectral bands around a backbone made for three.
 
     Args beyond those of AutoencoderKL:
         wavelengths_nm, band_names: one entry a band.
         adapter_placement: `both`; or `input` / `output` alone, the other side being the backbone's own first or
             last convolution widened to N bands.
+        adapter_form: `residual`, a linear map plus three convolutions that start at zero; `convolution`, those alone.
         adapter_width: channels of the adapters' convolutions.
         use_spectral_attention: weigh the bands by their mean spectrum, on both sides.
         use_sam_loss: whether `losses` holds the spectral angle.
         background: `fill` replaces everything off the leaf before encoding, `keep` does not.
         band_mean, band_std: reflectance statistics of training leaves, from the manifest; 0 and 1 when not given.
+        band_importance: mean attention weight of each band, as last measured on the validation split.
+        backbone, backbone_licence, metrics: for the model card. Where the backbone came from, None when made from
+            scratch; the licence entries of its own card; numbers of the validation split by name.
     """
+
+    # a saved pipeline names this module, and diffusers loads from it once `import msvae` has been run
+    __module__ = "msvae"
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -48,12 +67,17 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
         wavelengths_nm: Sequence[float] = DEFAULT_WAVELENGTHS_NM,
         band_names: Sequence[str] | None = None,
         adapter_placement: str = "both",
+        adapter_form: str = "residual",
         adapter_width: int = 32,
         use_spectral_attention: bool = True,
         use_sam_loss: bool = True,
         background: str = "fill",
         band_mean: Sequence[float] | None = None,
         band_std: Sequence[float] | None = None,
+        band_importance: Sequence[float] | None = None,
+        backbone: str | None = None,
+        backbone_licence: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float] | None = None,
         in_channels: int = 3,
         out_channels: int = 3,
         down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
@@ -75,6 +99,8 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
     ) -> None:
         if adapter_placement not in ("both", "input", "output"):
             raise ValueError(f"adapter_placement is {adapter_placement!r}, expected `both`, `input` or `output`")
+        if adapter_form not in ("residual", "convolution"):
+            raise ValueError(f"adapter_form is {adapter_form!r}, expected `residual` or `convolution`")
         num_bands = len(wavelengths_nm)
         adapts_input, adapts_output = adapter_placement != "output", adapter_placement != "input"
         super().__init__(
@@ -97,14 +123,14 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
-        self.bands = Bands(tuple(wavelengths_nm), tuple(band_names)) if band_names else _named(wavelengths_nm)
+        self.bands = Bands.named(wavelengths_nm, band_names)
         self.downscale = 2 ** (len(block_out_channels) - 1)
-        self.input_adapter = BandAdapter(num_bands, 3, adapter_width) if adapts_input else None
-        self.output_adapter = BandAdapter(3, num_bands, adapter_width) if adapts_output else None
+        self.choose_losses(("mse", "sam", "kl") if use_sam_loss else ("mse", "kl"))
+        self.input_adapter = BandAdapter(num_bands, 3, adapter_width, adapter_form) if adapts_input else None
+        self.output_adapter = BandAdapter(3, num_bands, adapter_width, adapter_form) if adapts_output else None
         self.input_attention = SpectralAttention(num_bands) if use_spectral_attention else None
         self.output_attention = SpectralAttention(num_bands) if use_spectral_attention else None
-        self.register_buffer("leaf_mean", _per_band(band_mean, 0.0, num_bands), persistent=False)
-        self.register_buffer("leaf_std", _per_band(band_std, 1.0, num_bands).clamp(min=SMALLEST_STD), persistent=False)
+        self.register_leaf_statistics()
 
     @classmethod
     def from_pretrained(
@@ -128,22 +154,23 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
         """
         path = os.fspath(pretrained_model_name_or_path)
         options = {"subfolder": vae_subfolder(path, options), **options}
-        adapter_options = {name: options.pop(name) for name in _ADAPTER_OPTIONS if name in options}
-        saved = load_saved_config(cls, path, options["subfolder"])
+        adapter_options = {name: options.pop(name) for name in ADAPTER_OPTIONS if name in options}
+        saved = load_saved_config(cls, path, options)
         if saved["_class_name"] == cls.__name__:
-            _refuse_contradiction(path, saved, adapter_options)
-            options |= {name: adapter_options[name] for name in _CHANGEABLE if name in adapter_options}
+            refuse_contradiction(path, saved, adapter_options)
+            options |= {name: adapter_options[name] for name in CHANGEABLE if name in adapter_options}
             return load_strictly(super().from_pretrained, path, **options)  # type: ignore[no-any-return]
         if statistics is not None:
             adapter_options |= {"band_mean": statistics.mean, "band_std": statistics.std}
         backbone = load_strictly(AutoencoderKL.from_pretrained, path, **options)
+        adapter_options = origin(path, options["subfolder"], hub_options(options)) | adapter_options
         model = cls(**{**backbone.config, **adapter_options})
         if backbone.dtype != model.dtype:
             model = model.to(backbone.dtype)
-        load_backbone(model, backbone)
-        initialise(model.input_adapter, model.output_adapter, model.bands, adapter_init, statistics)
+        put_backbone(model, backbone, model.bands, adapter_init, statistics)
         return model.eval()  # type: ignore[no-any-return]
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(
         self, x: Tensor, return_dict: bool = True, mask: Tensor | None = None
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -201,87 +228,83 @@ class AutoencoderKLMultispectralAdapter(AutoencoderKL):  # type: ignore[misc]
         """Losses over finite leaf elements.
 
         Returns:
-            `mse` () and `mse_per_channel` (C,): squared error in units of `band_std` squared;
-            `sam` (): mean spectral angle, rad, unless `use_sam_loss` is off;
-            `kl` (): nats a latent cell, with a posterior;
-            `mask_stats`: `coverage`, `valid_pixels`, `total_pixels`;
-            `sums`: the MaskedSum behind each of them, to join micro batches and ranks exactly.
+            the mean of each term of `choose_losses`, (), such as `mse`, in units of `band_std` squared, `sam`, the
+                mean spectral angle in radians, and `kl`, nats a latent cell, with a posterior;
+            `mse_per_channel` (C,), with `mse`;
+            `mask_stats`: `coverage`, `valid_pixels`, `total_pixels`, the spread over tiles, and `nonfinite_elements`
+                of the original, which are left out;
+            `sums`: the MaskedSum behind each term, to join micro batches and ranks exactly.
         """
+        if reconstruction.shape != original.shape:
+            raise ValueError(
+                f"got a reconstruction of shape {tuple(reconstruction.shape)} for an original of "
+                f"{tuple(original.shape)}; compare tiles of one shape"
+            )
         leaf_mask = check_mask(mask, original)
-        valid = valid_elements(original, leaf_mask)
-        error = squared_error(reconstruction, original, valid)
-        sums = {"mse": MaskedSum(error.total / self.leaf_std.square(), error.count)}
-        if self.config.use_sam_loss:
-            sums["sam"] = spectral_angle(reconstruction, original, valid_spectra(original, valid))
-        if posterior is not None:
-            leaf_share = latent_coverage(leaf_mask, self.downscale)
-            sums["kl"] = kl_divergence(posterior.mean, posterior.logvar, leaf_share)
-        means = {term: masked_sum.overall() for term, masked_sum in sums.items()}
-        return {
-            **means,
-            "mse_per_channel": sums["mse"].mean(),
-            "mask_stats": mask_stats(leaf_mask),
-            "sums": sums,
-        }
+        moments = None if posterior is None else (posterior.mean, posterior.logvar)
+        sums = self.leaf_losses.sums(reconstruction, original, leaf_mask, self.leaf_std, moments)
+        losses: dict[str, Any] = {term: masked_sum.overall() for term, masked_sum in sums.items()}
+        if "mse" in sums:
+            losses["mse_per_channel"] = sums["mse"].mean()
+        nonfinite, _ = count_nonfinite(original, leaf_mask)
+        return losses | {"mask_stats": {**mask_stats(leaf_mask), "nonfinite_elements": nonfinite}, "sums": sums}
+
+    def choose_losses(self, terms: Sequence[str]) -> None:
+        """Compute these terms alone; see `msvae.losses.objective.TERMS`.
+
+        Raises: ValueError for an unknown term, or one that the bands do not allow.
+        """
+        self.leaf_losses = LeafLosses(terms, self.bands, self.downscale)
 
     def freeze_backbone(self) -> None:
-        """Train the adapters and attention alone; a widened first or last convolution counts as an adapter."""
+        """Train the adapters and attention alone; a widened last convolution counts as an adapter.
+
+        With placement `output` nothing before the latents is trained, so that the encoder runs without a graph.
+        """
         self.requires_grad_(False)
-        for part in self._new_parts():
+        for part in self._after_latents() if self.input_adapter is None else self._new_parts():
             part.requires_grad_(True)
 
     def get_trainable_params(self) -> list[nn.Parameter]:
         """Parameters that training changes, in a fixed order."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def get_trainable_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters that training changes: those of adapters and attention, and those of the backbone."""
+        new = {parameter for part in self._new_parts() for parameter in part.parameters()}
+        trained = self.get_trainable_params()
+        return [p for p in trained if p in new], [p for p in trained if p not in new]
+
     @torch.no_grad()
     def get_band_importance(self, sample: Tensor | None = None, mask: Tensor | None = None) -> dict[float, float]:
-        """Weight that spectral attention gives each band on its way in, {wavelength_nm: weight}, 1 is neutral.
+        """Mean weight that spectral attention gives each band on its way in, {wavelength_nm: weight}, 1 is neutral.
 
-        On the leaves of `sample`, or without one on the mean leaf spectrum of the training split.
+        On the leaves of `sample`; without one, as last measured on the validation split while training, else for the
+        mean leaf spectrum of the training split.
         Raises: ValueError when the model has no spectral attention.
         """
         if self.input_attention is None:
             raise ValueError("the model has no spectral attention; build it with use_spectral_attention=True")
-        if sample is None:
-            weights = self.input_attention.weights_of_spectrum(torch.zeros_like(self.leaf_mean)[None])
+        if sample is not None:
+            weights = self.band_weights(sample, mask).mean(dim=0).tolist()
+        elif self.config.band_importance is not None:
+            weights = self.config.band_importance
         else:
-            valid = valid_elements(sample, check_mask(mask, sample))
-            standardised = standardise(sample, valid, self.leaf_mean, self.leaf_std, self.config.background)
-            weights = self.input_attention.weights(standardised.to(self.dtype), valid)
-        return dict(zip(self.bands.wavelengths_nm, weights.float().mean(dim=0).tolist(), strict=True))
+            weights = self.input_attention.weights_of_spectrum(torch.zeros_like(self.leaf_mean)[None])[0].tolist()
+        return dict(zip(self.bands.wavelengths_nm, weights, strict=True))
+
+    def band_weights(self, sample: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Weight that spectral attention gives each band of each tile on its way in, (B, C) float32."""
+        assert self.input_attention is not None
+        valid = valid_elements(sample, check_mask(mask, sample))
+        standardised = standardise(sample, valid, self.leaf_mean, self.leaf_std, self.config.background)
+        return self.input_attention.weights(standardised.to(self.dtype), valid).float()
 
     def _new_parts(self) -> list[nn.Module]:
         first = self.encoder.conv_in if self.input_adapter is None else self.input_adapter
+        before_latents = [first] if self.input_attention is None else [first, self.input_attention]
+        return [*before_latents, *self._after_latents()]
+
+    def _after_latents(self) -> list[nn.Module]:
         last = self.decoder.conv_out if self.output_adapter is None else self.output_adapter
-        attention = (self.input_attention, self.output_attention)
-        return [first, last, *(part for part in attention if part is not None)]
-
-
-_CHANGEABLE = ("use_sam_loss", "background")
-_ADAPTER_OPTIONS = (
-    *("wavelengths_nm", "band_names", "adapter_placement", "adapter_width", "use_spectral_attention"),
-    *("band_mean", "band_std", *_CHANGEABLE),
-)
-
-
-def _named(wavelengths_nm: Sequence[float]) -> Bands:
-    if tuple(wavelengths_nm) == DEFAULT_WAVELENGTHS_NM:
-        return Bands(DEFAULT_WAVELENGTHS_NM, DEFAULT_NAMES)
-    return Bands.of_wavelengths(wavelengths_nm)
-
-
-def _per_band(values: Sequence[float] | None, default: float, num_bands: int) -> Tensor:
-    if values is not None and len(values) != num_bands:
-        raise ValueError(f"got statistics of {len(values)} bands for a model of {num_bands}; give one value a band")
-    return torch.tensor([default] * num_bands if values is None else list(values), dtype=torch.float32)
-
-
-def _refuse_contradiction(path: str, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    for name, value in asked.items():
-        stored = saved.get(name)
-        if name == "band_names" and stored is None:
-            stored = list(_named(saved["wavelengths_nm"]).names)
-        wanted = list(value) if isinstance(value, tuple) else value
-        if name not in _CHANGEABLE and wanted != stored:
-            raise ValueError(f"{path} was saved with {name}={stored}, asked for {wanted}; leave {name} out")
+        return [last] if self.output_attention is None else [last, self.output_attention]

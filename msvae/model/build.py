@@ -9,8 +9,7 @@ from diffusers import AutoencoderKL
 
 from msvae.config import LossConfig, ModelConfig
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.model.initialise import initialise
-from msvae.model.loading import load_backbone
+from msvae.model.initialise import put_backbone
 from msvae.shards.manifest import Manifest
 
 TINY_BACKBONE: dict[str, Any] = {
@@ -40,10 +39,14 @@ def build_model(
         "wavelengths_nm": tuple(manifest.wavelengths_nm),
         "band_names": tuple(manifest.band_names),
         "adapter_placement": config.adapter_placement,
+        "adapter_form": config.adapter_form,
         "adapter_width": config.adapter_width,
         "use_spectral_attention": config.use_spectral_attention,
-        "use_sam_loss": loss.sam_weight > 0,
+        "use_sam_loss": "sam" in loss.weights,
         "background": background,
+        # what was measured of a saved model ends with its next step
+        "metrics": None,
+        "band_importance": None,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,6 +56,7 @@ def build_model(
             model = AutoencoderKLMultispectralAdapter.from_pretrained(
                 config.pretrained, adapter_init=config.adapter_init, statistics=manifest.statistics, **options
             )
+    model.choose_losses(tuple(loss.weights))
     _choose_trained(model, config.train_backbone)
     return model
 
@@ -60,8 +64,7 @@ def build_model(
 def _tiny(options: dict[str, Any], adapter_init: str, manifest: Manifest) -> AutoencoderKLMultispectralAdapter:
     statistics = {"band_mean": manifest.statistics.mean, "band_std": manifest.statistics.std}
     model = AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, **options, **statistics)
-    load_backbone(model, AutoencoderKL(**TINY_BACKBONE))
-    initialise(model.input_adapter, model.output_adapter, model.bands, adapter_init, manifest.statistics)
+    put_backbone(model, AutoencoderKL(**TINY_BACKBONE), model.bands, adapter_init, manifest.statistics)
     return model  # type: ignore[no-any-return]
 
 

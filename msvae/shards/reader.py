@@ -39,6 +39,10 @@ class ShardReader:
         """Number of samples in each shard, in manifest order."""
         return [shard.num_samples for shard in self.manifest.shards]
 
+    def key(self, shard: int, row: int) -> str:
+        """The key of one sample."""
+        return self._open(shard).index.keys[row]
+
     def read_into(self, shard: int, row: int, tile: NDArray[Any], leaf_mask: NDArray[np.bool_]) -> str:
         """Read one sample into `tile` (C, H, W), stored type, and `leaf_mask` (H, W); returns its key.
 

@@ -25,6 +25,7 @@ RUN = {
     "train__checkpoint_every": 3,
     "train__eval_every": 5,
     "data__trace": True,
+    "optim__backbone_lr": 5e-4,
 }
 
 
@@ -129,6 +130,16 @@ def test_a_run_leaves_what_the_design_names(undisturbed):
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
 
 
+def test_saved_models_carry_the_numbers_of_their_validation(undisturbed):
+    rows = json_lines(undisturbed / "validation.jsonl")
+    assert json.loads((undisturbed / "untrained" / "config.json").read_text())["metrics"] is None
+    for folder, row in (("best", min(rows, key=lambda row: row["loss"])), ("model", rows[-1])):
+        metrics = json.loads((undisturbed / folder / "config.json").read_text())["metrics"]
+        names = ("psnr_db", "angle_deg", "ndvi_mae", "ndre_mae", "ssim")
+        assert metrics == {name: row[name] for name in names if row[name] is not None}
+        assert f"| {row['psnr_db']:.4g} |" in (undisturbed / folder / "README.md").read_text()
+
+
 def test_evaluation_gives_the_same_numbers_on_one_and_two_ranks(launch, undisturbed, leaf_shards, tmp_path):
     metrics = []
     for processes in (1, 2):
@@ -207,6 +218,8 @@ def test_a_finished_run_started_again_changes_nothing(launch, undisturbed, leaf_
         "validation.jsonl",
         "trace/rank-00000.jsonl",
         "model/diffusion_pytorch_model.safetensors",
+        "model/config.json",
+        "model/README.md",
     )
     before = [(undisturbed / name).read_bytes() for name in names]
     done = launch(TRAIN, *tiny_run(leaf_shards, undisturbed, **RUN), processes=1)

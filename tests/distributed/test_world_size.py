@@ -34,6 +34,7 @@ def gradients(launch, shards: Path, out: Path, processes: int, micro: int) -> tu
         data__global_batch_size=GLOBAL_BATCH,
         data__micro_batch_size=micro,
         loss__kl_weight=0.01,
+        **{f"loss__{term}_weight": 0.3 for term in ("l1", "huber", "cosine", "signature", "range", "index")},
         train__seed=4,
     )
     done = launch(SCRIPT, out, *arguments, processes=processes)
@@ -53,6 +54,8 @@ def test_gradient_loss_and_coverage_are_the_same_on_one_two_and_four_ranks(launc
             assert difference <= 1e-6 * scale, (processes, micro, name, difference / scale)
         assert numbers.keys() == alone_numbers.keys()
         for name, number in numbers.items():
-            np.testing.assert_allclose(number, alone_numbers[name], rtol=1e-6, err_msg=f"{processes}x{micro} {name}")
-        for exact in ("mse", "sam", "valid_pixels", "total_pixels"):
+            # what lies outside 0..1 is a small difference of large numbers
+            rtol = 5e-5 if name == "total/range" else 1e-6
+            np.testing.assert_allclose(number, alone_numbers[name], rtol=rtol, err_msg=f"{processes}x{micro} {name}")
+        for exact in ("mse", "sam", "valid_pixels", "total_pixels", "tile_coverage"):
             assert numbers[exact] == alone_numbers[exact]

@@ -6,26 +6,26 @@ import pytest
 import torch
 
 from msvae.config import OptimConfig
-from msvae.engine.optim import MovingAverage, learning_rate
+from msvae.engine.optim import MovingAverage, schedule
 
 
-def rates(schedule: str, warmup_steps: int, max_steps: int) -> list[float]:
-    config = OptimConfig(lr=2.0, schedule=schedule, warmup_steps=warmup_steps)
-    return [learning_rate(step, max_steps, config) for step in range(max_steps)]
+def shares(course: str, warmup_steps: int, max_steps: int) -> list[float]:
+    config = OptimConfig(schedule=course, warmup_steps=warmup_steps)
+    return [schedule(step, max_steps, config) for step in range(max_steps)]
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
-    cosine, linear, constant = (rates(schedule, 4, 14) for schedule in ("cosine", "linear", "constant"))
+    cosine, linear, constant = (shares(course, 4, 14) for course in ("cosine", "linear", "constant"))
     for values in (cosine, linear, constant):
-        assert values[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
-        assert values[4] == 2.0
-    assert cosine[4:] == pytest.approx([1 + math.cos(math.pi * k / 10) for k in range(10)])
-    assert linear[4:] == pytest.approx([2 - 0.2 * k for k in range(10)])
-    assert constant[4:] == [2.0] * 10
+        assert values[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+        assert values[4] == 1.0
+    assert cosine[4:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * k / 10) for k in range(10)])
+    assert linear[4:] == pytest.approx([1 - 0.1 * k for k in range(10)])
+    assert constant[4:] == [1.0] * 10
 
 
 def test_a_run_shorter_than_its_warm_up_only_rises():
-    assert rates("cosine", 100, 3) == pytest.approx([0.02, 0.04, 0.06])
+    assert shares("cosine", 100, 3) == pytest.approx([0.01, 0.02, 0.03])
 
 
 def test_the_average_follows_and_gives_the_weights_back():

@@ -1,64 +1,17 @@
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
-from msvae.model.build import TINY_BACKBONE
 from msvae.model.initialise import pca_projection, rgb_projection
 from msvae.shards.manifest import LeafStatistics
 
-PLACEMENTS = ("both", "input", "output")
-
-
-@pytest.fixture(scope="module")
-def backbone_folder(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("backbone") / "vae"
-    AutoencoderKL(**TINY_BACKBONE).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def statistics() -> LeafStatistics:
-    mixing = np.random.default_rng(0).normal(size=(5, 5)) * 0.05
-    covariance = mixing @ mixing.T + 1e-4 * np.eye(5)
-    return LeafStatistics(
-        num_pixels=1000,
-        mean=[0.05, 0.12, 0.07, 0.35, 0.45],
-        std=np.sqrt(np.diag(covariance)).tolist(),
-        minimum=[0.0] * 5,
-        maximum=[1.0] * 5,
-        covariance=covariance.tolist(),
-    )
-
-
-def leaf_tiles(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return torch.rand(batch, 5, 32, 32, generator=generator), torch.rand(batch, 1, 32, 32, generator=generator) > 0.5
-
-
-def load(folder: Path, **options: object) -> AutoencoderKLMultispectralAdapter:
-    torch.manual_seed(1)
-    return AutoencoderKLMultispectralAdapter.from_pretrained(folder, **options)
-
-
-def awaken(model: AutoencoderKLMultispectralAdapter) -> None:
-    """Give weights to the parts that begin at zero, as training does."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "attention.gate" in name or "adapter.residual" in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+from .conftest import PLACEMENTS, awaken, leaf_tiles, load
 
 
 class TestPromise1:
@@ -168,64 +121,6 @@ def test_attention_sees_the_mean_spectrum_of_the_leaf(backbone_folder, statistic
     np.testing.assert_allclose((weighed / bands)[0, :, leaf[0, 0]].mean(dim=1).detach(), measured, rtol=1e-3)
 
 
-class TestSaving:
-    @pytest.mark.parametrize("placement", PLACEMENTS)
-    def test_a_saved_model_comes_back_bit_for_bit(self, backbone_folder, statistics, placement, tmp_path):
-        model = load(backbone_folder, adapter_placement=placement, statistics=statistics, adapter_init="pca")
-        model.save_pretrained(tmp_path / "saved")
-        again = AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "saved")
-        ours, theirs = model.state_dict(), again.state_dict()
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-        sample, leaf = leaf_tiles()
-        assert torch.equal(model(sample=sample, mask=leaf)[0], again(sample=sample, mask=leaf)[0])
-
-    def test_a_pipeline_folder_is_searched_for_its_vae(self, backbone_folder, tmp_path):
-        shutil.copytree(backbone_folder, tmp_path / "pipeline" / "vae")
-        direct, found = load(backbone_folder), load(tmp_path / "pipeline")
-        assert torch.equal(direct.encoder.conv_in.weight, found.encoder.conv_in.weight)
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda t: t.pop("input_adapter.linear.weight"), r"missing: input_adapter\.linear\.weight"),
-            (lambda t: t.update(stray=torch.zeros(1)), "unexpected: stray"),
-        ],
-    )
-    def test_a_missing_or_stray_tensor_is_an_error_that_names_it(self, backbone_folder, tmp_path, change, message):
-        load(backbone_folder).save_pretrained(tmp_path / "saved")
-        file = tmp_path / "saved" / "diffusion_pytorch_model.safetensors"
-        tensors = load_file(file)
-        change(tensors)
-        save_file(tensors, file)
-        with pytest.raises(ValueError, match=message):
-            AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "saved")
-
-    def test_a_saved_model_refuses_other_bands(self, backbone_folder, tmp_path):
-        load(backbone_folder).save_pretrained(tmp_path / "saved")
-        with pytest.raises(ValueError, match="was saved with adapter_placement=both, asked for input"):
-            AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "saved", adapter_placement="input")
-
-    def test_what_holds_no_weights_may_change_on_loading(self, backbone_folder, tmp_path):
-        load(backbone_folder, use_sam_loss=False).save_pretrained(tmp_path / "saved")
-        names = ("blue", "green", "red", "red_edge", "nir")
-        again = AutoencoderKLMultispectralAdapter.from_pretrained(
-            tmp_path / "saved", use_sam_loss=True, background="keep", band_names=names
-        )
-        assert again.config.background == "keep"
-        assert "sam" in again(sample=leaf_tiles()[0])[1]
-
-    def test_a_model_that_is_not_there_is_one_clear_error(self, tmp_path):
-        with pytest.raises(ValueError, match="nowhere is neither a folder nor a hub id with a model"):
-            AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "nowhere")
-
-    def test_no_path_outside_diffusers_own_is_stored(self, backbone_folder, tmp_path):
-        load(backbone_folder).save_pretrained(tmp_path / "saved")
-        config = json.loads((tmp_path / "saved" / "config.json").read_text())
-        assert config["_class_name"] == "AutoencoderKLMultispectralAdapter"
-        assert config["latent_channels"] == 16
-
-
 class TestInitialisation:
     def path_without_backbone(self, model: AutoencoderKLMultispectralAdapter, sample: torch.Tensor) -> torch.Tensor:
         standardised = (sample - model.leaf_mean[:, None, None]) / model.leaf_std[:, None, None]
@@ -284,13 +179,3 @@ def test_wrong_samples_are_errors_that_say_what_is_expected(backbone_folder):
         model.encode(torch.zeros(1, 4, 32, 32))
     with pytest.raises(ValueError, match="multiples of 8"):
         model.encode(torch.zeros(1, 5, 30, 32))
-
-
-@pytest.mark.parametrize("num_bands", [1, 2, 5, 12])
-def test_any_number_of_bands_works(backbone_folder, num_bands):
-    wavelengths = tuple(float(nm) for nm in np.linspace(450, 900, num_bands))
-    for placement in PLACEMENTS:
-        model = load(backbone_folder, wavelengths_nm=wavelengths, adapter_placement=placement)
-        recon, losses = model(sample=torch.rand(1, num_bands, 16, 16))
-        assert recon.shape == (1, num_bands, 16, 16)
-        assert losses["mse"].isfinite()

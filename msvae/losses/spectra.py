@@ -1,0 +1,213 @@
+"""Squared error and spectral angle of leaf pixels, in one pass over the tiles.
+
+B batch, C bands, H, W pixels. Gradients are written out, so a pass keeps nothing but its inputs. On a CPU it goes
+block by block and what it makes on the way stays in the cache; compiled, forward and backward are one kernel each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from msvae.losses.masked_sum import MaskedSum
+
+BLOCK_PIXELS = 2**16
+MIN_NORM = 1e-6
+"""Shortest target spectrum, in reflectance, that has an angle."""
+MIN_REJECTION = 1e-10
+"""Shortest part of a spectrum beside its target, in reflectance, that has a direction."""
+MIN_PROJECTION = 1e-12
+"""Smallest part along the target, in lengths of it, under which an angle is called right."""
+
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_WHOLE = (slice(None), slice(None), slice(None))
+
+Block = tuple[slice, slice, slice]
+
+
+def error_and_angle(recon_BCHW: Tensor, target_BCHW: Tensor, leaf_mask: Tensor) -> tuple[MaskedSum, MaskedSum]:
+    """Squared error per band over finite leaf elements, and angle over leaf pixels that have a spectrum.
+
+    Args: reconstruction and target (B, C, H, W); leaf mask (B, 1|C, H, W) bool. Values off the leaf never matter.
+    Returns: sums and counts of squared error, (C,), reflectance squared; of the angle, (), radians; both float32.
+    Only the reconstruction gets a gradient, that of the angle being 0 where it has no direction: at equal, opposite
+    and zero spectra. A zero spectrum stands at pi / 2 to every other.
+    """
+    error, elements, angle, spectra = _apply(recon_BCHW, target_BCHW, leaf_mask, True)
+    return MaskedSum(error, elements), MaskedSum(angle, spectra)
+
+
+def squared_error(recon_BCHW: Tensor, target_BCHW: Tensor, leaf_mask: Tensor) -> MaskedSum:
+    """The error of `error_and_angle` alone."""
+    error, elements, _, _ = _apply(recon_BCHW, target_BCHW, leaf_mask, False)
+    return MaskedSum(error, elements)
+
+
+def count_elements_and_spectra(target_BCHW: Tensor, leaf_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The counts of `error_and_angle` from the target alone: (C,) and (), int64."""
+    counts = []
+    for block in _blocks(target_BCHW):
+        target, mask = target_BCHW[block], leaf_mask[block]
+        v = [_exact(band) for band in target.unbind(1)]
+        counts.append((_count(_valid(target, mask)), _total(_has_spectrum(_dot(v, v), mask))))
+    elements, spectra = zip(*counts, strict=True)
+    return torch.stack(elements).sum(dim=0), torch.stack(spectra).sum(dim=0)
+
+
+def count_nonfinite(target_BCHW: Tensor, leaf_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Leaf elements of the target that are not finite, and all leaf elements, (), int64."""
+    leaf = leaf_mask.sum() * (target_BCHW.shape[1] // leaf_mask.shape[1])
+    valid = [_count(_valid(target_BCHW[b], leaf_mask[b])).sum() for b in _blocks(target_BCHW)]
+    return leaf - torch.stack(valid).sum(), leaf
+
+
+def has_spectrum(target_BCHW: Tensor, leaf_mask: Tensor) -> Tensor:
+    """Leaf pixels whose every band is finite and whose spectrum is not zero, (B, H, W) bool: those with an angle."""
+    v = [_exact(band) for band in target_BCHW.unbind(1)]
+    return _has_spectrum(_dot(v, v), leaf_mask)
+
+
+class _Split:
+    """Reconstructed spectra u and targets v, band by band, with u = t v + r where r is at a right angle to v.
+
+    The angle is atan2(|r|, t |v|), exact near 0 where acos loses every digit and has an infinite slope.
+    """
+
+    def __init__(self, recon: Tensor, target: Tensor, leaf_mask: Tensor) -> None:
+        self.u, self.v = ([_exact(band) for band in spectra.unbind(1)] for spectra in (recon, target))
+        self.norm2_v = _dot(self.v, self.v)
+        self.has_spectrum = _has_spectrum(self.norm2_v, leaf_mask)
+        self.t = _select(self.has_spectrum, _dot(self.u, self.v) / self.norm2_v)
+        self.r = [torch.addcmul(u, self.t, v, value=-1) for u, v in zip(self.u, self.v, strict=True)]
+        self.norm2_r = _dot(self.r, self.r)
+
+    def angle(self) -> Tensor:
+        sine = torch.where(self.t.abs() < MIN_PROJECTION, 1.0, self.norm2_r.sqrt())
+        return _select(self.has_spectrum, torch.atan2(sine, self.t * self.norm2_v.sqrt()))
+
+    def slopes(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of r and v in the gradient of the angle, (t |v| r / |r| - |r| v / |v|) / |u|^2."""
+        sloped = self.has_spectrum & (self.norm2_r > MIN_REJECTION**2)
+        norm2_u = torch.addcmul(self.norm2_r, self.t.square(), self.norm2_v)
+        scale = gradient / (norm2_u * (self.norm2_r * self.norm2_v).sqrt())
+        return _select(sloped, scale * self.t * self.norm2_v), _select(sloped, -scale * self.norm2_r)
+
+
+class _ErrorAndAngle(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, recon: Tensor, target: Tensor, leaf_mask: Tensor, with_angle: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(recon, target, leaf_mask)
+        ctx.with_angle = with_angle
+        parts = [_sums(recon[b], target[b], leaf_mask[b], with_angle) for b in _blocks(recon)]
+        error, elements, angle, spectra = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(elements, spectra)
+        return error, elements, angle, spectra
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, error: Tensor, _: Tensor, angle: Tensor, __: Tensor) -> tuple[Tensor, None, None, None]:
+        recon, target, leaf_mask = ctx.saved_tensors
+        gradient = torch.empty_like(recon)
+        for b in _blocks(recon):
+            bands = _gradient(recon[b], target[b], leaf_mask[b], error, angle if ctx.with_angle else None)
+            gradient[b] = torch.stack(bands, dim=1)
+        return gradient, None, None, None
+
+
+def _apply(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sums: tuple[Tensor, Tensor, Tensor, Tensor] = _ErrorAndAngle.apply(*arguments)  # type: ignore[no-untyped-call]
+    return sums
+
+
+def _sums(recon: Tensor, target: Tensor, leaf_mask: Tensor, with_angle: bool) -> tuple[Tensor, ...]:
+    valid = _valid(target, leaf_mask)
+    bands = zip(valid, recon.unbind(1), target.unbind(1), strict=True)
+    error = torch.stack([_total(_select(ok, _exact(u) - _exact(v)).square()) for ok, u, v in bands])
+    if not with_angle:
+        return error, _count(valid), error.new_zeros(()), torch.zeros_like(valid[0], dtype=torch.int64).sum()
+    split = _Split(recon, target, leaf_mask)
+    return error, _count(valid), _total(split.angle()), _total(split.has_spectrum)
+
+
+def _gradient(recon: Tensor, target: Tensor, leaf_mask: Tensor, error_C: Tensor, angle: Tensor | None) -> list[Tensor]:
+    """Gradient of each band, given those of the sums."""
+    valid = _valid(target, leaf_mask)
+    if angle is None:
+        bands = zip(valid, recon.unbind(1), target.unbind(1), 2 * error_C, strict=True)
+        return [_select(ok, (_exact(u) - _exact(v)) * slope) for ok, u, v, slope in bands]
+    split = _Split(recon, target, leaf_mask)
+    beside, along = split.slopes(angle)
+    parts = zip(valid, split.u, split.v, split.r, 2 * error_C, strict=True)
+    return [_select(ok, ((u - v) * slope).addcmul_(beside, r).addcmul_(along, v)) for ok, u, v, r, slope in parts]
+
+
+def _in_blocks(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _blocks(tiles: Tensor) -> list[Block]:
+    """Parts of the tiles that fit a processor's cache; the whole where kernels are fused or run on a GPU."""
+    if not _in_blocks(tiles):
+        return [_WHOLE]
+    batch, _, height, width = tiles.shape
+    num_tiles, num_rows = max(1, BLOCK_PIXELS // (height * width)), max(1, BLOCK_PIXELS // width)
+    return [
+        (slice(b, b + num_tiles), slice(None), slice(y, y + num_rows))
+        for b in range(0, batch, num_tiles)
+        for y in range(0, height, num_rows)
+    ]
+
+
+def _valid(target: Tensor, leaf_mask: Tensor) -> list[Tensor]:
+    """Which elements of each band count, C planes; one and the same plane where a mask of one meets finite values."""
+    num_bands = target.shape[1]
+    planes = list(leaf_mask.unbind(1)) * (num_bands // leaf_mask.shape[1])
+    if _in_blocks(target) and bool(target.sum().isfinite()):
+        return planes
+    return [plane & (band.abs() < math.inf) for plane, band in zip(planes, target.unbind(1), strict=True)]
+
+
+def _has_spectrum(norm2_v: Tensor, leaf_mask: Tensor) -> Tensor:
+    """Pixels whose every band is finite and on the leaf, and whose spectrum is not zero."""
+    has_spectrum = (norm2_v > MIN_NORM**2) & (norm2_v < math.inf)
+    for plane in leaf_mask.unbind(1):
+        has_spectrum = has_spectrum & plane
+    return has_spectrum
+
+
+def _select(valid: Tensor, values: Tensor) -> Tensor:
+    """Values where valid, else 0. Blocks select by bits, which is NaN-proof and many times faster than `where`."""
+    if not _in_blocks(values):
+        return torch.where(valid, values, 0.0)
+    integers = _INTEGERS[values.dtype]
+    return values.view(integers).bitwise_and(valid.to(integers).neg_()).view(values.dtype)
+
+
+def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    dot = first[0] * second[0]
+    for a, b in zip(first[1:], second[1:], strict=True):
+        dot.addcmul_(a, b)
+    return dot
+
+
+def _count(valid: Sequence[Tensor]) -> Tensor:
+    if valid[0] is valid[-1]:
+        return _total(valid[0]).expand(len(valid))
+    return torch.stack([_total(plane) for plane in valid])
+
+
+def _total(map_BHW: Tensor) -> Tensor:
+    """Sum over pixels, tile by tile: all sums of a pass then share one loop when compiled."""
+    return map_BHW.sum(dim=(1, 2)).sum()
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return values if values.dtype in _INTEGERS else values.float()

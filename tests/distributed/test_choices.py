@@ -1,0 +1,120 @@
+"""What a user can choose: placements, loss terms, learning rates; and data that is not as it should be. Real runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from msvae.shards.manifest import Manifest
+from msvae.shards.reader import ShardReader
+from msvae.shards.tar import ShardWriter
+
+from ..conftest import ROOT, tiny_run
+
+TRAIN, EVALUATE = ROOT / "train" / "train.py", ROOT / "train" / "evaluate.py"
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shards_with_nan(leaf_shards, tmp_path_factory) -> Path:
+    """The training split as float32 reflectance, where one leaf pixel in a hundred is NaN in one band."""
+    reader = ShardReader(leaf_shards / "train")
+    out = tmp_path_factory.mktemp("nan") / "train"
+    out.mkdir()
+    rng = np.random.default_rng(0)
+    entries = []
+    scale, offset = (np.array(values)[:, None, None] for values in (reader.manifest.scale, reader.manifest.offset))
+    for shard, entry in enumerate(reader.manifest.shards):
+        with ShardWriter(out / entry.name) as writer:
+            for row in range(entry.num_samples):
+                stored = np.empty(reader.tile_shape, reader.dtype)
+                leaf_mask = np.empty(reader.tile_shape[1:], bool)
+                key = reader.read_into(shard, row, stored, leaf_mask)
+                tile = (stored * scale + offset).astype(np.float32)
+                tile[2, leaf_mask & (rng.random(leaf_mask.shape) < 0.01)] = np.nan
+                writer.write(key, tile, leaf_mask, {})
+        entries.append(writer.entry)
+    plain = {"dtype": "float32", "scale": [1.0] * 5, "offset": [0.0] * 5, "shards": entries}
+    Manifest.model_validate({**reader.manifest.model_dump(), **plain}).save(out)
+    return out.parent
+
+
+@pytest.mark.parametrize("placement", ["both", "input", "output"])
+def test_every_placement_trains_and_is_judged(launch, leaf_shards, placement, tmp_path):
+    out = tmp_path / "run"
+    done = launch(TRAIN, *tiny_run(leaf_shards, out, model__adapter_placement=placement), processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = (load_file(out / name / "diffusion_pytorch_model.safetensors") for name in ("untrained", "model"))
+    assert all(not np.array_equal(before[name], after[name]) for name in before if name.endswith("weight"))
+    arguments = ("--model", out / "model", "--data", leaf_shards / "val", "--out", tmp_path / "report")
+    judged = launch(EVALUATE, *arguments, processes=1)
+    assert judged.returncode == 0, judged.stderr[-3000:]
+    numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert math.isfinite(numbers["model"]["psnr_db"])
+
+
+def test_frozen_parts_stay_as_they_are_and_take_no_optimizer_state(launch, leaf_shards, tmp_path):
+    out = tmp_path / "run"
+    overrides = {"model__train_backbone": "decoder", "optim__backbone_lr": 0.0, "model__adapter_placement": "output"}
+    done = launch(TRAIN, *tiny_run(leaf_shards, out, optim__ema_decay=0.0, **overrides), processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = (load_file(out / name / "diffusion_pytorch_model.safetensors") for name in ("untrained", "model"))
+    changed = {name.split(".")[0] for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"output_adapter", "output_attention"}, "the backbone's own rate is 0"
+    state = load_file(out / "checkpoints" / "step-00000004" / "tensors.safetensors")
+    kept = {name.split("/")[-1].split(".")[0] for name in state}
+    assert kept == {"output_adapter", "output_attention", "decoder"}
+
+
+def test_every_term_of_the_loss_can_be_trained_and_is_logged(launch, leaf_shards, tmp_path):
+    terms = ("l1", "huber", "cosine", "signature", "range", "index")
+    out = tmp_path / "run"
+    weights = {f"loss__{term}_weight": 0.1 for term in terms} | {"loss__mse_weight": 0, "loss__sam_weight": 0}
+    done = launch(TRAIN, *tiny_run(leaf_shards, out, **weights), processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row in metrics(out):
+        assert row.keys() >= {*terms, "kl"}
+        assert not row.keys() & {"mse", "sam", "mse_per_channel"}, "a term at 0 is not computed"
+        assert row["loss"] == pytest.approx(sum(0.1 * row[term] for term in terms) + 1e-6 * row["kl"])
+    validation = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+    for row in validation:
+        assert row["loss"] == pytest.approx(sum(0.1 * row[term] for term in terms))
+    importance = json.loads((out / "model" / "config.json").read_text())["band_importance"]
+    assert importance == list(validation[-1]["band_importance"].values())
+
+
+def test_leaf_values_that_are_not_finite_are_left_out_counted_and_told(launch, shards_with_nan, tmp_path):
+    out = tmp_path / "run"
+    overrides = {"data__val": "null", "data__max_nonfinite_share": 0.1, "data__low_coverage": 0.99}
+    done = launch(TRAIN, *tiny_run(shards_with_nan, out, **overrides), processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = metrics(out)
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert 0.0005 < sum(row["nonfinite_elements"] / row["valid_pixels"] / 5 for row in rows) / len(rows) < 0.005
+    told = [line for line in done.stdout.splitlines() if line.startswith("warning")]
+    assert len([line for line in told if "are not finite and were left out" in line]) == 2, "after step 1 and 4"
+    (first, second) = [line for line in told if "low coverage" in line]
+    assert "1 of 1 global batches at step 1" in first
+    assert "3 of 3 global batches from step 2 to 4" in second
+    reader = ShardReader(shards_with_nan / "train")
+    keys = {reader.key(shard, row) for shard, rows in enumerate(reader.samples_per_shard) for row in range(rows)}
+    named = first.split("tiles are ")[1].split(", ")
+    assert len(named) == 3
+    assert {name.split(" ")[0] for name in named} < keys
+
+
+def test_too_many_values_that_are_not_finite_stop_the_run(launch, shards_with_nan, tmp_path):
+    arguments = tiny_run(shards_with_nan, tmp_path / "run", data__val="null", data__max_nonfinite_share=1e-4)
+    done = launch(TRAIN, *arguments, processes=2)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "leaf values at step 1 are not finite, more than data.max_nonfinite_share 0.0001 allows" in errors[0]
