@@ -52,6 +52,18 @@ def test_batches_hold_what_plain_webdataset_reads(leaf_shards, num_workers):
         np.testing.assert_array_equal(leaf_mask, stored[key][1])
 
 
+def test_stored_values_become_reflectance_by_scale_and_offset(leaf_shards, tmp_path):
+    folder = shutil.copytree(leaf_shards / "train", tmp_path / "train")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    scale, offset = np.array([1e-4, 2e-4, 3e-4, 1e-4, 5e-4]), np.array([0.01, -0.2, 0.0, 0.3, 1.0])
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "scale": scale.tolist(), "offset": offset.tolist()}))
+    stored = plain_webdataset(folder)
+    for batch in all_batches(folder):
+        for key, tile in zip(batch.keys, batch.tiles, strict=True):
+            expected = stored[key][0] * scale[:, None, None] + offset[:, None, None]
+            np.testing.assert_allclose(tile, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_a_batch_is_not_overwritten_by_the_next_ones(leaf_shards):
     reader = ShardReader(leaf_shards / "train")
     plans = evaluation_plans(reader.samples_per_shard, batch_size=2, rank=0, world_size=1)
@@ -61,6 +73,25 @@ def test_a_batch_is_not_overwritten_by_the_next_ones(leaf_shards):
     list(loader)
     assert torch.equal(first.tiles, tiles)
     assert torch.equal(first.leaf_mask, leaf_mask)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_memory_is_used_again_but_never_while_a_view_of_it_is_held(leaf_shards, num_workers):
+    reader = ShardReader(leaf_shards / "train")
+    sizes = reader.samples_per_shard
+    plans = (p for _ in range(8) for p in evaluation_plans(sizes, batch_size=2, rank=0, world_size=1))
+    kept, addresses = [], []
+    for i, batch in enumerate(Loader(reader, plans, batch_size=2, num_workers=num_workers, device=CPU)):
+        addresses.append(batch.tiles.data_ptr())
+        if i % 9 == 0:  # a slice alone, its batch is let go
+            kept.append(
+                (batch.tiles[1:, 2], batch.tiles[1:, 2].clone(), batch.leaf_mask[0], batch.leaf_mask[0].clone())
+            )
+    for tiles, expected_tiles, leaf_mask, expected_mask in kept:
+        assert torch.equal(tiles, expected_tiles)
+        assert torch.equal(leaf_mask, expected_mask)
+    assert len(addresses) > 80
+    assert len(set(addresses)) <= len(kept) + 2 * max(1, num_workers) + 3
 
 
 def test_no_more_shards_stay_open_than_allowed(leaf_shards, monkeypatch):
