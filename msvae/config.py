@@ -68,6 +68,12 @@ class DataConfig(_Section):
     """Tiles that one rank puts through the model at once."""
     num_workers: NonNegativeInt = 2
     """Reader threads a rank; 0 reads between the steps."""
+    flips: bool = False
+    """Mirror training tiles at random."""
+    quarter_turns: bool = False
+    """Turn training tiles by 0, 90, 180 or 270 degrees at random."""
+    crop_px: PositiveInt | None = None
+    """Side of the square cut out of each training tile at random; null trains on whole tiles."""
     background: Literal["fill", "keep"] = "fill"
     """`fill` hides everything off the leaf from the encoder; `keep` shows it."""
     low_coverage: float = Field(0.1, ge=0, le=1)

@@ -164,7 +164,7 @@ def identity(config: Config, manifest_digest: str, model: nn.Module) -> dict[str
         "manifest_digest": manifest_digest,
         "train.seed": config.train.seed,
         "data.global_batch_size": config.data.global_batch_size,
-        "data.background": config.data.background,
+        **{f"data.{name}": values["data"][name] for name in ("background", "flips", "quarter_turns", "crop_px")},
         "frozen_parameters": _frozen_digest(model),
         **{f"model.{name}": value for name, value in values["model"].items()},
     }

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,7 @@ from msvae.engine.watch import DataWatch, coverage_row
 from msvae.losses.masked_sum import MaskedSum
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.build import build_model
+from msvae.shards.augment import Augmentation
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
@@ -38,6 +40,7 @@ class Trainer:
         accelerator.gradient_accumulation_steps = self.accumulation
         self.reader = ShardReader(config.data.train)
         self.order = SampleOrder(self.reader.samples_per_shard, config.train.seed)
+        self.augmentation = self._make_augmentation()
         self.watch = DataWatch(config.data, self.reader, self.order)
         model = self._build(accelerator)
         optimizer = make_optimizer(model, config.optim)
@@ -190,9 +193,24 @@ class Trainer:
             num_workers=data.num_workers,
             device=self.ranks.device,
         )
-        batches = iter(loader)
+        batches = map(self._augmented, loader)
         while window := list(islice(batches, self.accumulation)):
             yield window
+
+    def _make_augmentation(self) -> Augmentation:
+        data, tile_px = self.config.data, self.reader.manifest.tile_px
+        if (data.crop_px or 0) > tile_px:
+            raise ValueError(
+                f"data.crop_px is {data.crop_px}, the tiles of {data.train} have {tile_px} px; choose less"
+            )
+        return Augmentation(
+            self.config.train.seed, flips=data.flips, quarter_turns=data.quarter_turns, crop_px=data.crop_px
+        )
+
+    def _augmented(self, batch: Batch) -> Batch:
+        first = batch.plan.position * self.config.data.global_batch_size + batch.plan.places[0].slot
+        tiles, leaf_mask = self.augmentation(batch.tiles, batch.leaf_mask, range(first, first + len(batch.tiles)))
+        return replace(batch, tiles=tiles, leaf_mask=leaf_mask)
 
     def _next(self, windows: Iterator[list[Batch]]) -> list[Batch]:
         began_s = time.monotonic()

@@ -26,6 +26,9 @@ RUN = {
     "train__eval_every": 5,
     "data__trace": True,
     "optim__backbone_lr": 5e-4,
+    "data__flips": True,
+    "data__quarter_turns": True,
+    "data__crop_px": 24,
 }
 
 

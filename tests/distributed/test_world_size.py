@@ -34,6 +34,9 @@ def gradients(launch, shards: Path, out: Path, processes: int, micro: int) -> tu
         data__global_batch_size=GLOBAL_BATCH,
         data__micro_batch_size=micro,
         loss__kl_weight=0.01,
+        data__flips=True,
+        data__quarter_turns=True,
+        data__crop_px=24,
         **{f"loss__{term}_weight": 0.3 for term in ("l1", "huber", "cosine", "signature", "range", "index")},
         train__seed=4,
     )
