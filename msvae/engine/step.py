@@ -36,22 +36,22 @@ class Stepper:
         Also `valid_pixels`, `total_pixels`, `leaf_elements`, `nonfinite_elements`, and `tile_coverage`, which has one
         entry a tile of the global batch.
         """
-        return added([self._batch_counts(batch) for batch in window])
+        global_batch_size = self._config.data.global_batch_size
+        tile_coverage = torch.zeros(global_batch_size, dtype=torch.float64, device=window[0].tiles.device)
+        for batch in window:
+            first = batch.plan.places[0].slot
+            leaf = batch.leaf_mask.flatten(1)
+            tile_coverage[first : first + len(leaf)] = leaf.sum(dim=1).double() / leaf.shape[1]
+        return added([self._batch_counts(batch) for batch in window]) | {"tile_coverage": tile_coverage}
 
     def _batch_counts(self, batch: Batch) -> Sums:
         nonfinite, leaf = count_nonfinite(batch.tiles, batch.leaf_mask)
-        leaf_pixels = batch.leaf_mask.sum(dim=(1, 2, 3))
-        pixels_per_tile = batch.leaf_mask[0].numel()
-        coverage = torch.zeros(self._config.data.global_batch_size, dtype=torch.float64, device=batch.tiles.device)
-        first = batch.plan.places[0].slot
-        coverage[first : first + len(batch.tiles)] = leaf_pixels / pixels_per_tile
         return {
             **self._losses.counts(batch.tiles, batch.leaf_mask),
-            "valid_pixels": leaf_pixels.sum(),
-            "total_pixels": torch.full_like(leaf, pixels_per_tile * len(batch.tiles)),
+            "valid_pixels": batch.leaf_mask.sum(),
+            "total_pixels": torch.full_like(leaf, batch.leaf_mask.numel()),
             "leaf_elements": leaf,
             "nonfinite_elements": nonfinite,
-            "tile_coverage": coverage,
         }
 
     def settle(self, window: Sequence[Batch]) -> None:

@@ -92,7 +92,8 @@ class Trainer:
             else:
                 totals, _ = self._join(totals, {})
             self.watch.add(self.step, finished)
-            if self._due(config.data.check_every) or self.step == 1:
+            # a checkpoint forgets what was seen, so it is judged before
+            if self._due(config.data.check_every) or self._due(config.train.checkpoint_every) or self.step == 1:
                 self.watch.look(None if self.log is None else self.log.say)
             if self._due(config.train.log_every) or self.step == 1:
                 self._check_finite(grad_norm)

@@ -40,21 +40,22 @@ class Validation:
             self._evaluator = Evaluator(reader, ranks, config.data.micro_batch_size, config.data.num_workers)
 
     def state(self) -> dict[str, Any]:
-        """The best loss so far, the split that it was measured on, and what the model says of itself."""
+        """The best loss so far, what it was measured with, and what the model says of itself."""
         config = self._model.config
         return {
             "best_loss": self._best_loss,
             "manifest_digest": self._manifest_digest(),
+            "loss_weights": self._config.loss.weights,
             "band_importance": config.band_importance,
             "metrics": config.metrics,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; a best loss and metrics on another split are forgotten."""
-        self._model.register_to_config(band_importance=state["band_importance"])
+        """Go on from a saved state; what was measured on another split or with other weights is forgotten."""
         if state["manifest_digest"] == self._manifest_digest():
-            self._best_loss = state["best_loss"]
-            self._model.register_to_config(metrics=state["metrics"])
+            self._model.register_to_config(metrics=state["metrics"], band_importance=state["band_importance"])
+            if state["loss_weights"] == self._config.loss.weights:
+                self._best_loss = state["best_loss"]
 
     def run(self, step: int, log: RunLog | None) -> None:
         """Evaluate on all ranks; the main process, which has the log, writes, and saves `best/` when it is."""

@@ -15,7 +15,8 @@ NUM_BINS = 10
 def check_mask(mask: Tensor | None, sample: Tensor) -> Tensor:
     """The mask as bool, (B, 1|C, H, W), on its own device; everything where it is None.
 
-    Bool, integer or float masks are leaf above 0.5. A float mask is searched for NaN, which waits for the device.
+    Bool, integer or float masks are leaf above 0.5. A float mask is searched for NaN, which waits
+    for the device; where it is compiled it is not, and NaN is no leaf.
     Raises: ValueError for a wrong shape or device, or NaN in the mask.
     """
     if sample.ndim != 4:

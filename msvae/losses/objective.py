@@ -78,8 +78,7 @@ class LeafLosses:
             "cosine": lambda: terms.cosine_distance(recon_BCHW, original_BCHW, has_spectrum(original_BCHW, leaf_mask)),
         }
         if posterior is not None:
-            leaf_share = latent_coverage(leaf_mask, self._downscale)
-            recipes["kl"] = lambda: terms.kl_divergence(*posterior, leaf_share)
+            recipes["kl"] = lambda: terms.kl_divergence(*posterior, latent_coverage(leaf_mask, self._downscale))
         sums |= {name: recipes[name]() for name in self.names if name in recipes}
         return {name: sums[name] for name in self.names if name in sums}
 

@@ -20,7 +20,7 @@ BLOCK_PIXELS = 2**16
 MIN_NORM = 1e-6
 """Shortest target spectrum, in reflectance, that has an angle."""
 MIN_REJECTION = 1e-10
-"""Shortest part of a spectrum beside its target, in reflectance, that has a direction."""
+"""Shortest part of a spectrum beside its target, in reflectance, that has a direction, if rounding leaves it one."""
 MIN_PROJECTION = 1e-12
 """Smallest part along the target, in lengths of it, under which an angle is called right."""
 
@@ -92,10 +92,13 @@ class _Split:
 
     def slopes(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of r and v in the gradient of the angle, (t |v| r / |r| - |r| v / |v|) / |u|^2."""
-        sloped = self.has_spectrum & (self.norm2_r > MIN_REJECTION**2)
         norm2_u = torch.addcmul(self.norm2_r, self.t.square(), self.norm2_v)
-        scale = gradient / (norm2_u * (self.norm2_r * self.norm2_v).sqrt())
-        return _select(sloped, scale * self.t * self.norm2_v), _select(sloped, -scale * self.norm2_r)
+        # between parallel spectra r is what rounding leaves, and its direction is noise
+        rounding2 = len(self.u) * (4 * torch.finfo(norm2_u.dtype).eps) ** 2
+        has_direction = self.norm2_r > rounding2 * norm2_u + MIN_REJECTION**2
+        scale = _select(has_direction, gradient / (norm2_u * (self.norm2_r * self.norm2_v).sqrt()))
+        of_r, of_v = scale * self.t * self.norm2_v, -scale * self.norm2_r
+        return _select(self.has_spectrum, of_r), _select(self.has_spectrum, of_v)
 
 
 class _ErrorAndAngle(torch.autograd.Function):

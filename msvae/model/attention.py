@@ -22,8 +22,9 @@ class SpectralAttention(nn.Module):
         if valid_BCHW is None:
             spectrum = bands_BCHW.mean(dim=(2, 3))
         else:
-            total = torch.where(valid_BCHW, bands_BCHW, 0.0).sum(dim=(2, 3))
-            spectrum = total / valid_BCHW.sum(dim=(2, 3)).clamp(min=1)
+            # a sum over pixels would overflow in float16
+            total = torch.where(valid_BCHW, bands_BCHW.float(), 0.0).sum(dim=(2, 3))
+            spectrum = (total / valid_BCHW.sum(dim=(2, 3)).clamp(min=1)).to(bands_BCHW.dtype)
         return self.weights_of_spectrum(spectrum)
 
     def weights_of_spectrum(self, spectrum_BC: Tensor) -> Tensor:

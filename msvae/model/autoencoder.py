@@ -286,11 +286,14 @@ class AutoencoderKLMultispectralAdapter(SavedWithCard, HoldsLeafStatistics, Auto
         if self.input_attention is None:
             raise ValueError("the model has no spectral attention; build it with use_spectral_attention=True")
         if sample is not None:
-            weights = self.band_weights(sample, mask).mean(dim=0).tolist()
+            has_leaf_B1 = check_mask(mask, sample).flatten(1).any(dim=1, keepdim=True)
+            total = (self.band_weights(sample, mask) * has_leaf_B1).sum(dim=0)
+            weights = (total / has_leaf_B1.sum().clamp(min=1)).tolist()
         elif self.config.band_importance is not None:
             weights = self.config.band_importance
         else:
-            weights = self.input_attention.weights_of_spectrum(torch.zeros_like(self.leaf_mean)[None])[0].tolist()
+            mean_leaf = torch.zeros_like(self.leaf_mean, dtype=self.dtype)[None]
+            weights = self.input_attention.weights_of_spectrum(mean_leaf)[0].tolist()
         return dict(zip(self.bands.wavelengths_nm, weights, strict=True))
 
     def band_weights(self, sample: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
+from huggingface_hub import hf_hub_download
 
 from msvae.bands import Bands
 from msvae.model.origin import name_of
@@ -107,7 +108,19 @@ def _refuse_pickle(path: str, options: Mapping[str, Any]) -> None:
     if options.get("use_safetensors") is False:
         raise ValueError(f"use_safetensors is False. {_CONVERT}")
     # an index may name any file, and diffusers unpickles those that do not end in .safetensors
-    for index in (Path(path) / (options.get("subfolder") or "")).glob("*.safetensors.index*.json"):
+    for index in _shard_indices(path, options):
         for file in json.loads(index.read_text())["weight_map"].values():
             if not file.endswith(".safetensors"):
                 raise ValueError(f"{index} names {file}. {_CONVERT}")
+
+
+def _shard_indices(path: str, options: Mapping[str, Any]) -> list[Path]:
+    subfolder = options.get("subfolder")
+    if Path(path).is_dir():
+        return sorted((Path(path) / (subfolder or "")).glob("*.safetensors.index*.json"))
+    variant = f".{options['variant']}" if options.get("variant") else ""
+    name = f"diffusion_pytorch_model.safetensors.index{variant}.json"
+    try:
+        return [Path(hf_hub_download(path, name, subfolder=subfolder, **hub_options(options)))]
+    except OSError:
+        return []

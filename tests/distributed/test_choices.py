@@ -93,17 +93,20 @@ def test_every_term_of_the_loss_can_be_trained_and_is_logged(launch, leaf_shards
 
 def test_leaf_values_that_are_not_finite_are_left_out_counted_and_told(launch, shards_with_nan, tmp_path):
     out = tmp_path / "run"
-    overrides = {"data__val": "null", "data__max_nonfinite_share": 0.1, "data__low_coverage": 0.99}
+    # checkpoints look too, since a resumed run knows nothing of what was seen before
+    looks = {"data__check_every": 100, "train__checkpoint_every": 2}
+    overrides = {"data__val": "null", "data__max_nonfinite_share": 0.1, "data__low_coverage": 0.99, **looks}
     done = launch(TRAIN, *tiny_run(shards_with_nan, out, **overrides), processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = metrics(out)
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert 0.0005 < sum(row["nonfinite_elements"] / row["valid_pixels"] / 5 for row in rows) / len(rows) < 0.005
     told = [line for line in done.stdout.splitlines() if line.startswith("warning")]
-    assert len([line for line in told if "are not finite and were left out" in line]) == 2, "after step 1 and 4"
-    (first, second) = [line for line in told if "low coverage" in line]
+    assert len([line for line in told if "are not finite and were left out" in line]) == 3, "after step 1, 2 and 4"
+    first, second, third = [line for line in told if "low coverage" in line]
     assert "1 of 1 global batches at step 1" in first
-    assert "3 of 3 global batches from step 2 to 4" in second
+    assert "1 of 1 global batches at step 2" in second
+    assert "2 of 2 global batches from step 3 to 4" in third
     reader = ShardReader(shards_with_nan / "train")
     keys = {reader.key(shard, row) for shard, rows in enumerate(reader.samples_per_shard) for row in range(rows)}
     named = first.split("tiles are ")[1].split(", ")
@@ -118,3 +121,19 @@ def test_too_many_values_that_are_not_finite_stop_the_run(launch, shards_with_na
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "leaf values at step 1 are not finite, more than data.max_nonfinite_share 0.0001 allows" in errors[0]
+
+
+def test_a_run_that_goes_on_forgets_what_was_measured_otherwise(launch, leaf_shards, tmp_path):
+    out = tmp_path / "run"
+    assert launch(TRAIN, *tiny_run(leaf_shards, out), processes=1).returncode == 0
+    best = json.loads((out / "validation.jsonl").read_text().splitlines()[-1])["loss"]
+    changed = tiny_run(leaf_shards, out, loss__sam_weight=100, train__max_steps=5)
+    assert launch(TRAIN, *changed, processes=1).returncode == 0
+    last = json.loads((out / "validation.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] > 2 * best, "a loss with other weights"
+    about = json.loads((out / "best" / "config.json").read_text())
+    assert about["metrics"]["psnr_db"] == last["psnr_db"], "the best with these weights"
+    without_val = tiny_run(leaf_shards, out, data__val="null", train__max_steps=6)
+    assert launch(TRAIN, *without_val, processes=1).returncode == 0
+    about = json.loads((out / "model" / "config.json").read_text())
+    assert (about["metrics"], about["band_importance"]) == (None, None)

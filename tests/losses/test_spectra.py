@@ -110,6 +110,25 @@ def test_small_angles_keep_their_digits():
         assert float(error_and_angle(u, v, PIXEL)[1].total) == pytest.approx(angle, rel=1e-5)
 
 
+@pytest.mark.parametrize("bands", [1, 2, 5, 60])
+@pytest.mark.parametrize("factor", [0.7, 1.0, 3.0, -0.3])
+def test_parallel_spectra_have_no_gradient_of_the_angle_but_near_ones_have(bands, factor):
+    """What rounding leaves between them has no direction to learn from; with one band there is never an angle."""
+    generator = torch.Generator().manual_seed(bands)
+    target = torch.rand(1, bands, 16, 16, generator=generator) + 0.05
+    recon = (target * factor).requires_grad_()
+    everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    (gradient,) = torch.autograd.grad(error_and_angle(recon, target, everything)[1].total, recon)
+    assert (gradient == 0).all()
+    if bands > 1:
+        other = (
+            torch.rand(target.shape, generator=generator) * torch.tensor([1.0, -1.0]).repeat(bands)[:bands, None, None]
+        )
+        near = (target * factor + 1e-4 * other).requires_grad_()
+        (gradient,) = torch.autograd.grad(error_and_angle(near, target, everything)[1].total, near)
+        assert (gradient.norm(dim=1) > 0).all()
+
+
 def test_a_broken_reconstruction_is_not_a_perfect_one():
     broken = torch.full((1, 3, 1, 1), math.nan, requires_grad=True)
     error, angle = error_and_angle(broken, torch.ones(1, 3, 1, 1), PIXEL)

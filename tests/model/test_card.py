@@ -160,10 +160,11 @@ model.push_to_hub("me/by-hand")
 for name, options in (("pushed", {}), ("pushed", {"variant": "half"}), ("saved", {}), ("part", {})):
     assert_same_weights(AutoencoderKLMultispectralAdapter.from_pretrained(f"me/{name}", **options), model)
     assert run_python_of(ModelCard.load(f"me/{name}"))["reconstruction"].isfinite().all() if name != "part" else True
-try:
-    AutoencoderKLMultispectralAdapter.from_pretrained("someone/pickled")
-except ValueError as error:
-    print(error)
+for name in ("pickled", "indexed"):
+    try:
+        AutoencoderKLMultispectralAdapter.from_pretrained(f"someone/{name}")
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -178,6 +179,11 @@ class TestHub:
         repos: dict[str, Files] = {
             "someone/backbone@v2": {**backbone, "README.md": LICENCE.encode()},
             "someone/pickled": {"config.json": config, "diffusion_pytorch_model.bin": b"cos\nsystem\n."},
+            "someone/indexed": {
+                "config.json": config,
+                "diffusion_pytorch_model.safetensors.index.json": b'{"metadata": {}, "weight_map": {"a": "w.bin"}}',
+                "w.bin": b"cos\nsystem\n.",
+            },
             "me/by-hand": {"README.md": b"---\nlicense: mit\n---\n# My leaves"},
         }
         with serve(repos) as endpoint:
@@ -216,4 +222,5 @@ class TestHub:
 
     def test_pickled_weights_on_the_hub_are_refused(self, hub):
         assert "someone/pickled has no weights that can be read" in hub[1]
-        assert "convert them to safetensors" in hub[1]
+        assert "index.json names w.bin" in hub[1]
+        assert hub[1].count("convert them to safetensors") == 2

@@ -171,3 +171,24 @@ def test_band_importance_is_what_was_last_measured(batch, tmp_path):
     assert list(again.get_band_importance().values()) == [0.5, 1.0, 1.5, 0.25, 2.0]
     sample, leaf = tiles(0.5, batch)
     assert set(again.get_band_importance(sample, leaf).values()) == {1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_band_importance_is_measured_in_any_precision_and_on_leaves_alone(dtype):
+    model = model_of()
+    with torch.no_grad():
+        model.input_attention.gate[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+    sample, leaf = tiles(0.5)
+    leaf[1] = False
+    expected = list(model.get_band_importance(sample[:1], leaf[:1]).values())
+    assert max(expected) - min(expected) > 0.01
+    assert list(model.get_band_importance(sample, leaf).values()) == pytest.approx(expected)
+    model.to(dtype)
+    assert list(model.get_band_importance(sample, leaf).values()) == pytest.approx(expected, abs=0.02)
+    assert len(model.get_band_importance()) == 5
+
+
+def test_attention_does_not_overflow_in_half_precision():
+    attention = model_of().input_attention.half()
+    bands = torch.full((1, 5, 256, 256), 2.0, dtype=torch.float16)
+    assert attention.weights(bands, torch.ones_like(bands, dtype=torch.bool)).isfinite().all()
