@@ -30,7 +30,7 @@ from pydantic_settings import (
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -43,7 +43,7 @@ class ModelConfig(_Section):
     adapter_init: Literal["random", "rgb", "pca"] = "pca"
     """How adapters begin: at random, with red, green and blue as themselves, or as principal components."""
     adapter_form: Literal["residual", "convolution"] = "residual"
-    """A linear map plus three convolutions that start at zero, or the three convolutions alone."""
+    """A linear map plus three convolutions that start at zero, or the three convolutions alone, begun at random."""
     adapter_width: PositiveInt = 32
     """Channels of the adapters' convolutions."""
     use_spectral_attention: bool = True
@@ -87,6 +87,15 @@ class DataConfig(_Section):
     trace: bool = False
     """Write which samples each step saw to `trace/rank-00000.jsonl`."""
 
+    @model_validator(mode="after")
+    def _low_is_under_high(self) -> DataConfig:
+        if self.low_coverage >= self.high_coverage:
+            raise ValueError(
+                f"low_coverage is {self.low_coverage:g} and high_coverage {self.high_coverage:g}; "
+                "expected the first under the second"
+            )
+        return self
+
 
 class LossConfig(_Section):
     """Weights of the terms, all on leaf pixels alone. A term at 0 is off and not computed."""
@@ -106,9 +115,9 @@ class LossConfig(_Section):
     range_weight: NonNegativeFloat = 0.0
     """Squared distance of reconstructed reflectance from 0..1, in units of each band's variance."""
     index_weight: NonNegativeFloat = 0.0
-    """Absolute error of NDVI and NDRE, those that the bands allow."""
+    """Absolute error of NDVI and NDRE, the mean of those that the bands allow."""
     kl_weight: NonNegativeFloat = 1e-6
-    """KL divergence of the posterior, in nats a latent cell."""
+    """KL divergence of the posterior, in nats per latent cell. Not part of the validation loss."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -119,8 +128,8 @@ class LossConfig(_Section):
     def _something_is_trained(self) -> LossConfig:
         if not self.weights.keys() - {"kl", "range"}:
             raise ValueError(
-                "mse_weight, sam_weight and all other weights of the reconstruction are 0, so nothing would be "
-                "trained; set one above 0"
+                "mse_weight, sam_weight and all other weights that compare with the original are 0 (range and kl do "
+                "not), so nothing would be trained; set one above 0"
             )
         return self
 
@@ -196,6 +205,12 @@ class Config(BaseSettings):
         """Values from YAML alone; pydantic-settings puts command line overrides in front of them."""
         return (init_settings,)
 
+    @model_validator(mode="after")
+    def _rates_are_used(self) -> Config:
+        if self.optim.backbone_lr is not None and self.model.train_backbone == "none":
+            raise ValueError("optim.backbone_lr is set but model.train_backbone is none; leave it out, or train more")
+        return self
+
     def dump(self) -> str:
         """The resolved configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -251,4 +266,6 @@ def _explained(fault: Any, path: Path | None) -> str:
     place = "command line" if path is None else str(path)
     if fault["type"] == "extra_forbidden":
         return _unknown(key, place)
+    if fault["type"] == "value_error":
+        return f"{place} and overrides: {key}{': ' if key else ''}{fault['ctx']['error']}"
     return f"{place} and overrides: {key} is {fault['input']!r}: {fault['msg']}"

@@ -51,6 +51,18 @@ def test_every_shipped_configuration_loads(path):
         ("{}", ["--train.max_steps"], "expected one argument"),
         ("{}", ["stray"], "unrecognized arguments: stray"),
         ("loss: {mse_weight: 0, sam_weight: 0}", [], "nothing would be trained; set one above 0"),
+        ("loss: {mse_weight: 0, sam_weight: 0, range_weight: 1}", [], r"overrides: loss: mse_weight, sam_weight and"),
+        ("{}", ["--loss.l1_weight", "inf"], r"loss\.l1_weight is 'inf': Input should be a finite number"),
+        (
+            "data: {low_coverage: 0.9, high_coverage: 0.2}",
+            [],
+            r"low_coverage is 0\.9 and high_coverage 0\.2; expected the first",
+        ),
+        (
+            "optim: {backbone_lr: 1e-5}",
+            [],
+            r"optim\.backbone_lr is set but model\.train_backbone is none; leave it out",
+        ),
         ("[1, 2]", [], "holds list, expected sections"),
         ("a: [", [], "is not YAML"),
     ],

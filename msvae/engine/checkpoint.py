@@ -182,6 +182,18 @@ def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, A
         )
 
 
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """What of the configuration is not as it was, to be said after "resumed"; empty when nothing is."""
+    before, after = _flat(saved), _flat(current)
+    differing = [f"{key} {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after[key]]
+    return f", with changed {', '.join(differing)}" if differing else ""
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name: value if isinstance(value, Mapping) else {"": value} for name, value in config.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, section in sections.items() for key, value in section.items()}
+
+
 def _frozen_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

@@ -48,6 +48,7 @@ class Trainer:
         self.trained = checkpoint.TrainedState(model, optimizer, self.average)
         self.identity = checkpoint.identity(config, self.reader.manifest.digest(), model)
         self.validation = Validation(config, self.ranks, model, self.average)
+        self.changes = ""
         self.step = self._resume()
         wrapped, stepping = accelerator.prepare(model, optimizer)
         self.stepper = Stepper(accelerator, wrapped, stepping, config)
@@ -107,7 +108,11 @@ class Trainer:
         if self._due(train.checkpoint_every):
             self._check_finite(grad_norm)
             if self.ranks.is_main:
-                state = {"identity": self.identity, "validation": self.validation.state()}
+                state = {
+                    "identity": self.identity,
+                    "validation": self.validation.state(),
+                    "config": self.config.model_dump(mode="json"),
+                }
                 checkpoint.save(self.config.out, self.step, self.trained, state, train.keep_checkpoints)
             self.ranks.wait()
         self.logged_at_s += time.monotonic() - began_s
@@ -130,6 +135,7 @@ class Trainer:
         self._agree(state)
         if path is not None:
             checkpoint.check_identity(path, state["identity"], self.identity)
+            self.changes = checkpoint.changes(state["config"], self.config.model_dump(mode="json"))
         untrained = self.config.out / "untrained"
         if self.ranks.is_main and (path is None or not untrained.exists()):
             checkpoint.save_model(self.model, untrained)
@@ -163,7 +169,9 @@ class Trainer:
         log = RunLog(out, self.step or -1, self.config.train.max_steps)
         log.text("config", self.config.dump())
         if self.step:
-            log.say(f"resumed at step {self.step}")
+            log.say(f"resumed at step {self.step}{self.changes}")
+        if self.config.model.pretrained == "tiny" and self.config.model.train_backbone != "all":
+            log.say("warning: `tiny` has no trained weights, and what is frozen stays random; use train_backbone: all")
         return log
 
     def _open_trace(self) -> JsonLines | None:
@@ -247,7 +255,7 @@ class Trainer:
                 "loss": sum(weight * means[term] for term, weight in self.stepper.weights.items()),
                 **means,
                 **coverage_row(counts),
-                "lr": self.config.optim.lr * lr_share,
+                **self._rates(lr_share),
                 "grad_norm": grad_norm,
                 "samples_per_s": (self.step - self.logged_step) * global_batch_size / (now_s - self.logged_at_s),
                 "data_wait_s": self.data_wait_s / (self.step - self.logged_step),
@@ -255,6 +263,11 @@ class Trainer:
             }
         )
         self.logged_step, self.logged_at_s, self.data_wait_s = self.step, now_s, 0.0
+
+    def _rates(self, lr_share: float) -> dict[str, float]:
+        optim = self.config.optim
+        own = {} if optim.backbone_lr is None else {"lr_backbone": optim.backbone_lr * lr_share}
+        return {"lr": optim.lr * lr_share, **own}
 
     def _per_band(self, sums: Mapping[str, MaskedSum]) -> dict[str, dict[str, float]]:
         if "mse" not in sums:

@@ -21,6 +21,8 @@ def check_mask(mask: Tensor | None, sample: Tensor) -> Tensor:
     """
     if sample.ndim != 4:
         raise ValueError(f"got a sample of shape {tuple(sample.shape)}, expected (B, C, H, W); add or drop dimensions")
+    if not isinstance(mask, Tensor | None):
+        raise ValueError(f"got a mask of type {type(mask).__name__}, expected a tensor; use torch.as_tensor")
     if mask is None:
         return torch.ones_like(sample[:, :1], dtype=torch.bool)
     batch, channels, height, width = sample.shape

@@ -181,6 +181,10 @@ class AutoencoderKLMultispectralAdapter(SavedWithCard, HoldsLeafStatistics, Auto
                 f"got a sample of shape {tuple(x.shape)}, the model expects {self.bands} and sides that are "
                 f"multiples of {self.downscale}; choose the bands or pad the picture"
             )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"got a sample of {x.dtype}, expected reflectance; turn to float and multiply by the scale"
+            )
         valid = valid_elements(x, check_mask(mask, x))
         bands = standardise(x, valid, self.leaf_mean, self.leaf_std, self.config.background).to(self.dtype)
         if self.input_attention is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
@@ -31,6 +32,8 @@ class SavedWithCard(ModelMixin):  # type: ignore[misc]
         """
         if not safe_serialization:
             raise ValueError("safe_serialization is False, but weights are saved as safetensors alone; leave it out")
+        if is_main_process:
+            _remove_weights(Path(save_directory), options.get("variant"))
         super().save_pretrained(os.fspath(save_directory), is_main_process, save_function, **options)
         if is_main_process:
             write_card(save_directory, self.config, self.bands)
@@ -47,3 +50,15 @@ class SavedWithCard(ModelMixin):  # type: ignore[misc]
         source = f'"{repo_id}"' if subfolder is None else f'"{repo_id}", subfolder="{subfolder}"'
         write_card(working_dir, self.config, self.bands, source)
         return super()._upload_folder(working_dir, repo_id, *args, subfolder=subfolder, **options)
+
+
+def _remove_weights(folder: Path, variant: str | None) -> None:
+    """Clear the way: diffusers would leave an index of shards beside a whole file, and then believe the index."""
+    part = f".{variant}" if variant else ""
+    for pattern in (
+        f"diffusion_pytorch_model{part}.safetensors",
+        f"diffusion_pytorch_model{part}-*-of-*.safetensors",
+        f"diffusion_pytorch_model.safetensors.index{part}.json",
+    ):
+        for file in folder.glob(pattern):
+            file.unlink()

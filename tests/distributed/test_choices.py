@@ -66,6 +66,8 @@ def test_frozen_parts_stay_as_they_are_and_take_no_optimizer_state(launch, leaf_
     overrides = {"model__train_backbone": "decoder", "optim__backbone_lr": 0.0, "model__adapter_placement": "output"}
     done = launch(TRAIN, *tiny_run(leaf_shards, out, optim__ema_decay=0.0, **overrides), processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "warning: `tiny` has no trained weights" in done.stdout
+    assert {(row["lr"] > 0, row["lr_backbone"]) for row in metrics(out)} <= {(True, 0.0), (False, 0.0)}
     before, after = (load_file(out / name / "diffusion_pytorch_model.safetensors") for name in ("untrained", "model"))
     changed = {name.split(".")[0] for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"output_adapter", "output_attention"}, "the backbone's own rate is 0"
@@ -95,7 +97,13 @@ def test_leaf_values_that_are_not_finite_are_left_out_counted_and_told(launch, s
     out = tmp_path / "run"
     # checkpoints look too, since a resumed run knows nothing of what was seen before
     looks = {"data__check_every": 100, "train__checkpoint_every": 2}
-    overrides = {"data__val": "null", "data__max_nonfinite_share": 0.1, "data__low_coverage": 0.99, **looks}
+    overrides = {
+        "data__val": "null",
+        "data__max_nonfinite_share": 0.1,
+        "data__low_coverage": 0.99,
+        "data__high_coverage": 1,
+        **looks,
+    }
     done = launch(TRAIN, *tiny_run(shards_with_nan, out, **overrides), processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = metrics(out)
@@ -128,7 +136,10 @@ def test_a_run_that_goes_on_forgets_what_was_measured_otherwise(launch, leaf_sha
     assert launch(TRAIN, *tiny_run(leaf_shards, out), processes=1).returncode == 0
     best = json.loads((out / "validation.jsonl").read_text().splitlines()[-1])["loss"]
     changed = tiny_run(leaf_shards, out, loss__sam_weight=100, train__max_steps=5)
-    assert launch(TRAIN, *changed, processes=1).returncode == 0
+    done = launch(TRAIN, *changed, processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = "resumed at step 4, with changed loss.sam_weight 1.0 -> 100.0, train.max_steps 4 -> 5"
+    assert expected in " ".join(done.stdout.split())
     last = json.loads((out / "validation.jsonl").read_text().splitlines()[-1])
     assert last["loss"] > 2 * best, "a loss with other weights"
     about = json.loads((out / "best" / "config.json").read_text())

@@ -38,6 +38,11 @@ def test_a_wrong_mask_is_an_error_that_says_what_was_expected(mask, message):
         check_mask(mask, torch.zeros(1, 3, 2, 2))
 
 
+def test_a_mask_that_is_no_tensor_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="mask of type ndarray, expected a tensor"):
+        check_mask(np.ones((1, 1, 2, 2), bool), torch.zeros(1, 3, 2, 2))
+
+
 def test_a_sample_without_a_batch_is_an_error():
     with pytest.raises(ValueError, match=r"sample of shape \(3, 2, 2\), expected \(B, C, H, W\)"):
         check_mask(None, torch.zeros(3, 2, 2))

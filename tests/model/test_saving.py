@@ -220,3 +220,14 @@ def test_no_path_of_this_machine_is_stored(backbone_folder, tmp_path):
         config = json.loads((tmp_path / folder / "config.json").read_text())
         assert config["_class_name"] == "AutoencoderKLMultispectralAdapter"
         assert config["latent_channels"] == 16
+
+
+@pytest.mark.parametrize("variant", [None, "half"])
+@pytest.mark.parametrize("sizes", [("200KB", "10GB"), ("10GB", "200KB")])
+def test_the_newest_weights_are_read_whole_or_sharded(backbone_folder, tmp_path, sizes, variant):
+    for i, size in enumerate(sizes):
+        model = load(backbone_folder)
+        with torch.no_grad():
+            model.input_adapter.linear.bias.fill_(i)
+        model.save_pretrained(tmp_path, max_shard_size=size, variant=variant)
+        assert_same_weights(load(tmp_path, variant=variant), model)
