@@ -32,14 +32,15 @@ class Staging(Protocol):
 
 def staging_for(device: torch.device, reader: ShardReader, batch_size: int) -> Staging:
     """The staging that suits a device."""
-    return PinnedStaging(reader, batch_size, device) if device.type == "cuda" else HostStaging(reader, batch_size)
+    staging = PinnedStaging if device.type == "cuda" else HostStaging
+    return staging(reader, batch_size, device)
 
 
 class HostStaging:
     """For a CPU: each tile becomes reflectance while it is still in the cache of the thread that read it."""
 
-    def __init__(self, reader: ShardReader, batch_size: int) -> None:
-        self._reader = reader
+    def __init__(self, reader: ShardReader, batch_size: int, device: torch.device) -> None:
+        self._reader, self._device = reader, device
         channels, height, width = reader.tile_shape
         self._tiles = _Recycled((batch_size, channels, height, width), np.dtype(np.float32))
         self._masks = _Recycled((batch_size, 1, height, width), np.dtype(np.bool_))
@@ -61,9 +62,9 @@ class HostStaging:
         return tiles, masks, tuple(keys)
 
     def hand_over(self, filled: tuple[NDArray[np.float32], NDArray[np.bool_], Keys]) -> tuple[Tensor, Tensor, Keys]:
-        """The arrays themselves; their memory is used again when the last tensor that sees it is gone."""
+        """The arrays themselves on a CPU; their memory is used again when the last tensor that sees it is gone."""
         tiles, masks, keys = filled
-        return torch.from_numpy(tiles), torch.from_numpy(masks), keys
+        return torch.from_numpy(tiles).to(self._device), torch.from_numpy(masks).to(self._device), keys
 
 
 class PinnedStaging:
