@@ -20,6 +20,9 @@ from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import MicroBatchPlan, Place, evaluation_plans
 from msvae.shards.reader import ShardReader
 
+WEIGHTS = "band weights"
+"""Name under which a tally keeps those of attention, beside the terms."""
+
 Reconstruct = Callable[[Batch], Tensor]
 """From a batch to its reconstruction (B, C, H, W), reflectance."""
 
@@ -63,21 +66,17 @@ class LossTally:
     def join(self, ranks: Ranks) -> tuple[dict[str, float], list[float] | None]:
         """Mean of each term over all ranks' batches, and mean attention weight of each band over tiles with leaf."""
         joined = {name: column.sum(dim=0) for name, column in ranks.sum(self._columns).items()}
-        terms = [name.removeprefix("total/") for name in joined if name.startswith("total/")]
-        means = {t: float(MaskedSum(joined[f"total/{t}"], joined[f"count/{t}"]).overall()) for t in terms}
-        weights = (joined["weights"] / joined["weighed"].clamp(min=1)).tolist() if "weights" in joined else None
-        return means, weights
+        names = [name.removeprefix("total/") for name in joined if name.startswith("total/")]
+        sums = {name: MaskedSum(joined[f"total/{name}"], joined[f"count/{name}"]) for name in names}
+        weights = sums.pop(WEIGHTS).mean().tolist() if WEIGHTS in sums else None
+        return {term: float(masked_sum.overall()) for term, masked_sum in sums.items()}, weights
 
     def _measured(self, tiles: Tensor, losses: Mapping[str, Any], leaf_mask: Tensor) -> dict[str, Tensor]:
-        measured: dict[str, Tensor] = {}
-        for term, masked_sum in losses["sums"].items():
-            if term != "kl":
-                measured |= {f"total/{term}": masked_sum.total, f"count/{term}": masked_sum.count}
+        sums = {term: masked_sum for term, masked_sum in losses["sums"].items() if term != "kl"}
         if self._model.input_attention is not None:
-            has_leaf_B = leaf_mask.flatten(1).any(dim=1)
-            weights_BC = self._model.band_weights(tiles, leaf_mask)
-            measured |= {"weights": (weights_BC * has_leaf_B[:, None]).sum(dim=0), "weighed": has_leaf_B.sum()}
-        return measured
+            sums[WEIGHTS] = self._model.band_weights(tiles, leaf_mask)
+        totals = {f"total/{name}": masked_sum.total for name, masked_sum in sums.items()}
+        return totals | {f"count/{name}": masked_sum.count for name, masked_sum in sums.items()}
 
 
 class Evaluator:
@@ -92,18 +91,13 @@ class Evaluator:
         self._span: list[float] = span.tolist()
 
     @torch.no_grad()
-    def tile_sums(self, reconstruct: Reconstruct, on_batch: Callable[[int], None] | None = None) -> TileSums:
-        """Sums of every tile of the split in stored order, the same on every rank.
-
-        `on_batch` hears the number of tiles of each batch that this rank has done.
-        """
+    def tile_sums(self, reconstruct: Reconstruct) -> TileSums:
+        """Sums of every tile of the split in stored order, the same on every rank."""
         columns = self._empty_columns()
         for batch in self._load(self._plans()):
             slots = [place.slot for place in batch.plan.places]
             for name, sums in self._batch_sums(batch, reconstruct(batch)).items():
                 columns[name][slots] = sums.to(columns[name])
-            if on_batch is not None:
-                on_batch(len(slots))
         # each tile was judged by one rank and is 0 on the others: adding them changes no bit
         return {name: column.cpu().numpy() for name, column in self._ranks.sum(columns).items()}
 

@@ -19,7 +19,7 @@ TERMS = (*PER_BAND, *PER_SPECTRUM, "index", "kl")
 """Squared, absolute and Huber's error, mean leaf spectrum and excess of range, a number a band; spectral angle and its
 `1 - cos`; vegetation indices; KL divergence. Those a band are in units of each band's spread over training leaves."""
 
-_ON_ELEMENTS = frozenset(("l1", "huber", "signature", "range", "index"))
+_ON_ELEMENTS = {*PER_BAND, "index"} - {"mse"}
 
 
 class LeafLosses:

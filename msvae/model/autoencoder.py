@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
 from msvae.losses.coverage import check_mask, mask_stats, valid_elements
+from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import LeafLosses
 from msvae.losses.spectra import count_nonfinite
 from msvae.model.adapters import BandAdapter
@@ -290,9 +291,7 @@ class AutoencoderKLMultispectralAdapter(SavedWithCard, HoldsLeafStatistics, Auto
         if self.input_attention is None:
             raise ValueError("the model has no spectral attention; build it with use_spectral_attention=True")
         if sample is not None:
-            has_leaf_B1 = check_mask(mask, sample).flatten(1).any(dim=1, keepdim=True)
-            total = (self.band_weights(sample, mask) * has_leaf_B1).sum(dim=0)
-            weights = (total / has_leaf_B1.sum().clamp(min=1)).tolist()
+            weights = self.band_weights(sample, mask).mean().tolist()
         elif self.config.band_importance is not None:
             weights = self.config.band_importance
         else:
@@ -300,12 +299,15 @@ class AutoencoderKLMultispectralAdapter(SavedWithCard, HoldsLeafStatistics, Auto
             weights = self.input_attention.weights_of_spectrum(mean_leaf)[0].tolist()
         return dict(zip(self.bands.wavelengths_nm, weights, strict=True))
 
-    def band_weights(self, sample: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Weight that spectral attention gives each band of each tile on its way in, (B, C) float32."""
+    def band_weights(self, sample: Tensor, mask: Tensor | None = None) -> MaskedSum:
+        """Weights that spectral attention gives the bands on their way in, (C,), summed over tiles with leaf."""
         assert self.input_attention is not None
-        valid = valid_elements(sample, check_mask(mask, sample))
+        leaf_mask = check_mask(mask, sample)
+        valid = valid_elements(sample, leaf_mask)
         standardised = standardise(sample, valid, self.leaf_mean, self.leaf_std, self.config.background)
-        return self.input_attention.weights(standardised.to(self.dtype), valid).float()
+        weights_BC = self.input_attention.weights(standardised.to(self.dtype), valid).float()
+        has_leaf_B = leaf_mask.flatten(1).any(dim=1)
+        return MaskedSum((weights_BC * has_leaf_B[:, None]).sum(dim=0), has_leaf_B.sum())
 
     def _new_parts(self) -> list[nn.Module]:
         first = self.encoder.conv_in if self.input_adapter is None else self.input_adapter
