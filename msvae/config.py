@@ -173,7 +173,7 @@ class TrainConfig(_Section):
     resume: str = "auto"
     """`auto` goes on from the newest checkpoint under `out`, `never` wants an empty one, or a checkpoint's path."""
     compile: bool = False
-    """Compile the model with torch.compile; refused on a CPU, where it would lose gradients."""
+    """Compile the model with torch.compile."""
 
 
 class Config(BaseSettings):

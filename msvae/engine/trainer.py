@@ -123,11 +123,6 @@ class Trainer:
             model = build_model(
                 config.model, config.loss, config.data.background, self.reader.manifest, config.train.seed
             )
-        if config.train.compile and accelerator.device.type == "cpu":
-            raise ValueError(
-                "train.compile is on, but torch 2.13 compiled for a CPU loses the gradient before the output adapter; "
-                "switch it off, or train on a GPU"
-            )
         if config.train.compile:
             model.compile()
         model.to(accelerator.device).train()

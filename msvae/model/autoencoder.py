@@ -38,6 +38,7 @@ from msvae.model.loading import (
 from msvae.model.origin import origin
 from msvae.model.saving import SavedWithCard
 from msvae.model.statistics import HoldsLeafStatistics
+from msvae.model.upsampling import put_upsampling
 from msvae.shards.manifest import LeafStatistics
 
 
@@ -124,6 +125,7 @@ class AutoencoderKLMultispectralAdapter(SavedWithCard, HoldsLeafStatistics, Auto
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
+        put_upsampling(self.decoder)
         self.bands = Bands.named(wavelengths_nm, band_names)
         self.downscale = 2 ** (len(block_out_channels) - 1)
         self.choose_losses(("mse", "sam", "kl") if use_sam_loss else ("mse", "kl"))

@@ -102,10 +102,7 @@ def test_adapters_and_backbone_have_their_own_learning_rates():
     assert {group["peak_lr"] for group in one_rate.param_groups} == {1e-3}
 
 
-LOSES_GRADIENTS = pytest.mark.xfail(strict=True, reason="torch 2.13's Inductor loses the gradient before the adapter")
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, LOSES_GRADIENTS])])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_whole_forward_compiles_in_one_graph_and_once_for_any_coverage(backend):
     model = model_of()
     model.choose_losses(TERMS)
