@@ -1,32 +1,20 @@
-"""The `msvae` command: what it takes from the command line and what it shows. The work is done in the rooms below."""
+"""`msvae synth` and `msvae pack`: leaf images, and shards of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from msvae.cli.screen import progress, user_errors
 from msvae.pack.job import pack as pack_images
 from msvae.pack.options import PackOptions, PackSummary
 from msvae.pack.synthetic.images import synthesise
 
-app = typer.Typer(
-    help="Multispectral leaf autoencoders: make shards here, train with `accelerate launch train/train.py`.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-@app.callback()
-def _root() -> None:
-    """Keep `msvae COMMAND` even while there is a single command."""
+app = typer.Typer()
 
 
 @app.command()
@@ -37,7 +25,7 @@ def synth(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same images.")] = 0,
 ) -> None:
     """Make leaf images with the spectra of the PROSPECT-D model, and their masks."""
-    with _user_errors(), _progress("leaves") as advance_to:
+    with user_errors(), progress("leaves") as advance_to:
         done = 0
 
         def count() -> None:
@@ -75,7 +63,7 @@ def pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier data set.")] = False,
 ) -> None:
     """Cut images into tiles with leaf masks and write them as shards for training."""
-    with _user_errors():
+    with user_errors():
         options = PackOptions(
             band_files=tuple(filter(None, (name.strip() for name in band_files.split(",")))),
             wavelengths_nm=_numbers("--wavelengths", wavelengths),
@@ -88,7 +76,7 @@ def pack(
             seed=seed,
             overwrite=overwrite,
         )
-        with _progress("tiles") as advance_to:
+        with progress("tiles") as advance_to:
             summary = pack_images(images, out, options, advance_to)
     _show(summary)
 
@@ -119,22 +107,3 @@ def _numbers(option: str, text: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(",")) if text else None
     except ValueError:
         raise ValueError(f"{option} is {text!r}, expected numbers such as 475,560,668") from None
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        Console(stderr=True, highlight=False, markup=False).print(f"error: {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
