@@ -20,7 +20,7 @@ import webdataset as wds
 
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
 from msvae.shards.loader import Loader
-from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, ShardIndex
+from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, ShardIndex, Shards
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
 from msvae.shards.tar import ShardWriter
@@ -49,7 +49,7 @@ def write_shards(folder: Path, num_tiles: int) -> None:
         scale=[1e-4] * BANDS,
         offset=[0.0] * BANDS,
         statistics=unit,
-        shards=entries,
+        shards=Shards.of(entries),
     ).save(folder)
 
 

@@ -18,7 +18,7 @@ from msvae.shards.reader import ShardReader
 def test_an_object_array_with_valid_checksums_is_refused(leaf_shards, tmp_path):
     split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
     manifest = json.loads((split / "manifest.json").read_text())
-    tar = split / manifest["shards"][0]["name"]
+    tar = split / manifest["shards"]["name"][0]
     index_path = tar.with_suffix(".index.json")
     index, content = json.loads(index_path.read_text()), bytearray(tar.read_bytes())
 
@@ -30,7 +30,7 @@ def test_an_object_array_with_valid_checksums_is_refused(leaf_shards, tmp_path):
     index["crc32c"][0] = crc32c(member("mask"), crc32c(member("bands")))
     tar.write_bytes(content)
     index_path.write_text(json.dumps(index))
-    manifest["shards"][0]["index_sha256"] = hashlib.sha256(index_path.read_bytes()).hexdigest()
+    manifest["shards"]["index_sha256"][0] = hashlib.sha256(index_path.read_bytes()).hexdigest()
     (split / "manifest.json").write_text(json.dumps(manifest))
     reader = ShardReader(split)
     tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)

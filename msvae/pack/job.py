@@ -25,7 +25,7 @@ from msvae.pack.sources import ImageSource, find_sources
 from msvae.pack.split import resolve_split_by, split_tiles
 from msvae.pack.statistics import LeafMoments
 from msvae.pack.tiling import Survey, Tile, num_grid_tiles
-from msvae.shards.manifest import Manifest, ShardEntry
+from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.tar import ShardWriter
 
 OnProgress = Callable[[int, int], None]
@@ -167,7 +167,7 @@ def write_splits(
             scale=list(layout.scale),
             offset=list(layout.offset),
             statistics=moments.result(),
-            shards=entries,
+            shards=Shards.of(entries),
         )
         for name, entries in shards.items()
     }

@@ -6,8 +6,9 @@ The byte layout is the contract of `shards/README.md`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
@@ -32,16 +33,50 @@ class LeafStatistics(_Record):
     minimum: list[float]
     maximum: list[float]
     covariance: list[list[float]]
+    percentiles: dict[str, list[float]] = {}
+    """Such as `"5"`: of each band."""
+    coverage_histogram: list[NonNegativeInt] = []
+    """Tiles of the training split by coverage, in ten equal bins from 0 to 1."""
 
 
-class ShardEntry(_Record):
-    """One tar and its index: what must be found on disk, bit for bit."""
+class ShardEntry(NamedTuple):
+    """One tar and its index. The index holds the SHA-256 of the tar, so its own stands for both."""
 
     name: str
-    num_samples: PositiveInt
-    size_bytes: PositiveInt
-    sha256: str
+    num_samples: int
+    size_bytes: int
     index_sha256: str
+
+
+class Shards(_Record):
+    """All tars of a split, column by column, so that a million of them open in seconds."""
+
+    name: list[str]
+    num_samples: list[NonNegativeInt]
+    size_bytes: list[PositiveInt]
+    index_sha256: list[str]
+
+    @classmethod
+    def of(cls, entries: Iterable[ShardEntry]) -> Self:
+        """Columns of these entries."""
+        columns = zip(*entries, strict=True)
+        return cls(**dict(zip(ShardEntry._fields, map(list, columns), strict=False)))
+
+    @model_validator(mode="after")
+    def _one_entry_a_shard(self) -> Self:
+        lengths = {name: len(getattr(self, name)) for name in ShardEntry._fields}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"columns have different lengths: {lengths}")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    def __getitem__(self, shard: int) -> ShardEntry:
+        return ShardEntry(*(getattr(self, name)[shard] for name in ShardEntry._fields))
+
+    def __iter__(self) -> Iterator[ShardEntry]:  # type: ignore[override]  # of shards, not of fields
+        return (self[shard] for shard in range(len(self)))
 
 
 class Manifest(_Record):
@@ -57,7 +92,7 @@ class Manifest(_Record):
     offset: list[float]
     statistics: LeafStatistics
     """Of the training split in every split, so that each can be read and judged alone."""
-    shards: list[ShardEntry]
+    shards: Shards
 
     @model_validator(mode="after")
     def _one_entry_a_band(self) -> Manifest:
@@ -76,7 +111,7 @@ class Manifest(_Record):
     @property
     def num_samples(self) -> int:
         """Tiles in all shards."""
-        return sum(shard.num_samples for shard in self.shards)
+        return sum(self.shards.num_samples)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON; it covers every byte of every shard and index."""
@@ -94,7 +129,7 @@ class Manifest(_Record):
             hint = f"did you mean {inside}?" if inside else "make shards with `msvae pack IMAGE… --out DIR`"
             raise ValueError(f"{folder} holds no {MANIFEST_NAME}; {hint}")
         manifest = _parse(cls, path)
-        if not manifest.shards:
+        if not manifest.num_samples:
             raise ValueError(
                 f"{path} lists no samples; this split is empty, pack more images or larger --split shares"
             )
@@ -108,6 +143,8 @@ class Manifest(_Record):
 class ShardIndex(_Record):
     """Where each sample of one tar lies, column by column: byte offset and length of every member."""
 
+    sha256: str
+    """Of the tar."""
     keys: list[str]
     bands_offset: list[NonNegativeInt]
     bands_bytes: list[PositiveInt]
@@ -128,13 +165,17 @@ class ShardIndex(_Record):
         if not path.is_file():
             raise ValueError(f"{path} is missing; restore it or pack this split again")
         index = _parse(cls, path, expected_sha256=shard.index_sha256)
-        columns = {len(getattr(index, name)) for name in cls.model_fields}
+        columns = {len(getattr(index, name)) for name in COLUMNS}
         if columns != {shard.num_samples}:
             raise ValueError(
                 f"{path} has columns of {sorted(columns)} samples, the manifest expects {shard.num_samples}; "
                 "restore the split from its source or pack it again"
             )
         return index
+
+
+COLUMNS = tuple(name for name in ShardIndex.model_fields if name != "sha256")
+"""The fields of an index that have one entry a sample."""
 
 
 def index_name(shard_name: str) -> str:

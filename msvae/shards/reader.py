@@ -37,7 +37,7 @@ class ShardReader:
     @property
     def samples_per_shard(self) -> list[int]:
         """Number of samples in each shard, in manifest order."""
-        return [shard.num_samples for shard in self.manifest.shards]
+        return self.manifest.shards.num_samples
 
     def key(self, shard: int, row: int) -> str:
         """The key of one sample."""

@@ -15,7 +15,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 from PIL import Image
 
-from msvae.shards.manifest import ShardEntry, ShardIndex, index_name
+from msvae.shards.manifest import COLUMNS, ShardEntry, ShardIndex, index_name
 
 MAX_KEY_CHARS = 80
 """A USTAR name has 100 bytes; the longest member ending takes 10."""
@@ -30,7 +30,7 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entry: ShardEntry | None = None
-        self._columns: dict[str, list[Any]] = {name: [] for name in ShardIndex.model_fields}
+        self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 closed in __exit__
 
     def __enter__(self) -> ShardWriter:
@@ -61,15 +61,14 @@ class ShardWriter:
         self._columns["crc32c"].append(crc32c(members["mask"], crc32c(members["bands"])))
 
     def _write_index(self) -> ShardEntry:
-        index = ShardIndex(**self._columns).model_dump_json() + "\n"
-        (self.path.parent / index_name(self.path.name)).write_text(index)
         with self.path.open("rb") as tar:
             digest = hashlib.file_digest(tar, "sha256").hexdigest()
+        index = ShardIndex(sha256=digest, **self._columns).model_dump_json() + "\n"
+        (self.path.parent / index_name(self.path.name)).write_text(index)
         return ShardEntry(
             name=self.path.name,
             num_samples=self.num_samples,
             size_bytes=self.path.stat().st_size,
-            sha256=digest,
             index_sha256=hashlib.sha256(index.encode()).hexdigest(),
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from msvae.shards.manifest import Manifest
+from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
 from msvae.shards.tar import ShardWriter
 
@@ -42,7 +42,7 @@ def shards_with_nan(leaf_shards, tmp_path_factory) -> Path:
                 tile[2, leaf_mask & (rng.random(leaf_mask.shape) < 0.01)] = np.nan
                 writer.write(key, tile, leaf_mask, {})
         entries.append(writer.entry)
-    plain = {"dtype": "float32", "scale": [1.0] * 5, "offset": [0.0] * 5, "shards": entries}
+    plain = {"dtype": "float32", "scale": [1.0] * 5, "offset": [0.0] * 5, "shards": Shards.of(entries)}
     Manifest.model_validate({**reader.manifest.model_dump(), **plain}).save(out)
     return out.parent
 

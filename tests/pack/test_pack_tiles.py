@@ -126,7 +126,7 @@ def test_shards_hold_at_most_the_asked_number_of_tiles_and_fit_their_index(tmp_p
         PackOptions(tile_px=8, block_tiles=1, tiles_per_shard=10),
     )
     manifest = Manifest.load(tmp_path / "out" / "train")
-    assert [shard.num_samples for shard in manifest.shards[:-1]] == [10] * (len(manifest.shards) - 1)
+    assert manifest.shards.num_samples[:-1] == [10] * (len(manifest.shards) - 1)
     assert manifest.num_samples == summary.tiles["train"] == 45
     assert len(manifest.shards) == summary.num_shards["train"] == 5
     for shard in manifest.shards:
