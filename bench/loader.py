@@ -23,6 +23,7 @@ from msvae.shards.loader import Loader
 from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, ShardIndex, Shards
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
+from msvae.shards.store import open_store
 from msvae.shards.tar import ShardWriter
 
 TILE_PX, BANDS, BATCH, SHARDS, ROUNDS = 256, 5, 32, 16, 3
@@ -75,7 +76,7 @@ def raw_reads(folder: Path, num_workers: int) -> Iterator[torch.Tensor]:
     manifest, buffer = Manifest.load(folder), bytearray(TILE_PX * TILE_PX * BANDS * 2 + 128)
     batch = torch.empty(BATCH, 1)
     for shard in manifest.shards:
-        index, descriptor = ShardIndex.load(folder, shard), os.open(folder / shard.name, os.O_RDONLY)
+        index, descriptor = ShardIndex.load(open_store(folder), shard), os.open(folder / shard.name, os.O_RDONLY)
         for start in range(0, shard.num_samples, BATCH):
             offsets = index.bands_offset[start : start + BATCH]
             for offset in offsets:

@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -58,10 +59,16 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Which shards are read, and how they are cut into batches."""
 
-    train: Path = Path("shards/train")
-    """Folder of the training split, made by `msvae pack`."""
-    val: Path | None = Path("shards/val")
-    """Folder of the validation split; null trains without validation."""
+    train: str = "shards/train"
+    """Folder or URL (s3://, gs://, az://, https://) of the training split, made by `msvae pack`."""
+    val: str | None = "shards/val"
+    """Folder or URL of the validation split; null trains without validation."""
+    cache: Path | None = None
+    """Folder on a local disk that keeps what was read from a URL, for all ranks of a machine; null keeps nothing."""
+    cache_gb: PositiveFloat = 100.0
+    """Size of the cache; what was kept first goes first."""
+    max_bad_samples: NonNegativeInt = 0
+    """Samples that may be unreadable, and are replaced and listed in `bad-samples/`, before training stops."""
     global_batch_size: PositiveInt = 32
     """Tiles per optimizer step over all ranks. Accumulation follows, so the result does not change with the GPUs."""
     micro_batch_size: PositiveInt = 8

@@ -12,7 +12,7 @@ def main() -> None:
     """Read the arguments, join the other ranks, evaluate."""
     parser = argparse.ArgumentParser(description="Write metrics.json and report.html of a model on a split.")
     parser.add_argument("--model", type=Path, required=True, help="a saved model, such as RUN/best")
-    parser.add_argument("--data", type=Path, required=True, help="a split, or a data set with test/ or val/")
+    parser.add_argument("--data", required=True, help="a split, or a data set with test/ or val/; folder or URL")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
     check_writable(arguments.out)

@@ -33,16 +33,19 @@ class Stepper:
     def counts(self, window: Sequence[Batch]) -> Sums:
         """The counts behind the loss of a window, on this rank: to be joined before its first backward pass.
 
-        Also `valid_pixels`, `total_pixels`, `leaf_elements`, `nonfinite_elements`, and `tile_coverage`, which has one
-        entry a tile of the global batch.
+        Also `valid_pixels`, `total_pixels`, `leaf_elements`, `nonfinite_elements`; and with one entry a tile of the
+        global batch `tile_coverage`, and `bad_slots`, 1 where a sample could not be read.
         """
         global_batch_size = self._config.data.global_batch_size
         tile_coverage = torch.zeros(global_batch_size, dtype=torch.float64, device=window[0].tiles.device)
+        bad_slots = torch.zeros(global_batch_size, dtype=torch.float64)
         for batch in window:
+            bad_slots[[bad.slot for bad in batch.bad]] = 1
             first = batch.plan.places[0].slot
             leaf = batch.leaf_mask.flatten(1)
             tile_coverage[first : first + len(leaf)] = leaf.sum(dim=1).double() / leaf.shape[1]
-        return added([self._batch_counts(batch) for batch in window]) | {"tile_coverage": tile_coverage}
+        of_tiles = {"tile_coverage": tile_coverage, "bad_slots": bad_slots.to(tile_coverage.device)}
+        return added([self._batch_counts(batch) for batch in window]) | of_tiles
 
     def _batch_counts(self, batch: Batch) -> Sums:
         nonfinite, leaf = count_nonfinite(batch.tiles, batch.leaf_mask)

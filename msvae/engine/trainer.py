@@ -6,8 +6,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from accelerate import Accelerator
@@ -16,19 +14,17 @@ from torch import Tensor
 
 from msvae.config import Config
 from msvae.engine import checkpoint
-from msvae.engine.logging import JsonLines, RunLog
+from msvae.engine.logging import RunLog
 from msvae.engine.optim import MovingAverage, make_optimizer, schedule
 from msvae.engine.ranks import Ranks
 from msvae.engine.step import Stepper, Sums
+from msvae.engine.stream import TrainingStream, accumulation_steps
 from msvae.engine.validation import Validation
 from msvae.engine.watch import DataWatch, coverage_row
 from msvae.losses.masked_sum import MaskedSum
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.build import build_model
-from msvae.shards.augment import Augmentation
-from msvae.shards.loader import Batch, Loader
-from msvae.shards.order import SampleOrder, training_plans
-from msvae.shards.reader import ShardReader
+from msvae.shards.loader import Batch
 
 
 class Trainer:
@@ -36,12 +32,10 @@ class Trainer:
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.config, self.ranks = config, Ranks(accelerator)
-        self.accumulation = accumulation_steps(config, self.ranks.world_size)
-        accelerator.gradient_accumulation_steps = self.accumulation
-        self.reader = ShardReader(config.data.train)
-        self.order = SampleOrder(self.reader.samples_per_shard, config.train.seed)
-        self.augmentation = self._make_augmentation()
-        self.watch = DataWatch(config.data, self.reader, self.order)
+        accelerator.gradient_accumulation_steps = accumulation_steps(config, self.ranks.world_size)
+        self.stream = TrainingStream(config, self.ranks)
+        self.reader = self.stream.reader
+        self.watch = DataWatch(config.data, self.reader, self.stream.order)
         model = self._build(accelerator)
         optimizer = make_optimizer(model, config.optim)
         self.model, self.average = model, MovingAverage(model.get_trainable_params(), config.optim.ema_decay)
@@ -52,7 +46,7 @@ class Trainer:
         self.step = self._resume()
         wrapped, stepping = accelerator.prepare(model, optimizer)
         self.stepper = Stepper(accelerator, wrapped, stepping, config)
-        self.log, self.trace = self._open_log(), self._open_trace()
+        self.log = self._open_log()
         self.data_wait_s, self.logged_step, self.logged_at_s = 0.0, self.step, time.monotonic()
 
     def fit(self) -> None:
@@ -74,7 +68,7 @@ class Trainer:
                 self.log.close()
 
     def _train(self) -> None:
-        config, windows = self.config, self._windows()
+        config, windows = self.config, self.stream.windows(self.step)
         window = next(windows)
         self.stepper.settle(window)
         counts = self.ranks.sum(self.stepper.counts(window))
@@ -83,7 +77,6 @@ class Trainer:
             lr_share = schedule(self.step, config.train.max_steps, config.optim)
             totals, grad_norm = self.stepper.step(window, counts, lr_share)
             self.average.update()
-            self._write_trace(window)
             self.step += 1
             finished = counts
             if self.step < config.train.max_steps:
@@ -174,53 +167,6 @@ class Trainer:
             log.say("warning: `tiny` has no trained weights, and what is frozen stays random; use train_backbone: all")
         return log
 
-    def _open_trace(self) -> JsonLines | None:
-        if not self.config.data.trace:
-            return None
-        folder = self.config.out / "trace"
-        for path in folder.glob("rank-*.jsonl"):
-            # a rank of an earlier, larger world: drop what will be seen again
-            if self.ranks.is_main and path.name >= _trace_name(self.ranks.world_size):
-                JsonLines(path, self.step).close()
-        return JsonLines(folder / _trace_name(self.ranks.rank), self.step)
-
-    def _windows(self) -> Iterator[list[Batch]]:
-        """This rank's micro batches of one global batch after another, from the present step on."""
-        data = self.config.data
-        plans = training_plans(
-            self.order,
-            global_batch_size=data.global_batch_size,
-            micro_batch_size=data.micro_batch_size,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            position=self.step,
-        )
-        loader = Loader(
-            self.reader,
-            plans,
-            batch_size=data.micro_batch_size,
-            num_workers=data.num_workers,
-            device=self.ranks.device,
-        )
-        batches = map(self._augmented, loader)
-        while window := list(islice(batches, self.accumulation)):
-            yield window
-
-    def _make_augmentation(self) -> Augmentation:
-        data, tile_px = self.config.data, self.reader.manifest.tile_px
-        if (data.crop_px or 0) > tile_px:
-            raise ValueError(
-                f"data.crop_px is {data.crop_px}, the tiles of {data.train} have {tile_px} px; choose less"
-            )
-        return Augmentation(
-            self.config.train.seed, flips=data.flips, quarter_turns=data.quarter_turns, crop_px=data.crop_px
-        )
-
-    def _augmented(self, batch: Batch) -> Batch:
-        first = batch.plan.position * self.config.data.global_batch_size + batch.plan.places[0].slot
-        tiles, leaf_mask = self.augmentation(batch.tiles, batch.leaf_mask, range(first, first + len(batch.tiles)))
-        return replace(batch, tiles=tiles, leaf_mask=leaf_mask)
-
     def _next(self, windows: Iterator[list[Batch]]) -> list[Batch]:
         began_s = time.monotonic()
         window = next(windows)
@@ -274,26 +220,3 @@ class Trainer:
             return {}
         per_band = sums["mse"].mean().tolist()
         return {"mse_per_channel": dict(zip(self.reader.manifest.bands.tags, per_band, strict=True))}
-
-    def _write_trace(self, window: list[Batch]) -> None:
-        if self.trace is not None:
-            self.trace.write({"step": self.step + 1, "keys": [key for batch in window for key in batch.keys]})
-
-
-def _trace_name(rank: int) -> str:
-    return f"rank-{rank:05d}.jsonl"
-
-
-def accumulation_steps(config: Config, world_size: int) -> int:
-    """Micro batches of each rank in one global batch.
-
-    Raises: ValueError when the global batch cannot be cut evenly.
-    """
-    data = config.data
-    steps, rest = divmod(data.global_batch_size, world_size * data.micro_batch_size)
-    if rest or not steps:
-        raise ValueError(
-            f"data.global_batch_size is {data.global_batch_size}, expected a multiple of {world_size} ranks x "
-            f"data.micro_batch_size {data.micro_batch_size}; change one of them, or the number of ranks"
-        )
-    return steps

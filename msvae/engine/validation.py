@@ -12,6 +12,7 @@ from msvae.engine.evaluation import Evaluator, by_model
 from msvae.engine.logging import RunLog
 from msvae.engine.optim import MovingAverage
 from msvae.engine.ranks import Ranks
+from msvae.engine.stream import cache_for
 from msvae.metrics.accumulate import summarise
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.card import METRICS
@@ -31,7 +32,7 @@ class Validation:
         self._best_loss: float | None = None
         self._evaluator = None
         if config.data.val is not None:
-            reader = ShardReader(config.data.val)
+            reader = ShardReader(config.data.val, cache_for(config.data))
             if reader.manifest.bands != model.bands:
                 raise ValueError(
                     f"{config.data.val} holds {reader.manifest.bands} named {', '.join(reader.manifest.band_names)}, "

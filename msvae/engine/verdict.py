@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from msvae.metrics.baselines import mean_spectrum, principal_components
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.report.page import Row, Section, write_report
 from msvae.report.pictures import comparison_figure, curves_figure, spectra_figure
+from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.reader import ShardReader
+from msvae.shards.store import open_store
 
 BATCH_SIZE = 8
 FEW_TILES = 10
@@ -32,7 +35,7 @@ EXPLANATIONS = {
 }
 
 
-def evaluate(model_folder: Path, data: Path, out: Path, ranks: Ranks) -> None:
+def evaluate(model_folder: Path, data: str, out: Path, ranks: Ranks) -> None:
     """Judge a model and its baselines on a split; the main process writes `metrics.json` and `report.html`.
 
     Args: folder of a saved model, its untrained state being `../untrained`; a split, or a data set whose `test` (else
@@ -64,13 +67,14 @@ def evaluate(model_folder: Path, data: Path, out: Path, ranks: Ranks) -> None:
     ranks.wait()
 
 
-def choose_split(data: Path) -> Path:
-    """`data` itself when it is a split, else its `test` or `val` split.
+def choose_split(data: str) -> str:
+    """`data`, a folder or URL, when it is a split, else its `test` or `val` split.
 
     Raises: ValueError when it is neither.
     """
-    for split in (data, data / "test", data / "val"):
-        if (split / "manifest.json").is_file():
+    for split in (data, f"{data}/test", f"{data}/val"):
+        with suppress(FileNotFoundError):
+            open_store(split).size_bytes(MANIFEST_NAME)
             return split
     raise ValueError(f"{data} is neither a split nor holds test/ or val/; make shards with `msvae pack`")
 
@@ -96,7 +100,7 @@ def load_for(folder: Path, evaluator: Evaluator, ranks: Ranks) -> AutoencoderKLM
     model = AutoencoderKLMultispectralAdapter.from_pretrained(folder)
     if model.bands.wavelengths_nm != evaluator.bands.wavelengths_nm:
         raise ValueError(
-            f"{evaluator.reader.folder} holds {evaluator.bands}, {folder} expects {model.bands}; "
+            f"{evaluator.reader.store.location} holds {evaluator.bands}, {folder} expects {model.bands}; "
             "repack with --wavelengths, or use the model trained on these bands"
         )
     return model.to(ranks.device)  # type: ignore[no-any-return]
@@ -111,7 +115,7 @@ def _write_metrics(out: Path, summaries: dict[str, Summary]) -> None:
 def _write_report(
     out: Path,
     model_folder: Path,
-    split: Path,
+    split: str,
     evaluator: Evaluator,
     reconstruct: Reconstruct,
     sums: TileSums,
@@ -177,8 +181,8 @@ def verdict(summaries: dict[str, Summary]) -> str:
     )
 
 
-def _caution(split: Path, num_tiles: int) -> str:
-    if split.name == "train":
+def _caution(split: str, num_tiles: int) -> str:
+    if Path(split).name == "train":
         return "The model was trained on these very tiles: on leaves it has not seen it will do worse."
     return f"Only {num_tiles} tiles were judged, so the numbers are rough." if num_tiles < FEW_TILES else ""
 

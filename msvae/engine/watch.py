@@ -12,6 +12,7 @@ from msvae.config import DataConfig
 from msvae.losses.coverage import tile_stats
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
+from msvae.shards.samples import sample_name
 
 NUM_NAMED = 3
 """Tiles that a warning names."""
@@ -24,6 +25,7 @@ class DataWatch:
 
     def __init__(self, config: DataConfig, reader: ShardReader, order: SampleOrder) -> None:
         self._config, self._reader, self._order = config, reader, order
+        self._bad: set[tuple[int, int]] = set()
         self._steps: list[int] = []
         self._seen: list[Mapping[str, Tensor]] = []
 
@@ -39,7 +41,9 @@ class DataWatch:
         """
         if not self._seen:
             return
-        coverage_ST = torch.stack([counts["tile_coverage"] for counts in self._seen]).cpu()
+        coverage_ST, bad_ST = (
+            torch.stack([counts[name] for counts in self._seen]).cpu() for name in ("tile_coverage", "bad_slots")
+        )
         nonfinite, leaf = (
             int(torch.stack([counts[name] for counts in self._seen]).sum())
             for name in ("nonfinite_elements", "leaf_elements")
@@ -47,8 +51,14 @@ class DataWatch:
         steps = self._steps
         self._steps, self._seen = [], []
         self._check_finite(steps, nonfinite, leaf)
+        new_bad = self._check_readable(steps, bad_ST)
         if warn is None:
             return
+        if new_bad:
+            warn(
+                f"warning: {len(new_bad)} samples {_span(steps)} could not be read and were replaced: "
+                f"{_some(new_bad)}; the reasons are in bad-samples/"
+            )
         if nonfinite:
             warn(f"warning: {nonfinite:,} of {leaf:,} leaf values {_span(steps)} are not finite and were left out")
         self._warn_beyond(warn, "low", "under", "emptiest", steps, coverage_ST, self._config.low_coverage)
@@ -59,9 +69,24 @@ class DataWatch:
         if nonfinite > limit * leaf:
             raise ValueError(
                 f"{nonfinite:,} of {leaf:,} leaf values {_span(steps)} are not finite, more than "
-                f"data.max_nonfinite_share {limit:g} allows; mask these pixels and pack {self._reader.folder} again, "
-                "or raise the share"
+                f"data.max_nonfinite_share {limit:g} allows; mask these pixels and pack "
+                f"{self._reader.store.location} again, or raise the share"
             )
+
+    def _check_readable(self, steps: list[int], bad_ST: Tensor) -> list[str]:
+        """Names of the samples found bad for the first time. All ranks know of all of them, so they stop together."""
+        new = []
+        for row, slot in bad_ST.nonzero().tolist():
+            place = self._order.places(steps[row] - 1, bad_ST.shape[1], range(slot, slot + 1))[0][:2]
+            if place not in self._bad:
+                self._bad.add(place)
+                new.append(self._name(*place))
+        if len(self._bad) > self._config.max_bad_samples:
+            raise ValueError(
+                f"{len(self._bad)} samples could not be read, more than data.max_bad_samples "
+                f"{self._config.max_bad_samples} allows, the last ones {_some(new)}; restore them from their source"
+            )
+        return new
 
     def _warn_beyond(
         self, warn: Warn, kind: str, side: str, tiles: str, steps: list[int], coverage_ST: Tensor, limit: float
@@ -80,8 +105,11 @@ class DataWatch:
     def _named(self, step: int, coverage_T: Tensor, slots: list[int]) -> str:
         """Keys of tiles of the global batch of a step, which has position `step - 1`."""
         places = [self._order.places(step - 1, len(coverage_T), range(slot, slot + 1))[0] for slot in slots]
-        keys = [self._reader.key(place.shard, place.row) for place in places]
-        return ", ".join(f"{key} ({coverage_T[slot]:.3f})" for key, slot in zip(keys, slots, strict=True))
+        names = [self._name(place.shard, place.row) for place in places]
+        return ", ".join(f"{name} ({coverage_T[slot]:.3f})" for name, slot in zip(names, slots, strict=True))
+
+    def _name(self, shard: int, row: int) -> str:
+        return sample_name(self._reader, shard, row)
 
 
 def coverage_row(counts: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -96,7 +124,12 @@ def coverage_row(counts: Mapping[str, Tensor]) -> dict[str, Any]:
         "valid_pixels": int(counts["valid_pixels"]),
         "empty_tiles": int(stats["empty_tiles"]),
         "nonfinite_elements": int(counts["nonfinite_elements"]),
+        "bad_samples": int(counts["bad_slots"].sum()),
     }
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[-NUM_NAMED:]) + (" and others" if len(names) > NUM_NAMED else "")
 
 
 def _span(steps: list[int]) -> str:

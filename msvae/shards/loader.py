@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msvae.shards.order import MicroBatchPlan
 from msvae.shards.reader import ShardReader
+from msvae.shards.samples import BadSample, SampleReads
 from msvae.shards.staging import staging_for
 
 
@@ -24,12 +25,14 @@ class Batch:
     leaf_mask: Tensor
     keys: tuple[str, ...]
     plan: MicroBatchPlan
+    bad: tuple[BadSample, ...] = ()
+    """Samples that could not be read; others stand in their places."""
 
 
 class Loader:
     """Iterates over `plans`, reading `num_workers` batches at once ahead of the consumer, in order.
 
-    Without workers each batch is read when it is asked for.
+    Without workers each batch is read when it is asked for. Up to `max_bad_samples` that cannot be read are replaced.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class Loader:
         batch_size: int,
         num_workers: int,
         device: torch.device,
+        max_bad_samples: int = 0,
     ) -> None:
         self._plans = plans
-        self._staging = staging_for(device, reader, batch_size)
+        self._reads = SampleReads(reader, max_bad_samples)
+        self._staging = staging_for(device, reader, self._reads, batch_size)
         self._num_ahead = max(1, 2 * num_workers)
         self._threads = ThreadPoolExecutor(num_workers, "msvae-reader") if num_workers else None
 
@@ -51,13 +56,15 @@ class Loader:
         try:
             while self._schedule(pending):
                 plan, filled = pending.popleft()
-                tiles, leaf_mask, keys = self._staging.hand_over(filled.result())
-                yield Batch(tiles, leaf_mask, keys, plan)
+                tiles, leaf_mask, samples = self._staging.hand_over(filled.result())
+                bad = tuple(sample.bad for sample in samples if sample.bad is not None)
+                yield Batch(tiles, leaf_mask, tuple(sample.key for sample in samples), plan, bad)
         finally:
             for _, unread in pending:
                 unread.cancel()
             if self._threads is not None:
                 self._threads.shutdown(wait=True)
+            self._reads.close()
 
     def _schedule(self, pending: deque[tuple[MicroBatchPlan, Future[Any]]]) -> bool:
         while len(pending) < self._num_ahead and (plan := next(self._plans, None)) is not None:

@@ -13,8 +13,11 @@ from typing import Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from msvae.bands import Bands
+from msvae.shards.store import Store, open_store
 
 MANIFEST_NAME = "manifest.json"
+MAX_JSON_BYTES = 2**30
+"""Seven million shards: what is larger is no manifest."""
 
 
 class _Record(BaseModel):
@@ -90,6 +93,8 @@ class Manifest(_Record):
     tile_px: PositiveInt
     scale: list[float]
     offset: list[float]
+    compression: Literal["none", "blosc2"] = "none"
+    """How the bands member of every sample is stored."""
     statistics: LeafStatistics
     """Of the training split in every split, so that each can be read and judged alone."""
     shards: Shards
@@ -118,20 +123,22 @@ class Manifest(_Record):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Read `folder/manifest.json`.
+    def load(cls, location: str | Path | Store) -> Manifest:
+        """Read `manifest.json` of a folder or URL.
 
         Raises: ValueError when it is missing, not a manifest, or lists no samples.
         """
-        path = folder / MANIFEST_NAME
-        if not path.is_file():
-            inside = next((path.parent for path in sorted(folder.glob(f"*/{MANIFEST_NAME}"))), None)
+        store = open_store(location) if isinstance(location, (str, Path)) else location
+        try:
+            manifest = _parse(cls, store, MANIFEST_NAME)
+        except FileNotFoundError:
+            inside = next((path.parent for path in sorted(Path(store.location).glob(f"*/{MANIFEST_NAME}"))), None)
             hint = f"did you mean {inside}?" if inside else "make shards with `msvae pack IMAGE… --out DIR`"
-            raise ValueError(f"{folder} holds no {MANIFEST_NAME}; {hint}")
-        manifest = _parse(cls, path)
+            raise ValueError(f"{store.location} holds no {MANIFEST_NAME}; {hint}") from None
         if not manifest.num_samples:
             raise ValueError(
-                f"{path} lists no samples; this split is empty, pack more images or larger --split shares"
+                f"{store.path(MANIFEST_NAME)} lists no samples; this split is empty, pack more images or larger "
+                "--split shares"
             )
         return manifest
 
@@ -156,20 +163,21 @@ class ShardIndex(_Record):
     """Of the bands member followed by the mask member."""
 
     @classmethod
-    def load(cls, folder: Path, shard: ShardEntry) -> ShardIndex:
+    def load(cls, store: Store, shard: ShardEntry) -> ShardIndex:
         """Read the index beside a tar.
 
         Raises: ValueError when it is missing, altered, or does not fit the manifest.
         """
-        path = folder / index_name(shard.name)
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; restore it or pack this split again")
-        index = _parse(cls, path, expected_sha256=shard.index_sha256)
-        columns = {len(getattr(index, name)) for name in COLUMNS}
+        name = index_name(shard.name)
+        try:
+            index = _parse(cls, store, name, expected_sha256=shard.index_sha256)
+        except FileNotFoundError:
+            raise ValueError(f"{store.path(name)} is missing; restore it or pack this split again") from None
+        columns = {len(getattr(index, column)) for column in COLUMNS}
         if columns != {shard.num_samples}:
             raise ValueError(
-                f"{path} has columns of {sorted(columns)} samples, the manifest expects {shard.num_samples}; "
-                "restore the split from its source or pack it again"
+                f"{store.path(name)} has columns of {sorted(columns)} samples, the manifest expects "
+                f"{shard.num_samples}; restore the split from its source or pack it again"
             )
         return index
 
@@ -183,8 +191,11 @@ def index_name(shard_name: str) -> str:
     return f"{shard_name.removesuffix('.tar')}.index.json"
 
 
-def _parse(record: type[RecordT], path: Path, expected_sha256: str | None = None) -> RecordT:
-    content = path.read_bytes()
+def _parse(record: type[RecordT], store: Store, name: str, expected_sha256: str | None = None) -> RecordT:
+    path = store.path(name)
+    if (size_bytes := store.size_bytes(name)) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size_bytes} bytes, expected at most {MAX_JSON_BYTES}; pack this split again")
+    content = store.read(name)
     if expected_sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise ValueError(f"{path} was altered: its SHA-256 is not the manifest's; restore it or pack again")
     try:

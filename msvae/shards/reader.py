@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from msvae.shards.cache import SpanCache
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex
-from msvae.shards.tar import npy_bytes
+from msvae.shards.store import Patience, open_store
+from msvae.shards.tile_codec import decompress_into, npy_header
 
-MAX_OPEN_SHARDS = 256
-"""Well under the 1,024 files that a process may hold open by default."""
+MAX_OPEN_INDEXES = 256
+MAX_EXTRA_BYTES = 2**20
+"""What a sample may hold beside its tile: tar headers, mask, JSON between them."""
 
 
 class ShardReader:
-    """The samples of one local split. Safe to use from several threads at once."""
+    """The samples of one split, in a folder or at a URL. Safe to use from several threads at once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = Manifest.load(folder)
+    def __init__(self, location: str | Path, cache: SpanCache | None = None, patience: Patience | None = None) -> None:
+        self.store = open_store(location, patience)
+        self.manifest = Manifest.load(self.store)
         self.tile_shape = (len(self.manifest.bands), self.manifest.tile_px, self.manifest.tile_px)
         self.dtype = np.dtype(self.manifest.dtype)
-        empty = npy_bytes(np.zeros(self.tile_shape, self.dtype))
-        self._npy_header = empty[: len(empty) - int(np.prod(self.tile_shape)) * self.dtype.itemsize]
-        self._open_shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._npy_header = npy_header(self.tile_shape, self.dtype)
+        self._tile_bytes = int(np.prod(self.tile_shape)) * self.dtype.itemsize
+        self._cache = cache
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -41,72 +44,125 @@ class ShardReader:
 
     def key(self, shard: int, row: int) -> str:
         """The key of one sample."""
-        return self._open(shard).index.keys[row]
+        return self._index(shard).keys[row]
 
     def read_into(self, shard: int, row: int, tile: NDArray[Any], leaf_mask: NDArray[np.bool_]) -> str:
         """Read one sample into `tile` (C, H, W), stored type, and `leaf_mask` (H, W); returns its key.
 
         Raises: ValueError naming shard and key when bytes are missing, altered, or not what the manifest says.
         """
-        tar = self._open(shard)
-        index = tar.index
-        key = index.keys[row]
-        place = f"{self.folder / self.manifest.shards[shard].name}: sample {key}"
-        if index.bands_bytes[row] != len(self._npy_header) + tile.nbytes:
+        entry, index = self.manifest.shards[shard], self._index(shard)
+        place = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
+        span = _Span.of(index, row)
+        if span.num_bytes > self._tile_bytes + MAX_EXTRA_BYTES:
+            raise ValueError(f"{place} takes {span.num_bytes} bytes, too many for its tile; pack this split again")
+        compressed = self.manifest.compression != "none"
+        if not compressed and index.bands_bytes[row] != len(self._npy_header) + tile.nbytes:
             raise ValueError(
                 f"{place} holds {index.bands_bytes[row]} bytes, expected {len(self._npy_header) + tile.nbytes} "
                 f"for {self.dtype} tiles of shape {self.tile_shape}; pack this split again"
             )
-        header = bytearray(len(self._npy_header))
-        num_read = os.preadv(tar.descriptor, [header, tile.data.cast("B")], index.bands_offset[row])
-        png = os.pread(tar.descriptor, index.mask_bytes[row], index.mask_offset[row])
-        checksum = crc32c(png, crc32c(tile.data.cast("B"), crc32c(bytes(header))))
-        if num_read != index.bands_bytes[row] or checksum != index.crc32c[row]:
-            raise ValueError(
-                f"{place} is truncated or altered: its checksum is {checksum:08x}, the index expects "
-                f"{index.crc32c[row]:08x}; restore the shard from its source or pack this split again"
-            )
-        if bytes(header) != self._npy_header:
+        head = bytearray(index.bands_bytes[row] if compressed else len(self._npy_header))
+        bands = [memoryview(head)] if compressed else [memoryview(head), tile.data.cast("B")]
+        png = self._fetch(entry, index, row, span, bands, place)
+        if compressed:
+            _decompress(head, tile, place)
+        elif head != self._npy_header:
             raise ValueError(f"{place} is not a {self.dtype} array of shape {self.tile_shape}; pack again")
         _decode_mask(png, leaf_mask, place)
-        return key
+        return index.keys[row]
 
-    def _open(self, shard: int) -> _OpenShard:
+    def _fetch(
+        self, entry: ShardEntry, index: ShardIndex, row: int, span: _Span, bands: list[memoryview], place: str
+    ) -> bytes:
+        """Fill the buffers of the bands member; returns the mask member. From the cache where it has them."""
+        before, after = bytearray(span.before_bands), bytearray(span.after_bands)
+        buffers = [part for part in (memoryview(before), *bands, memoryview(after)) if part]
+
+        def png() -> bytes:
+            around, start = (before, span.mask_start) if span.mask_first else (after, span.mask_start)
+            return bytes(around[start : start + index.mask_bytes[row]])
+
+        def checksum() -> int:
+            crc = 0
+            for part in (*bands, png()):
+                crc = crc32c(part, crc)
+            return crc
+
+        if self._cache is not None:
+            self._cache.read_into(entry, span.offset, buffers)
+            if checksum() == index.crc32c[row]:
+                return png()
+        num_read = self.store.read_into(entry.name, span.offset, buffers)
+        if num_read != span.num_bytes or (found := checksum()) != index.crc32c[row]:
+            what = f"{num_read} of {span.num_bytes} bytes" if num_read != span.num_bytes else f"checksum {found:08x}"
+            raise ValueError(
+                f"{place} is truncated or altered: {what}, the index expects checksum {index.crc32c[row]:08x}; "
+                "restore the shard from its source or pack this split again"
+            )
+        if self._cache is not None:
+            self._cache.write(entry, span.offset, buffers)
+        return png()
+
+    def _index(self, shard: int) -> ShardIndex:
         with self._lock:
-            if shard not in self._open_shards:
-                self._open_shards[shard] = _OpenShard(self.folder, self.manifest.shards[shard])
-                if len(self._open_shards) > MAX_OPEN_SHARDS:
-                    self._open_shards.popitem(last=False)
-            self._open_shards.move_to_end(shard)
-            return self._open_shards[shard]
+            if shard not in self._indexes:
+                self._indexes[shard] = self._open(self.manifest.shards[shard])
+                if len(self._indexes) > MAX_OPEN_INDEXES:
+                    self._indexes.popitem(last=False)
+            self._indexes.move_to_end(shard)
+            return self._indexes[shard]
 
-
-class _OpenShard:
-    """A tar and its index. The file closes when the last reader lets go of it."""
-
-    def __init__(self, folder: Path, entry: ShardEntry) -> None:
-        self.index = ShardIndex.load(folder, entry)
-        self.descriptor = -1
-        path = folder / entry.name
-        if not path.is_file():
-            raise ValueError(f"shard {path} is missing; restore it from its source or pack this split again")
-        size_bytes = path.stat().st_size
+    def _open(self, entry: ShardEntry) -> ShardIndex:
+        """The index of a shard whose size is right."""
+        path = self.store.path(entry.name)
+        try:
+            size_bytes = self.store.size_bytes(entry.name)
+        except FileNotFoundError:
+            raise ValueError(f"shard {path} is missing; restore it from its source or pack this split again") from None
         if size_bytes != entry.size_bytes:
             raise ValueError(
                 f"shard {path} has {size_bytes} bytes, the manifest expects {entry.size_bytes}: it was truncated or "
                 "replaced; restore it from its source or pack this split again"
             )
-        self.descriptor = os.open(path, os.O_RDONLY)
+        return ShardIndex.load(self.store, entry)
 
-    def __del__(self) -> None:
-        if getattr(self, "descriptor", -1) >= 0:
-            os.close(self.descriptor)
+
+class _Span(NamedTuple):
+    """The bytes of a sample from its first to its last member, the JSON left out unless it lies between."""
+
+    offset: int
+    before_bands: int
+    after_bands: int
+    mask_first: bool
+    mask_start: int
+    """In what stands before the bands member, or after it."""
+    num_bytes: int
+
+    @classmethod
+    def of(cls, index: ShardIndex, row: int) -> _Span:
+        bands, mask = index.bands_offset[row], index.mask_offset[row]
+        bands_end, mask_end = bands + index.bands_bytes[row], mask + index.mask_bytes[row]
+        offset, end = min(bands, mask), max(bands_end, mask_end)
+        mask_first = mask < bands
+        mask_start = 0 if mask_first else mask - bands_end
+        return cls(offset, bands - offset, end - bands_end, mask_first, mask_start, end - offset)
+
+
+def _decompress(chunk: bytearray, tile: NDArray[Any], place: str) -> None:
+    try:
+        decompress_into(chunk, tile)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}; pack this split again") from error
 
 
 def _decode_mask(png: bytes, leaf_mask: NDArray[np.bool_], place: str) -> None:
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        if image.size != leaf_mask.shape[::-1]:
-            raise ValueError(
-                f"{place} has a mask of {image.size} px, expected {leaf_mask.shape[::-1]}; pack this split again"
-            )
-        leaf_mask[:] = np.asarray(image) > 0
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            if image.size != leaf_mask.shape[::-1]:
+                raise ValueError(
+                    f"{place} has a mask of {image.size} px, expected {leaf_mask.shape[::-1]}; pack this split again"
+                )
+            leaf_mask[:] = np.asarray(image) > 0
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{place} has a mask that is no PNG ({error}); pack this split again") from error

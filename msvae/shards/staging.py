@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msvae.shards.order import MicroBatchPlan
+from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
-
-Keys = tuple[str, ...]
+from msvae.shards.samples import Sample, SampleReads
 
 
 class Staging(Protocol):
@@ -23,24 +22,27 @@ class Staging(Protocol):
     def fill(self, plan: MicroBatchPlan) -> Any:
         """Read the samples of a plan; called by reader threads, several at once."""
 
-    def hand_over(self, filled: Any) -> tuple[Tensor, Tensor, Keys]:
-        """Tiles (B, C, H, W) float32 reflectance and leaf mask (B, 1, H, W) bool on the device, and keys.
+    def hand_over(self, filled: Any) -> tuple[Tensor, Tensor, list[Sample]]:
+        """Tiles (B, C, H, W) float32 reflectance, leaf mask (B, 1, H, W) bool, both on the device, and samples.
 
         Called by the consumer, once for each `fill`, in any order.
         """
 
 
-def staging_for(device: torch.device, reader: ShardReader, batch_size: int) -> Staging:
+def staging_for(device: torch.device, reader: ShardReader, reads: SampleReads, batch_size: int) -> Staging:
     """The staging that suits a device."""
     staging = PinnedStaging if device.type == "cuda" else HostStaging
-    return staging(reader, batch_size, device)
+    return staging(reader, reads, batch_size, device)
+
+
+_Filled = tuple[NDArray[np.float32], NDArray[np.bool_], list[Sample]]
 
 
 class HostStaging:
     """For a CPU: each tile becomes reflectance while it is still in the cache of the thread that read it."""
 
-    def __init__(self, reader: ShardReader, batch_size: int, device: torch.device) -> None:
-        self._reader, self._device = reader, device
+    def __init__(self, reader: ShardReader, reads: SampleReads, batch_size: int, device: torch.device) -> None:
+        self._reads, self._device = reads, device
         channels, height, width = reader.tile_shape
         self._tiles = _Recycled((batch_size, channels, height, width), np.dtype(np.float32))
         self._masks = _Recycled((batch_size, 1, height, width), np.dtype(np.bool_))
@@ -49,29 +51,32 @@ class HostStaging:
             np.array(values, np.float32)[:, None, None] for values in (reader.manifest.scale, reader.manifest.offset)
         )
 
-    def fill(self, plan: MicroBatchPlan) -> tuple[NDArray[np.float32], NDArray[np.bool_], Keys]:
+    def fill(self, plan: MicroBatchPlan) -> _Filled:
         """Read, scale and offset."""
         size = len(plan.places)
-        tiles, masks, stored = self._tiles.take(size), self._masks.take(size), self._stored.take(1)
-        keys = []
-        for i, place in enumerate(plan.places):
-            keys.append(self._reader.read_into(place.shard, place.row, stored[0], masks[i, 0]))
+        tiles, masks = self._tiles.take(size), self._masks.take(size)
+
+        def read(i: int, place: Place) -> Sample:
+            stored = self._stored.take(1)
+            sample = self._reads.read_into(place, stored[0], masks[i, 0])
             np.multiply(stored[0], self._scale, out=tiles[i])
             if self._offset.any():
                 np.add(tiles[i], self._offset, out=tiles[i])
-        return tiles, masks, tuple(keys)
+            return sample
 
-    def hand_over(self, filled: tuple[NDArray[np.float32], NDArray[np.bool_], Keys]) -> tuple[Tensor, Tensor, Keys]:
+        return tiles, masks, self._reads.each(read, plan)
+
+    def hand_over(self, filled: _Filled) -> tuple[Tensor, Tensor, list[Sample]]:
         """The arrays themselves on a CPU; their memory is used again when the last tensor that sees it is gone."""
-        tiles, masks, keys = filled
-        return torch.from_numpy(tiles).to(self._device), torch.from_numpy(masks).to(self._device), keys
+        tiles, masks, samples = filled
+        return torch.from_numpy(tiles).to(self._device), torch.from_numpy(masks).to(self._device), samples
 
 
 class PinnedStaging:
     """For CUDA: tiles cross in their stored type from pinned memory, and become reflectance on the GPU."""
 
-    def __init__(self, reader: ShardReader, batch_size: int, device: torch.device) -> None:
-        self._reader, self._batch_size, self._device = reader, batch_size, device
+    def __init__(self, reader: ShardReader, reads: SampleReads, batch_size: int, device: torch.device) -> None:
+        self._reader, self._reads, self._batch_size, self._device = reader, reads, batch_size, device
         self._free: queue.SimpleQueue[_Pinned] = queue.SimpleQueue()
         per_band = (1, len(reader.manifest.bands), 1, 1)
         self._scale, self._offset = (
@@ -79,7 +84,7 @@ class PinnedStaging:
             for values in (reader.manifest.scale, reader.manifest.offset)
         )
 
-    def fill(self, plan: MicroBatchPlan) -> tuple[_Pinned, Keys]:
+    def fill(self, plan: MicroBatchPlan) -> tuple[_Pinned, list[Sample]]:
         """Read in stored integers, once the GPU has copied what was there."""
         # a new thread's device is GPU 0, whichever this rank trains on
         torch.cuda.set_device(self._device)
@@ -89,17 +94,16 @@ class PinnedStaging:
             buffer = _Pinned(self._reader, self._batch_size)
         buffer.copied.synchronize()
         tiles, masks = buffer.tiles.numpy(), buffer.leaf_mask.numpy()
-        keys = [self._reader.read_into(p.shard, p.row, tiles[i], masks[i, 0]) for i, p in enumerate(plan.places)]
-        return buffer, tuple(keys)
+        return buffer, self._reads.each(lambda i, p: self._reads.read_into(p, tiles[i], masks[i, 0]), plan)
 
-    def hand_over(self, filled: tuple[_Pinned, Keys]) -> tuple[Tensor, Tensor, Keys]:
+    def hand_over(self, filled: tuple[_Pinned, list[Sample]]) -> tuple[Tensor, Tensor, list[Sample]]:
         """Copies on the GPU; the buffer is free once they are made."""
-        buffer, keys = filled
-        stored = buffer.tiles[: len(keys)].to(self._device, non_blocking=True)
-        leaf_mask = buffer.leaf_mask[: len(keys)].to(self._device, non_blocking=True)
+        buffer, samples = filled
+        stored = buffer.tiles[: len(samples)].to(self._device, non_blocking=True)
+        leaf_mask = buffer.leaf_mask[: len(samples)].to(self._device, non_blocking=True)
         buffer.copied.record()
         self._free.put(buffer)
-        return stored.to(torch.float32, copy=True).mul_(self._scale).add_(self._offset), leaf_mask, keys
+        return stored.to(torch.float32, copy=True).mul_(self._scale).add_(self._offset), leaf_mask, samples
 
 
 class _Pinned:

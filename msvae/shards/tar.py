@@ -16,19 +16,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msvae.shards.manifest import COLUMNS, ShardEntry, ShardIndex, index_name
+from msvae.shards.tile_codec import ENDINGS, Compression, encode
 
 MAX_KEY_CHARS = 80
-"""A USTAR name has 100 bytes; the longest member ending takes 10."""
+"""A USTAR name has 100 bytes; the longest member ending takes 13."""
 
 
 class ShardWriter:
     """One tar, written sample by sample; leaving the `with` block writes its index beside it.
 
-    Members of a sample: `KEY.bands.npy` (C, H, W), `KEY.mask.png` (1 bit), `KEY.json`. Times and owners are 0.
+    Members of a sample: `KEY.bands.npy` or `KEY.bands.blosc2` (C, H, W), `KEY.mask.png` (1 bit), `KEY.json`. Times and
+    owners are 0.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, compression: Compression = "none") -> None:
         self.path = path
+        self._compression: Compression = compression
         self.entry: ShardEntry | None = None
         self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 closed in __exit__
@@ -50,8 +53,9 @@ class ShardWriter:
         """Append one sample: tile (C, H, W), leaf mask (H, W), and what is known about them."""
         assert "." not in key and "/" not in key and len(key) <= MAX_KEY_CHARS, key
         assert tile.shape[1:] == leaf_mask.shape, (tile.shape, leaf_mask.shape)
-        members = {"bands": npy_bytes(tile), "mask": png_bytes(leaf_mask), "json": json_bytes(about)}
-        for (name, content), ending in zip(members.items(), ("bands.npy", "mask.png", "json"), strict=True):
+        members = {"bands": encode(tile, self._compression), "mask": png_bytes(leaf_mask), "json": json_bytes(about)}
+        endings = (ENDINGS[self._compression], "mask.png", "json")
+        for (name, content), ending in zip(members.items(), endings, strict=True):
             self._columns[f"{name}_offset"].append(self._tar.offset + tarfile.BLOCKSIZE)
             self._columns[f"{name}_bytes"].append(len(content))
             header = tarfile.TarInfo(f"{key}.{ending}")
@@ -71,14 +75,6 @@ class ShardWriter:
             size_bytes=self.path.stat().st_size,
             index_sha256=hashlib.sha256(index.encode()).hexdigest(),
         )
-
-
-def npy_bytes(tile: NDArray[Any]) -> bytes:
-    """A tile as a little-endian, C-ordered `.npy` file."""
-    buffer = io.BytesIO()
-    little_endian = np.ascontiguousarray(tile, dtype=tile.dtype.newbyteorder("<"))
-    np.lib.format.write_array(buffer, little_endian, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def png_bytes(leaf_mask: NDArray[np.bool_]) -> bytes:

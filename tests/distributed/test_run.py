@@ -102,7 +102,7 @@ def test_ranks_see_each_sample_once_an_epoch(undisturbed, leaf_shards):
     ranks = [json_lines(undisturbed / "trace" / f"rank-{rank:05d}.jsonl") for rank in range(RANKS)]
     assert [row["step"] for row in ranks[0]] == list(range(1, 13))
     manifest = json.loads((leaf_shards / "train" / "manifest.json").read_text())
-    num_samples = sum(shard["num_samples"] for shard in manifest["shards"])
+    num_samples = sum(manifest["shards"]["num_samples"])
     sequence = [key for pair in zip(*ranks, strict=True) for row in pair for key in row["keys"]]
     assert len(sequence) == 12 * 12
     first_epoch = sequence[:num_samples]

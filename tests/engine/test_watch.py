@@ -27,6 +27,7 @@ def counts(coverage: list[float], nonfinite: int = 0) -> dict[str, torch.Tensor]
     pixels = tile_coverage.sum() * 1000
     return {
         "tile_coverage": tile_coverage,
+        "bad_slots": torch.zeros(len(coverage), dtype=torch.float64),
         "valid_pixels": pixels,
         "total_pixels": torch.tensor(1000.0 * len(coverage)),
         "leaf_elements": pixels * 5,

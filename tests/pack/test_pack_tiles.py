@@ -15,6 +15,7 @@ from msvae.pack import raster
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
 from msvae.shards.manifest import Manifest, ShardIndex
+from msvae.shards.store import open_store
 
 RICE = Path(__file__).parents[2] / ".." / "shared" / "data" / "rice"
 RICE_BANDS = ("blue.tif", "green.tif", "red.tif", "red_edge.tif", "nir.tif")
@@ -130,7 +131,7 @@ def test_shards_hold_at_most_the_asked_number_of_tiles_and_fit_their_index(tmp_p
     assert manifest.num_samples == summary.tiles["train"] == 45
     assert len(manifest.shards) == summary.num_shards["train"] == 5
     for shard in manifest.shards:
-        assert len(ShardIndex.load(tmp_path / "out" / "train", shard).keys) == shard.num_samples
+        assert len(ShardIndex.load(open_store(tmp_path / "out" / "train"), shard).keys) == shard.num_samples
     size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.*"))
     assert summary.num_bytes == size
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import webdataset as wds
 
-from msvae.shards import reader as reader_module
+from msvae.shards import store as store_module
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
@@ -95,7 +95,7 @@ def test_memory_is_used_again_but_never_while_a_view_of_it_is_held(leaf_shards, 
 
 
 def test_no_more_shards_stay_open_than_allowed(leaf_shards, monkeypatch):
-    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(store_module, "MAX_OPEN_FILES", 1)
     expected = [key for batch in all_batches(leaf_shards / "train") for key in batch.keys]
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     reader = ShardReader(leaf_shards / "train")

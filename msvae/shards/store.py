@@ -1,0 +1,197 @@
+"""Where shards lie: a folder, or a URL of an object store (S3, Google, Azure) or web server. Reading only."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+MAX_OPEN_FILES = 256
+"""Well under the 1,024 files that a process may hold open by default."""
+
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """A flat set of named files. Safe to use from several threads at once."""
+
+    location: str
+    """Folder or URL, for messages."""
+    parallel_reads: int
+    """How many reads at once pay."""
+
+    def read(self, name: str) -> bytes:
+        """A whole small file. Raises: FileNotFoundError, or ValueError when it cannot be read."""
+
+    def size_bytes(self, name: str) -> int:
+        """Raises: FileNotFoundError, or ValueError when it cannot be asked."""
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends.
+
+        Raises: FileNotFoundError, or ValueError when it cannot be read.
+        """
+
+    def path(self, name: str) -> str:
+        """The name with the location before it."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a remote store is waited for before it is an error."""
+
+    attempts: int = 5
+    first_wait_s: float = 0.2
+    """Before the second attempt; twice as long before each further one."""
+    timeout_s: float = 30.0
+    """For one request."""
+
+
+def open_store(location: str | Path, patience: Patience | None = None) -> Store:
+    """The store at a folder, `file://`, `s3://`, `gs://`, `az://`, `http://` or `https://`.
+
+    Credentials and endpoints come from the environment, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.
+    Raises: ValueError for a URL that is not understood.
+    """
+    text = os.fspath(location)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    return RemoteStore(text, patience or Patience()) if "://" in text else LocalStore(Path(text))
+
+
+class LocalStore:
+    """A folder, read with positioned reads."""
+
+    parallel_reads = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.location = str(folder)
+        self._folder = folder
+        self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> bytes:
+        """A whole small file."""
+        return (self._folder / name).read_bytes()
+
+    def size_bytes(self, name: str) -> int:
+        """From the file system."""
+        return (self._folder / name).stat().st_size
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """One system call, straight into the buffers."""
+        file = self._open(name)
+        return os.preadv(file.descriptor, list(buffers), offset)
+
+    def path(self, name: str) -> str:
+        """Folder and name."""
+        return str(self._folder / name)
+
+    def _open(self, name: str) -> _OpenFile:
+        with self._lock:
+            if name not in self._open_files:
+                self._open_files[name] = _OpenFile(self._folder / name)
+                if len(self._open_files) > MAX_OPEN_FILES:
+                    self._open_files.popitem(last=False)
+            self._open_files.move_to_end(name)
+            return self._open_files[name]
+
+
+class _OpenFile:
+    """Closes when the last reader lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class RemoteStore:
+    """A URL read through obstore. What fails is tried again, then an error that names the URL."""
+
+    parallel_reads = 16
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        try:
+            import obstore
+        except ImportError:
+            raise ValueError(f"{url} needs the package obstore; pip install 'msvae[cloud]'") from None
+        self.location = url.rstrip("/")
+        self._patience, self._obstore = patience, obstore
+        plain_http = url.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        client = {"timeout": timedelta(seconds=patience.timeout_s), "allow_http": plain_http}
+        # attempts are counted here, where also a body that is cut or too short is seen
+        try:
+            self._store: Any = obstore.store.from_url(
+                self.location, client_options=client, retry_config={"max_retries": 0}
+            )
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            raise ValueError(
+                f"{url} cannot hold shards ({_first_line(error)}); give a folder, s3://, gs://, az:// or https://"
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        """A whole small file."""
+        return self._try(name, lambda: bytes(self._obstore.get(self._store, name).bytes()))
+
+    def size_bytes(self, name: str) -> int:
+        """From the object's description."""
+        return self._try(name, lambda: int(self._obstore.head(self._store, name)["size"]))
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
+        """One range request."""
+        length = sum(len(buffer) for buffer in buffers)
+
+        def get() -> memoryview:
+            content = memoryview(self._obstore.get_range(self._store, name, start=offset, length=length)).cast("B")
+            if len(content) != length:
+                raise _ShortError(f"{len(content)} bytes came of {length}")
+            return content
+
+        content = self._try(name, get)
+        for buffer in buffers:
+            buffer[:] = content[: len(buffer)]
+            content = content[len(buffer) :]
+        return length
+
+    def path(self, name: str) -> str:
+        """URL of a file."""
+        return f"{self.location}/{name}"
+
+    def _try(self, name: str, get: Callable[[], T]) -> T:
+        errors, patience = self._obstore.exceptions, self._patience
+        for attempt in range(patience.attempts):
+            if attempt:
+                time.sleep(patience.first_wait_s * 2 ** (attempt - 1))
+            try:
+                return get()
+            except (errors.NotFoundError, FileNotFoundError) as error:
+                raise FileNotFoundError(self.path(name)) from error
+            except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
+                raise ValueError(
+                    f"{self.path(name)}: access denied; check the credentials in the environment "
+                    f"({_first_line(error)})"
+                ) from error
+            except (errors.BaseError, _ShortError) as error:
+                reason = _first_line(error)
+        raise ValueError(
+            f"{self.path(name)} could not be read in {patience.attempts} attempts ({reason}); "
+            "check the network and the store, then run again"
+        )
+
+
+class _ShortError(Exception):
+    """A server sent fewer bytes than asked for."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

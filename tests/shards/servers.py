@@ -1,0 +1,99 @@
+"""Real servers on loopback, and a proxy that breaks their answers on purpose."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+
+BUCKET = "leaves"
+
+
+def upload(endpoint: str, folder: Path, prefix: str) -> None:
+    """Every file below a folder, as an object."""
+    client = boto3.client("s3", endpoint_url=endpoint)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
+
+
+class Fault:
+    """What goes wrong with tars: `kind` for the next `times` requests. Counts the requests that it saw."""
+
+    def __init__(self) -> None:
+        self.kind, self.times, self.num_requests = "", 0, 0
+        self._lock = threading.Lock()
+
+    def set(self, kind: str, times: int) -> None:
+        self.kind, self.times, self.num_requests = kind, times, 0
+
+    def next(self) -> str:
+        with self._lock:
+            self.num_requests += 1
+            self.times -= 1
+            return self.kind if self.times >= 0 else ""
+
+
+@contextmanager
+def breaking_proxy(host: str, port: int) -> Iterator[tuple[str, Fault]]:
+    """A proxy before a web server: its URL, and the fault to set."""
+    fault, leave = Fault(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
+            kind = fault.next() if self.path.endswith(".tar") and self.command == "GET" else ""
+            if kind == "500":
+                self.send_response(500)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if kind == "stall":
+                leave.wait(20)
+                self.close_connection = True
+                return
+            headers = dict(self.headers.items())
+            if kind == "short":
+                first, last = headers["range"].removeprefix("bytes=").split("-")
+                headers["range"] = f"bytes={first}-{(int(first) + int(last)) // 2}"
+            upstream = http.client.HTTPConnection(host, port)
+            upstream.request(self.command, self.path, headers=headers)
+            answer = upstream.getresponse()
+            body = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(body)))
+            self.end_headers()
+            if kind == "cut":
+                body = body[: len(body) // 2]
+                self.close_connection = True
+            self.wfile.write(body)
+            upstream.close()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", fault
+    finally:
+        leave.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,220 @@
+"""Shards on S3 (moto) and HTTP (nginx): read like those on disk, retried with bounds, and kept on disk when asked."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from msvae.shards import cache as cache_module
+from msvae.shards.cache import SpanCache
+from msvae.shards.loader import Loader
+from msvae.shards.order import evaluation_plans
+from msvae.shards.reader import ShardReader
+from msvae.shards.store import Patience, open_store
+
+from .servers import BUCKET, Fault, breaking_proxy, upload
+from .test_reader import CPU
+
+SHORT = Patience(attempts=4, first_wait_s=0.01, timeout_s=0.5)
+
+
+@dataclass
+class Remote:
+    """A training split behind a server: its URL, and what goes wrong with it."""
+
+    url: str
+    fault: Fault
+
+    def reader(self, cache: SpanCache | None = None) -> ShardReader:
+        return ShardReader(self.url, cache, SHORT)
+
+
+@pytest.fixture(scope="module")
+def moto(leaf_shards) -> Iterator[tuple[str, int]]:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        set_credentials(patch, f"http://127.0.0.1:{port}")
+        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket=BUCKET)
+        upload(f"http://127.0.0.1:{port}", leaf_shards, "field/shards")
+    yield "127.0.0.1", port
+    server.stop()
+
+
+def set_credentials(patch: pytest.MonkeyPatch, endpoint: str) -> None:
+    patch.setenv("AWS_ACCESS_KEY_ID", "a scientist")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    patch.setenv("AWS_REGION", "us-east-1")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+
+@pytest.fixture(scope="module")
+def nginx(leaf_shards, tmp_path_factory) -> Iterator[tuple[str, int]]:
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("nginx")
+    (folder / "nginx.conf").write_text(
+        f"""
+        user root; daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}
+        http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+                uwsgi_temp_path {folder}; scgi_temp_path {folder};
+                server {{ listen 127.0.0.1:{port}; location /field/shards/ {{ alias {leaf_shards}/; }} }} }}
+        """
+    )
+    process = subprocess.Popen([program, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield "127.0.0.1", port
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(params=["s3", "http"])
+def remote(request, monkeypatch) -> Iterator[Remote]:
+    host, port = request.getfixturevalue("moto" if request.param == "s3" else "nginx")
+    with breaking_proxy(host, port) as (url, fault):
+        set_credentials(monkeypatch, url)
+        place = f"s3://{BUCKET}/field/shards" if request.param == "s3" else f"{url}/field/shards"
+        yield Remote(f"{place}/train", fault)
+
+
+def contents(reader: ShardReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every sample by its key, through the loader."""
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=8, rank=0, world_size=1)
+    loader = Loader(reader, plans, batch_size=8, num_workers=2, device=CPU)
+    return {
+        key: (tile.numpy(), leaf.numpy())
+        for batch in loader
+        for key, tile, leaf in zip(batch.keys, batch.tiles, batch.leaf_mask, strict=True)
+    }
+
+
+def read_first(reader: ShardReader) -> tuple[str, np.ndarray]:
+    tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
+    return reader.read_into(0, 0, tile, leaf_mask), tile
+
+
+def test_shards_are_read_alike_from_disk_and_from_afar(remote, leaf_shards):
+    near, far = contents(ShardReader(leaf_shards / "train")), contents(remote.reader())
+    assert near.keys() == far.keys()
+    for key, (tile, leaf_mask) in near.items():
+        np.testing.assert_array_equal(far[key][0], tile)
+        np.testing.assert_array_equal(far[key][1], leaf_mask)
+
+
+@pytest.mark.parametrize("kind", ["500", "stall", "cut", "short"])
+def test_a_fault_that_passes_is_not_noticed(remote, leaf_shards, kind):
+    reader = remote.reader()
+    remote.fault.set(kind, times=2)
+    key, tile = read_first(reader)
+    expected_key, expected = read_first(ShardReader(leaf_shards / "train"))
+    assert (key, tile.tobytes()) == (expected_key, expected.tobytes())
+    assert remote.fault.num_requests == 3, "two that failed, one that did not"
+
+
+@pytest.mark.parametrize("kind", ["500", "stall", "cut", "short"])
+def test_a_fault_that_stays_is_an_error_that_names_the_url(remote, kind):
+    reader = remote.reader()
+    remote.fault.set(kind, times=1000)
+    with pytest.raises(ValueError, match=r"could not be read in 4 attempts .*; check the network") as error:
+        read_first(reader)
+    assert str(error.value).startswith(f"{remote.url}/leaf-000000.tar")
+    assert "\n" not in str(error.value)
+    assert remote.fault.num_requests == SHORT.attempts
+
+
+def test_what_is_not_there_is_named_and_not_asked_for_again(remote):
+    with pytest.raises(ValueError, match=r"lost holds no manifest\.json"):
+        ShardReader(remote.url.replace("train", "lost"), None, SHORT)
+    with pytest.raises(FileNotFoundError, match=r"train/leaf-999999\.tar"):
+        open_store(remote.url, SHORT).size_bytes("leaf-999999.tar")
+
+
+def test_wrong_credentials_say_what_to_check(moto, monkeypatch):
+    host, port = moto
+    set_credentials(monkeypatch, f"http://{host}:{port}")
+    connection = http.client.HTTPConnection(host, port)
+    connection.request("POST", "/moto-api/reset-auth", body=b"0")
+    assert connection.getresponse().read()
+    try:
+        with pytest.raises(ValueError, match=r"access denied; check the credentials") as error:
+            ShardReader(f"s3://{BUCKET}/field/shards/train", None, SHORT)
+        assert f"s3://{BUCKET}/field/shards/train/manifest.json" in str(error.value)
+        assert "secret" not in str(error.value)
+    finally:
+        connection.request("POST", "/moto-api/reset-auth", body=b"1000000")
+        connection.getresponse().read()
+
+
+def test_a_place_that_no_store_understands_says_which_are_known():
+    with pytest.raises(ValueError, match=r"ftp://field/shards .*give a folder, s3://, gs://, az:// or https://"):
+        open_store("ftp://field/shards")
+
+
+def test_what_was_read_once_is_not_asked_for_again(remote, tmp_path):
+    first = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
+    asked = remote.fault.num_requests
+    again = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
+    assert remote.fault.num_requests == asked
+    for key, (tile, leaf_mask) in first.items():
+        assert again[key][0].tobytes() == tile.tobytes()
+        assert again[key][1].tobytes() == leaf_mask.tobytes()
+
+
+def test_a_damaged_cache_heals(remote, leaf_shards, tmp_path):
+    expected = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
+    copies = sorted((tmp_path / "cache").iterdir())
+    copies[0].write_bytes(os.urandom(copies[0].stat().st_size))
+    os.truncate(copies[1], 1000)
+    again = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
+    assert all(again[key][0].tobytes() == tile.tobytes() for key, (tile, _) in expected.items())
+    remote.fault.set("500", times=1000)
+    healed = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
+    assert all(healed[key][0].tobytes() == tile.tobytes() for key, (tile, _) in expected.items())
+
+
+def test_the_cache_stays_within_its_bound(remote, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "CHECK_EVERY_BYTES", 1)
+    cache, bound = SpanCache(tmp_path / "cache", 200_000), 200_000
+    reader = remote.reader(cache)
+    tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
+    used = []
+    for shard, num_samples in enumerate(reader.samples_per_shard):
+        for row in range(num_samples):
+            reader.read_into(shard, row, tile, leaf_mask)
+            used.append(sum(path.stat().st_blocks * 512 for path in (tmp_path / "cache").iterdir()))
+    assert max(used) <= bound
+    assert max(used) > bound / 3, "it is used"
+
+
+def test_a_full_disk_under_the_cache_is_a_warning_and_reading_goes_on(remote, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        with pytest.warns(UserWarning, match=r"takes no more \(No space left on device\)"):
+            seen = contents(remote.reader(SpanCache(disk / "cache", 10**9)))
+        assert len(seen) == sum(remote.reader().samples_per_shard)
+    finally:
+        subprocess.run(["umount", disk], check=True)
