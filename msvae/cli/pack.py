@@ -60,6 +60,7 @@ def pack(
         str, typer.Option(help="`image`, `block` of neighbouring tiles, or `auto`.", metavar="auto|image|block")
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Decides which images or blocks go where.")] = 0,
+    compress: Annotated[bool, typer.Option("--compress", help="Store tiles compressed, without loss.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier data set.")] = False,
 ) -> None:
     """Cut images into tiles with leaf masks and write them as shards for training."""
@@ -74,6 +75,7 @@ def pack(
             split=split,
             split_by=split_by,  # type: ignore[arg-type]  # checked by PackOptions
             seed=seed,
+            compress=compress,
             overwrite=overwrite,
         )
         with progress("tiles") as advance_to:

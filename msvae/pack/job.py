@@ -27,6 +27,7 @@ from msvae.pack.statistics import LeafMoments
 from msvae.pack.tiling import Survey, Tile, num_grid_tiles
 from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.tar import ShardWriter
+from msvae.shards.tile_codec import Compression
 
 OnProgress = Callable[[int, int], None]
 
@@ -166,6 +167,7 @@ def write_splits(
             tile_px=data_set.options.tile_px,
             scale=list(layout.scale),
             offset=list(layout.offset),
+            compression=compression(data_set.options),
             statistics=moments.result(),
             shards=Shards.of(entries),
         )
@@ -183,7 +185,7 @@ def _write_shards(
     per_shard = data_set.options.tiles_per_shard
     with closing(_samples(data_set, tiles)) as samples:
         for number in range(-(-len(tiles) // per_shard)):
-            with ShardWriter(folder / f"leaf-{number:06d}.tar") as writer:
+            with ShardWriter(folder / f"leaf-{number:06d}.tar", compression(data_set.options)) as writer:
                 for key, stored_CHW, leaf_HW, about in islice(samples, per_shard):
                     writer.write(key, stored_CHW, leaf_HW, about)
                     if moments is not None:
@@ -211,6 +213,11 @@ def _samples(
                     **opened.raster.place(tile.row, tile.col),
                 }
                 yield f"{source.name}_r{tile.row:05d}_c{tile.col:05d}", stored_CHW, leaf_HW, about
+
+
+def compression(options: PackOptions) -> Compression:
+    """How tiles are stored."""
+    return "blosc2" if options.compress else "none"
 
 
 def summarise(

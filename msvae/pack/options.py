@@ -43,6 +43,8 @@ class PackOptions:
     """Decides which images or blocks go where."""
     tiles_per_shard: int = 128
     """Most tiles in one tar."""
+    compress: bool = False
+    """Store tiles compressed: smaller, and faster where storage is slow."""
     overwrite: bool = False
     """Replace an earlier data set at the same place, once the new one is complete."""
 

@@ -1,0 +1,163 @@
+"""Bad samples: replaced by one rule and counted, or an error; and tiles that are stored compressed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from msvae.pack.job import pack
+from msvae.pack.options import PackOptions
+from msvae.shards.loader import Batch, Loader
+from msvae.shards.order import evaluation_plans
+from msvae.shards.reader import ShardReader
+from msvae.shards.tile_codec import decompress_into, encode
+
+from .test_reader import CPU
+
+
+@pytest.fixture
+def split(leaf_shards, tmp_path) -> Path:
+    return Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
+
+
+def index_of(split: Path, shard: int) -> dict:
+    return json.loads((split / f"leaf-{shard:06d}.index.json").read_text())
+
+
+def damage(split: Path, shard: int, row: int) -> str:
+    """Flip a bit of a tile; returns its key."""
+    index, tar = index_of(split, shard), split / f"leaf-{shard:06d}.tar"
+    content = bytearray(tar.read_bytes())
+    content[index["bands_offset"][row] + 500] ^= 1
+    tar.write_bytes(content)
+    return index["keys"][row]
+
+
+def batches(split: Path, max_bad_samples: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
+    reader = ShardReader(split)
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=4, rank=rank, world_size=world_size)
+    loader = Loader(reader, plans, batch_size=4, num_workers=2, device=CPU, max_bad_samples=max_bad_samples)
+    return list(loader)
+
+
+def keys(found: list[Batch]) -> list[str]:
+    return [key for batch in found for key in batch.keys]
+
+
+def test_a_bad_sample_is_replaced_by_the_next_that_can_be_read(split):
+    sound = keys(batches(split, 0))
+    first, second = damage(split, 0, 2), damage(split, 0, 3)
+    found = batches(split, max_bad_samples=2)
+    replaced = [key for key in sound if key not in (first, second)]
+    expected = [replaced[2] if key in (first, second) else key for key in sound]
+    assert keys(found) == expected
+    bad = [bad for batch in found for bad in batch.bad]
+    assert [(b.key, b.replaced_by, b.slot) for b in bad] == [(first, replaced[2], 2), (second, replaced[2], 3)]
+    assert all("is truncated or altered" in b.reason for b in bad)
+    by_key = {key: tile for batch in found for key, tile in zip(batch.keys, batch.tiles, strict=True)}
+    np.testing.assert_array_equal(found[0].tiles[2], by_key[replaced[2]])
+
+
+def test_after_the_last_sample_comes_the_first(split):
+    last = len(ShardReader(split).samples_per_shard) - 1
+    damage(split, last, len(index_of(split, last)["keys"]) - 1)
+    found = keys(batches(split, max_bad_samples=1))
+    assert found[-1] == found[0]
+
+
+def test_every_number_of_ranks_replaces_alike(split):
+    damage(split, 0, 1), damage(split, 1, 0)
+    together = {key: batch.plan.position for batch in batches(split, 2) for key in batch.keys}
+    apart = [batch for rank in range(3) for batch in batches(split, 2, rank, 3)]
+    assert {key: batch.plan.position for batch in apart for key in batch.keys} == together
+    assert sum(len(batch.bad) for batch in apart) == 2
+
+
+def test_a_missing_shard_costs_as_many_samples_as_it_held(split):
+    lost = index_of(split, 1)["keys"]
+    (split / "leaf-000001.tar").unlink()
+    found = batches(split, max_bad_samples=len(lost))
+    assert len(keys(found)) == sum(ShardReader(split).samples_per_shard)
+    assert not set(keys(found)) & set(lost)
+    assert len([bad for batch in found for bad in batch.bad]) == len(lost)
+
+
+def test_one_bad_sample_too_many_is_an_error_that_names_it(split):
+    damage(split, 0, 1)
+    name = damage(split, 1, 2)
+    with pytest.raises(ValueError, match=rf"more than data\.max_bad_samples 1 samples cannot be read.*{name}"):
+        batches(split, max_bad_samples=1)
+
+
+def test_a_split_without_one_sound_sample_is_an_error(split):
+    for tar in split.glob("*.tar"):
+        tar.unlink()
+    with pytest.raises(ValueError, match=r"no sample of .* can be read"):
+        batches(split, max_bad_samples=1000)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_compressed_tiles_come_back_bit_for_bit(dtype):
+    values = np.random.default_rng(0).normal(0, 1000, (5, 32, 40)).astype(dtype)
+    if dtype == "float32":
+        values[0, 0, :3] = np.nan, np.inf, -0.0
+    member, tile = encode(values, "blosc2"), np.empty_like(values)
+    decompress_into(bytearray(member), tile)
+    assert tile.tobytes() == values.tobytes()
+    smooth = np.sort(values, axis=-1)
+    assert len(encode(smooth, "blosc2")) < smooth.nbytes
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda chunk: chunk[:20], "no Blosc2 chunk"),
+        (lambda chunk: chunk[:-1], "no Blosc2 chunk"),
+        (lambda chunk: chunk[:4] + (2**30).to_bytes(4, "little") + chunk[8:], "no Blosc2 chunk"),
+        (lambda chunk: chunk[:2] + b"\x05" + chunk[3:], "no Blosc2 chunk"),
+        (lambda chunk: chunk[:16] + b"\xa0" + chunk[17:], "no Blosc2 chunk"),
+        (lambda chunk: chunk[:32] + bytes(len(chunk) - 32), "damaged Blosc2 chunk"),
+    ],
+    ids=["cut to a header", "cut", "larger than the tile", "other codec", "unknown filter", "no content"],
+)
+def test_a_chunk_that_is_not_ours_is_refused_before_it_is_opened(change, reason):
+    values = np.sort(np.random.default_rng(0).integers(0, 4096, (5, 32, 32)).astype(np.uint16))
+    with pytest.raises(ValueError, match=reason):
+        decompress_into(bytearray(change(encode(values, "blosc2"))), np.empty_like(values))
+
+
+def test_compressed_shards_hold_the_same_samples_as_plain_ones(leaf_images, leaf_shards, tmp_path):
+    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, tiles_per_shard=7, compress=True))
+    plain, small = batches(leaf_shards / "train", 0), batches(tmp_path / "small" / "train", 0)
+    for one, other in zip(plain, small, strict=True):
+        assert one.keys == other.keys
+        assert one.tiles.numpy().tobytes() == other.tiles.numpy().tobytes()
+        assert one.leaf_mask.numpy().tobytes() == other.leaf_mask.numpy().tobytes()
+    stored = sum(path.stat().st_size for path in (tmp_path / "small").rglob("*.tar"))
+    assert stored < sum(path.stat().st_size for path in leaf_shards.rglob("*.tar"))
+
+
+def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, tmp_path):
+    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, compress=True))
+    folder = tmp_path / "small" / "train"
+    shape = ShardReader(folder).tile_shape
+
+    def tile_of(key: str, data: bytes) -> np.ndarray | None:
+        if not key.endswith(".bands.blosc2"):
+            return None
+        tile = np.empty(shape, np.uint16)
+        decompress_into(bytearray(data), tile)
+        return tile
+
+    dataset = wds.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False).decode(tile_of, "l8")
+    theirs = {sample["__key__"]: sample["bands.blosc2"] for sample in dataset}
+    reader = ShardReader(folder)
+    tile, leaf_mask = np.empty(shape, np.uint16), np.empty(shape[1:], bool)
+    for row in range(reader.samples_per_shard[0]):
+        key = reader.read_into(0, row, tile, leaf_mask)
+        np.testing.assert_array_equal(theirs[key], tile)
