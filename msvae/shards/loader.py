@@ -14,12 +14,12 @@ from torch import Tensor
 from msvae.shards.order import MicroBatchPlan
 from msvae.shards.reader import ShardReader
 from msvae.shards.samples import BadSample, SampleReads
-from msvae.shards.staging import staging_for
+from msvae.shards.staging import HostStaging, PinnedStaging, Staging
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tiles (B, C, H, W) float32 reflectance, leaf mask (B, 1, H, W) bool, both on the device; keys in order."""
+    """Tiles (B, C, H, W), leaf mask (B, 1, H, W) bool, both on the device; keys in order."""
 
     tiles: Tensor
     leaf_mask: Tensor
@@ -33,6 +33,7 @@ class Loader:
     """Iterates over `plans`, reading `num_workers` batches at once ahead of the consumer, in order.
 
     Without workers each batch is read when it is asked for. Up to `max_bad_samples` that cannot be read are replaced.
+    Tiles are float32 reflectance, or with `stored` as they are stored.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Loader:
         num_workers: int,
         device: torch.device,
         max_bad_samples: int = 0,
+        stored: bool = False,
     ) -> None:
         self._plans = plans
         self._reads = SampleReads(reader, max_bad_samples)
-        self._staging = staging_for(device, reader, self._reads, batch_size)
+        staging = PinnedStaging if device.type == "cuda" else HostStaging
+        self._staging: Staging = staging(reader, self._reads, batch_size, device, stored)
         self._num_ahead = max(1, 2 * num_workers)
         self._threads = ThreadPoolExecutor(num_workers, "msvae-reader") if num_workers else None
 

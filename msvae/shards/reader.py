@@ -72,6 +72,29 @@ class ShardReader:
         _decode_mask(png, leaf_mask, place)
         return index.keys[row]
 
+    def members(self, shard: int, row: int) -> dict[str, str | bytes]:
+        """One sample in webdataset's form: `__key__`, `__url__`, and the bytes of `bands.npy`, `mask.png`, `json`.
+
+        Raises: ValueError like `read_into`.
+        """
+        tile, leaf_mask = np.empty(self.tile_shape, self.dtype), np.empty(self.tile_shape[1:], np.bool_)
+        key = self.read_into(shard, row, tile, leaf_mask)
+        entry, index = self.manifest.shards[shard], self._index(shard)
+
+        def member(offset: int, num_bytes: int) -> bytes:
+            content = bytearray(num_bytes)
+            if num_bytes:
+                self.store.read_into(entry.name, offset, [memoryview(content)])
+            return bytes(content)
+
+        return {
+            "__key__": key,
+            "__url__": self.store.path(entry.name),
+            "bands.npy": self._npy_header + tile.tobytes(),
+            "mask.png": member(index.mask_offset[row], index.mask_bytes[row]),
+            "json": member(index.json_offset[row], index.json_bytes[row]),
+        }
+
     def _fetch(
         self, entry: ShardEntry, index: ShardIndex, row: int, span: _Span, bands: list[memoryview], place: str
     ) -> bytes:

@@ -23,40 +23,41 @@ class Staging(Protocol):
         """Read the samples of a plan; called by reader threads, several at once."""
 
     def hand_over(self, filled: Any) -> tuple[Tensor, Tensor, list[Sample]]:
-        """Tiles (B, C, H, W) float32 reflectance, leaf mask (B, 1, H, W) bool, both on the device, and samples.
+        """Tiles (B, C, H, W), leaf mask (B, 1, H, W) bool, both on the device, and samples.
 
         Called by the consumer, once for each `fill`, in any order.
         """
 
 
-def staging_for(device: torch.device, reader: ShardReader, reads: SampleReads, batch_size: int) -> Staging:
-    """The staging that suits a device."""
-    staging = PinnedStaging if device.type == "cuda" else HostStaging
-    return staging(reader, reads, batch_size, device)
-
-
-_Filled = tuple[NDArray[np.float32], NDArray[np.bool_], list[Sample]]
+_Filled = tuple[NDArray[Any], NDArray[np.bool_], list[Sample]]
 
 
 class HostStaging:
-    """For a CPU: each tile becomes reflectance while it is still in the cache of the thread that read it."""
+    """For a CPU: each tile becomes float32 reflectance while it is still in the cache of the thread that read it.
 
-    def __init__(self, reader: ShardReader, reads: SampleReads, batch_size: int, device: torch.device) -> None:
+    With `stored` it stays as it is stored.
+    """
+
+    def __init__(
+        self, reader: ShardReader, reads: SampleReads, batch_size: int, device: torch.device, stored: bool
+    ) -> None:
         self._reads, self._device = reads, device
-        channels, height, width = reader.tile_shape
-        self._tiles = _Recycled((batch_size, channels, height, width), np.dtype(np.float32))
-        self._masks = _Recycled((batch_size, 1, height, width), np.dtype(np.bool_))
-        self._stored = _Recycled((1, *reader.tile_shape), reader.dtype)
+        self._stored = None if stored else _Recycled((1, *reader.tile_shape), reader.dtype)
+        dtype = reader.dtype if stored else np.dtype(np.float32)
+        self._tiles = _Recycled((batch_size, *reader.tile_shape), dtype)
+        self._masks = _Recycled((batch_size, 1, *reader.tile_shape[1:]), np.dtype(np.bool_))
         self._scale, self._offset = (
             np.array(values, np.float32)[:, None, None] for values in (reader.manifest.scale, reader.manifest.offset)
         )
 
     def fill(self, plan: MicroBatchPlan) -> _Filled:
-        """Read, scale and offset."""
+        """Read, and scale and offset."""
         size = len(plan.places)
         tiles, masks = self._tiles.take(size), self._masks.take(size)
 
         def read(i: int, place: Place) -> Sample:
+            if self._stored is None:
+                return self._reads.read_into(place, tiles[i], masks[i, 0])
             stored = self._stored.take(1)
             sample = self._reads.read_into(place, stored[0], masks[i, 0])
             np.multiply(stored[0], self._scale, out=tiles[i])
@@ -73,10 +74,16 @@ class HostStaging:
 
 
 class PinnedStaging:
-    """For CUDA: tiles cross in their stored type from pinned memory, and become reflectance on the GPU."""
+    """For CUDA: tiles cross in their stored type from pinned memory, and become float32 reflectance on the GPU.
 
-    def __init__(self, reader: ShardReader, reads: SampleReads, batch_size: int, device: torch.device) -> None:
+    With `stored` they stay as they are stored.
+    """
+
+    def __init__(
+        self, reader: ShardReader, reads: SampleReads, batch_size: int, device: torch.device, stored: bool
+    ) -> None:
         self._reader, self._reads, self._batch_size, self._device = reader, reads, batch_size, device
+        self._keep_stored = stored
         self._free: queue.SimpleQueue[_Pinned] = queue.SimpleQueue()
         per_band = (1, len(reader.manifest.bands), 1, 1)
         self._scale, self._offset = (
@@ -103,6 +110,8 @@ class PinnedStaging:
         leaf_mask = buffer.leaf_mask[: len(samples)].to(self._device, non_blocking=True)
         buffer.copied.record()
         self._free.put(buffer)
+        if self._keep_stored:
+            return stored, leaf_mask, samples
         return stored.to(torch.float32, copy=True).mul_(self._scale).add_(self._offset), leaf_mask, samples
 
 
