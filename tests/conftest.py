@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RICE = ROOT.parent / "shared" / "data" / "rice"
 
 # before torch is imported: two processes of one thread each fit a small machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("shared machines", deadline=None)
+settings.load_profile("shared machines")
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,6 +48,15 @@ def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("shards") / "leaves"
     pack([leaf_images], out, PackOptions(tile_px=32, tiles_per_shard=7))
     return out
+
+
+@pytest.fixture(scope="session")
+def moto(leaf_shards: Path) -> Iterator[tuple[str, int]]:
+    """Host and port of an S3 server that holds `leaf_shards` as `field/shards`."""
+    from .servers import s3_server
+
+    with s3_server(leaf_shards, "field/shards") as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

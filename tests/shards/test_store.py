@@ -11,10 +11,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from msvae.shards import cache as cache_module
 from msvae.shards.cache import SpanCache
@@ -23,7 +21,7 @@ from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
 from msvae.shards.store import Patience, open_store
 
-from .servers import BUCKET, Fault, breaking_proxy, upload
+from ..servers import BUCKET, Fault, breaking_proxy, set_credentials
 from .test_reader import CPU
 
 SHORT = Patience(attempts=4, first_wait_s=0.01, timeout_s=0.5)
@@ -38,27 +36,6 @@ class Remote:
 
     def reader(self, cache: SpanCache | None = None) -> ShardReader:
         return ShardReader(self.url, cache, SHORT)
-
-
-@pytest.fixture(scope="module")
-def moto(leaf_shards) -> Iterator[tuple[str, int]]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        set_credentials(patch, f"http://127.0.0.1:{port}")
-        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket=BUCKET)
-        upload(f"http://127.0.0.1:{port}", leaf_shards, "field/shards")
-    yield "127.0.0.1", port
-    server.stop()
-
-
-def set_credentials(patch: pytest.MonkeyPatch, endpoint: str) -> None:
-    patch.setenv("AWS_ACCESS_KEY_ID", "a scientist")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    patch.setenv("AWS_REGION", "us-east-1")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    patch.setenv("AWS_ENDPOINT_URL", endpoint)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
+import pytest
+from moto.server import ThreadedMotoServer
 
 BUCKET = "leaves"
+
+
+@contextmanager
+def s3_server(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    """Host and port of an S3 server (moto) that holds every file below a folder."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        set_credentials(patch, f"http://127.0.0.1:{port}")
+        boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket=BUCKET)
+        upload(f"http://127.0.0.1:{port}", folder, prefix)
+    yield "127.0.0.1", port
+    server.stop()
+
+
+def set_credentials(patch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """What a user sets in the environment."""
+    patch.setenv("AWS_ACCESS_KEY_ID", "a scientist")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    patch.setenv("AWS_REGION", "us-east-1")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_ENDPOINT_URL", endpoint)
 
 
 def upload(endpoint: str, folder: Path, prefix: str) -> None:
