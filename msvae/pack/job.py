@@ -23,9 +23,9 @@ from msvae.pack.output import check_output, replacing_folder
 from msvae.pack.raster import Raster, gdal_session
 from msvae.pack.sources import ImageSource, find_sources
 from msvae.pack.split import resolve_split_by, split_tiles
-from msvae.pack.statistics import LeafMoments
 from msvae.pack.tiling import Survey, Tile, num_grid_tiles
 from msvae.shards.manifest import Manifest, ShardEntry, Shards
+from msvae.shards.statistics import LeafMoments
 from msvae.shards.tar import ShardWriter
 
 OnProgress = Callable[[int, int], None]
