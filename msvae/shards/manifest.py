@@ -151,7 +151,8 @@ class ShardIndex(_Record):
     mask_offset: list[NonNegativeInt]
     mask_bytes: list[PositiveInt]
     json_offset: list[NonNegativeInt]
-    json_bytes: list[PositiveInt]
+    json_bytes: list[NonNegativeInt]
+    """0 for a sample without."""
     crc32c: list[NonNegativeInt]
     """Of the bands member followed by the mask member."""
 

@@ -1,0 +1,82 @@
+"""`msvae index`, `verify`, `inspect` and `simulate`: finished shards, on disk or behind a URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from msvae.cli.screen import numbers, progress, user_errors
+from msvae.shards.indexing import IndexedSplit, IndexOptions, index_data_set
+
+app = typer.Typer()
+
+Location = Annotated[
+    str, typer.Argument(help="Folder or URL of one split, or of train/, val/ and test/.", metavar="DIR_OR_URL")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Shards read at the same time.")]
+
+
+@app.command()
+def index(
+    location: Location,
+    wavelengths: Annotated[str, typer.Option(help="Of every band in nm, in stored order: 475,560,668,717,840.")] = "",
+    bands: Annotated[str, typer.Option(help="Names of the bands: blue,green,red,red_edge,nir.")] = "",
+    scale: Annotated[str, typer.Option(help="Reflectance of the stored value 1: 0.0001, or one a band.")] = "",
+    offset: Annotated[str, typer.Option(help="Reflectance of the stored value 0: 0, or one a band.")] = "",
+    bands_member: Annotated[str, typer.Option(help="Ending of tiles, such as bands.npy; else the only .npy.")] = "",
+    mask_member: Annotated[str, typer.Option(help="Ending of leaf masks, such as mask.png; else the only .png.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write to instead, such as for a URL.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a manifest that is there.")] = False,
+    threads: Threads = 4,
+) -> None:
+    """Make manifest and indexes for WebDataset tars that others wrote."""
+    with user_errors():
+        options = IndexOptions(
+            bands_member=bands_member.lower(),
+            mask_member=mask_member.lower(),
+            wavelengths_nm=numbers("--wavelengths", wavelengths),
+            band_names=tuple(name.strip() for name in bands.split(",")) if bands else None,
+            scale=numbers("--scale", scale),
+            offset=numbers("--offset", offset),
+            overwrite=overwrite,
+            num_threads=threads,
+        )
+        with progress("reading", is_bytes=True) as advance_to:
+            splits = index_data_set(location, out, options, advance_to)
+    _show_indexed(splits)
+
+
+def _show_indexed(splits: dict[str, IndexedSplit]) -> None:
+    console = Console(highlight=False)
+    table = _table("split", "shards", "tiles", "leaf pixels", "MB")
+    for name, split in splits.items():
+        size = sum(entry.size_bytes for entry in split.entries)
+        table.add_row(
+            name,
+            f"{len(split.entries):,}",
+            f"{split.num_samples:,}",
+            f"{split.leaf.leaf_pixels:,}",
+            f"{size / 1e6:,.1f}",
+        )
+    console.print(table)
+    for name, split in splits.items():
+        if split.leaf.empty_tiles:
+            console.print(f"note: {split.leaf.empty_tiles:,} tiles of {name} have an empty mask", soft_wrap=True)
+        if split.leaf.nonfinite_pixels:
+            console.print(
+                f"note: {split.leaf.nonfinite_pixels:,} leaf pixels of {name} are not finite and were left out of the "
+                "statistics",
+                soft_wrap=True,
+            )
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table()
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
