@@ -97,7 +97,9 @@ def index_data_set(
             "or index one split alone"
         )
     existing = _existing(stores, options.overwrite)
-    folders = {name: _folder(store, name if len(stores) > 1 else "", out) for name, store in stores.items()}
+    folders = {
+        name: _folder(store, name if len(stores) > 1 else "", out, options.overwrite) for name, store in stores.items()
+    }
     tars = {name: _tars(store) for name, store in stores.items()}
     sizes = {name: [store.size_bytes(tar) for tar in tars[name]] for name, store in stores.items()}
     first = next(iter(stores))
@@ -122,7 +124,10 @@ def _index_split(
 ) -> IndexedSplit:
     split = IndexedSplit(folder, LeafCounts(layout.scale, layout.offset))
     register = KeyRegister()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder} ({error.strerror}); give another --out") from None
     with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as scratch:
         one = partial(_index_shard, store, layout=layout, endings=options.endings, progress=progress)
         for number, (index, leaf) in enumerate(in_order(lambda shard: one(*shard), shards, options.num_threads)):
@@ -134,7 +139,10 @@ def _index_split(
             split.leaf.join(leaf)
             register.add(number, index.keys)
         _refuse_repeated(store, register, Path(scratch), [name for name, _ in shards])
-        manifest = _manifest(layout, statistics or split.leaf.statistics(), split.entries)
+        try:
+            manifest = _manifest(layout, statistics or split.leaf.statistics(), split.entries)
+        except ValueError as error:
+            raise ValueError(f"{store.location}: {error}") from None
         for name, _ in shards:
             (Path(scratch) / index_name(name)).replace(folder / index_name(name))
         manifest.save(Path(scratch))
@@ -213,12 +221,15 @@ def _tars(store: Store) -> list[str]:
     return sorted(name for name in store.names() if name.endswith(".tar"))
 
 
-def _folder(store: Store, name: str, out: Path | None) -> Path:
+def _folder(store: Store, name: str, out: Path | None, overwrite: bool) -> Path:
     if out is None and "://" in store.location:
         raise ValueError(
             f"{store.location} is not written to; give --out FOLDER, and copy what it holds beside the tars"
         )
-    return Path(store.location) if out is None else out / name
+    folder = Path(store.location) if out is None else out / name
+    if not overwrite and (folder / MANIFEST_NAME).exists():
+        raise ValueError(f"{folder} has a {MANIFEST_NAME}; give --overwrite to replace it, or another --out")
+    return folder
 
 
 def _first_format(store: Store, name: str, endings: Endings) -> TileFormat:

@@ -60,7 +60,10 @@ def test_sizes_beyond_octal_are_read(tmp_path):
             tar.write(first)
             tar.seek(len(first) + size)
             tar.write(after.tobuf(form) + bytes(1024))
-        assert members(path) == [Member("large.bin", len(first), size), Member("after.npy", len(first) + size + 512, 0)]
+        assert members(path) == [
+            Member("large.bin", len(first), size),
+            Member("after.npy", len(first) + size + 512, 0),
+        ]
 
 
 @pytest.mark.parametrize(
