@@ -11,6 +11,8 @@ from rich.table import Table
 
 from msvae.cli.screen import numbers, progress, user_errors
 from msvae.shards.indexing import IndexedSplit, IndexOptions, index_data_set
+from msvae.shards.verify import verify_data_set
+from msvae.shards.verify_shard import Fault
 
 app = typer.Typer()
 
@@ -72,6 +74,30 @@ def _show_indexed(splits: dict[str, IndexedSplit]) -> None:
                 "statistics",
                 soft_wrap=True,
             )
+
+
+@app.command()
+def verify(location: Location, threads: Threads = 4) -> None:
+    """Read every byte again: name every fault and exit with 1, or say that all is sound."""
+    console = Console(highlight=False, markup=False)
+    with user_errors(), progress("verifying", is_bytes=True) as advance_to:
+
+        def name(fault: Fault) -> None:
+            console.print(f"{fault.file}: {fault.message}", soft_wrap=True)
+
+        found = verify_data_set(location, num_threads=threads, on_fault=name, on_progress=advance_to)
+    if found.faults:
+        files = len({fault.file for fault in found.faults})
+        console.print(f"{len(found.faults):,} faults in {files:,} files", soft_wrap=True)
+        raise typer.Exit(1)
+    for split, read in found.splits.items():
+        console.print(
+            f"{split}: sound; {read.num_shards:,} shards, {read.num_samples:,} tiles, {read.num_bytes / 1e6:,.1f} MB, "
+            f"{read.leaf.leaf_pixels:,} leaf pixels",
+            soft_wrap=True,
+        )
+        if read.nonfinite_background:
+            console.print(f"note: {read.nonfinite_background:,} background pixels of {split} are not finite")
 
 
 def _table(first: str, *others: str) -> Table:

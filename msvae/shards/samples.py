@@ -88,24 +88,15 @@ def decode(sample: Sample, endings: Endings, tile_format: TileFormat) -> Decoded
     (bands, npy), (mask, png) = choose(sample, endings)
     about = sample.parts.get("json")
     try:
-        decoded = Decoded(
-            sample.key,
-            tile_format.tile(npy),
-            tile_format.mask(png),
-            bands,
-            mask,
-            about.member if about else None,
-            crc32c(png, crc32c(npy)),
-        )
+        tile, leaf_mask = tile_format.tile(npy), tile_format.mask(png)
         if about is not None:
             json.loads(about.content or b"")
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"sample {sample.key} has a .json that does not parse ({error}); write it again") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"sample {sample.key} has a .json that is not UTF-8; write it again") from None
     except ValueError as error:
         raise ValueError(f"sample {sample.key} {error}") from None
-    return decoded
+    checksum = crc32c(png, crc32c(npy))
+    return Decoded(sample.key, tile, leaf_mask, bands, mask, about.member if about else None, checksum)
 
 
 def choose(sample: Sample, endings: Endings) -> tuple[tuple[Member, bytes], tuple[Member, bytes]]:
