@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from msvae.cli.data_tables import bands_table, coverage_chart, new_table, splits_table
 from msvae.cli.screen import numbers, progress, user_errors
+from msvae.pack.sheet import save_contact_sheet
 from msvae.shards.indexing import IndexedSplit, IndexOptions, index_data_set
+from msvae.shards.overview import measure_coverage
+from msvae.shards.reader import ShardReader
+from msvae.shards.splits import find_splits, load_manifest
 from msvae.shards.verify import verify_data_set
 from msvae.shards.verify_shard import Fault
 
@@ -54,7 +58,7 @@ def index(
 
 def _show_indexed(splits: dict[str, IndexedSplit]) -> None:
     console = Console(highlight=False)
-    table = _table("split", "shards", "tiles", "leaf pixels", "MB")
+    table = new_table("split", "shards", "tiles", "leaf pixels", "MB")
     for name, split in splits.items():
         size = sum(entry.size_bytes for entry in split.entries)
         table.add_row(
@@ -100,9 +104,21 @@ def verify(location: Location, threads: Threads = 4) -> None:
             console.print(f"note: {read.nonfinite_background:,} background pixels of {split} are not finite")
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table()
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right")
-    return table
+@app.command()
+def inspect(
+    location: Location,
+    png: Annotated[Path | None, typer.Option(help="Write a contact sheet of some tiles of each split.")] = None,
+) -> None:
+    """Show what is in a data set: splits, bands, coverage, and some tiles."""
+    console = Console(highlight=False)
+    with user_errors():
+        stores = find_splits(location)
+        manifests = {name: load_manifest(store) for name, store in stores.items()}
+        coverages = {name: measure_coverage(stores[name], manifest) for name, manifest in manifests.items()}
+        console.print(splits_table(manifests, coverages))
+        console.print(bands_table(next(iter(manifests.values()))))
+        for name, coverage in coverages.items():
+            console.print(coverage_chart(name, coverage, manifests[name].num_samples))
+        if png is not None:
+            save_contact_sheet(png, {name: ShardReader(Path(store.location)) for name, store in stores.items()})
+            console.print(f"contact sheet: {png}", soft_wrap=True)
