@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from msvae.cli.data_tables import bands_table, coverage_chart, new_table, splits_table
+from msvae.cli.data_tables import bands_table, coverage_chart, new_table, schedule_notes, schedule_table, splits_table
 from msvae.cli.screen import numbers, progress, user_errors
 from msvae.pack.sheet import save_contact_sheet
 from msvae.shards.indexing import IndexedSplit, IndexOptions, index_data_set
 from msvae.shards.overview import measure_coverage
 from msvae.shards.reader import ShardReader
+from msvae.shards.schedule import Cluster
+from msvae.shards.schedule import simulate as plan
 from msvae.shards.splits import find_splits, load_manifest
 from msvae.shards.verify import verify_data_set
 from msvae.shards.verify_shard import Fault
@@ -122,3 +124,33 @@ def inspect(
         if png is not None:
             save_contact_sheet(png, {name: ShardReader(Path(store.location)) for name, store in stores.items()})
             console.print(f"contact sheet: {png}", soft_wrap=True)
+
+
+@app.command()
+def simulate(
+    location: Location,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a machine, one rank each.")],
+    global_batch: Annotated[int, typer.Option(min=1, help="Tiles of an optimizer step over all GPUs.")],
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Tiles that a GPU takes at once.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to follow, at most an epoch.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="train.seed of the run.")] = 0,
+    bandwidth_gbit: Annotated[float, typer.Option(min=0.001, help="Bandwidth of a machine to the shards.")] = 10.0,
+    cache_gb: Annotated[float | None, typer.Option(min=0, help="Cache of a machine, to be judged.")] = None,
+) -> None:
+    """Show what a cluster would read, from the manifest alone."""
+    console = Console(highlight=False)
+    with user_errors():
+        cluster = Cluster(nodes, gpus, global_batch, micro_batch)
+        store = next(iter(find_splits(location).values()))
+        manifest = load_manifest(store)
+        schedule = plan(manifest, cluster, seed=seed, num_steps=steps)
+        share = min(1.0, schedule.num_steps / schedule.steps_an_epoch)
+        console.print(
+            f"{store.location}: {manifest.num_samples:,} tiles in {len(manifest.shards):,} shards; "
+            f"{schedule.steps_an_epoch:,.1f} steps an epoch, {schedule.num_steps:,} followed",
+            soft_wrap=True,
+        )
+        console.print(schedule_table(schedule, cluster, bandwidth_gbit))
+        for line in schedule_notes(schedule, cluster, share, cache_gb):
+            console.print(line, soft_wrap=True)
