@@ -1,7 +1,7 @@
 """Finding the members of a tar: msvae's walk over the headers against tarfile and webdataset's iterator.
 
-python bench/index.py [--tiles 2000]; prints medians of five rounds that take turns, as ratios. webdataset has no index of
-its own: its iterator, which reads all contents, is what tells where samples are.
+python bench/index.py [--tiles 2000]; prints medians of five rounds that take turns, as ratios. webdataset has no index
+of its own: its iterator, which reads all contents, is what tells where samples are.
 """
 
 from __future__ import annotations
