@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,14 +67,12 @@ def measure_coverage(store: Store, manifest: Manifest) -> Coverage:
     return Coverage(len(places), leaf_pixels, histogram)
 
 
-def reflectance_tiles(reader: ShardReader, count: int) -> list[tuple[str, NDArray[np.float32], NDArray[np.bool_]]]:
+def reflectance_tiles(reader: ShardReader, count: int) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.bool_]]]:
     """Key, reflectance (C, H, W) and leaf mask (H, W) of at most `count` tiles in even steps over a split."""
     scale, offset = (
         np.array(values, np.float32)[:, None, None] for values in (reader.manifest.scale, reader.manifest.offset)
     )
-    tiles = []
     for shard, row in places_in_even_steps(reader.samples_per_shard, count):
         stored, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], np.bool_)
         key = reader.read_into(shard, row, stored, leaf_mask)
-        tiles.append((key, stored * scale + offset, leaf_mask))
-    return tiles
+        yield key, stored * scale + offset, leaf_mask
