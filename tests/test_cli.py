@@ -27,7 +27,7 @@ def test_synthetic_leaves_are_packed_and_the_table_says_what_is_there(tmp_path):
     code, output = run("pack", tmp_path / "leaves", "--out", tmp_path / "shards", "--tile", 32)
     assert code == 0
     assert "5 bands (475, 539, 651, 731, 851 nm), uint16, tiles of 32 px" in output
-    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"train", "val", "test"}
+    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"train", "val", "test", "contact-sheet.png"}
 
 
 def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):

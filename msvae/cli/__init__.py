@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from msvae.cli import pack
+from msvae.cli import data, pack
 
 app = typer.Typer(
     help="Multispectral leaf autoencoders: make shards here, train with `accelerate launch train/train.py`.",
@@ -13,3 +13,4 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(pack.app)
+app.add_typer(data.app)

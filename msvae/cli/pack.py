@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from msvae.cli.screen import progress, user_errors
+from msvae.cli.screen import numbers, progress, user_errors
 from msvae.pack.job import pack as pack_images
 from msvae.pack.options import PackOptions, PackSummary
 from msvae.pack.synthetic.images import synthesise
@@ -67,7 +67,7 @@ def pack(
     with user_errors():
         options = PackOptions(
             band_files=tuple(filter(None, (name.strip() for name in band_files.split(",")))),
-            wavelengths_nm=_numbers("--wavelengths", wavelengths),
+            wavelengths_nm=numbers("--wavelengths", wavelengths),
             scale=scale,
             mask=mask,
             tile_px=tile,
@@ -102,10 +102,3 @@ def _show(summary: PackSummary) -> None:
         console.print(f"dropped {count}: {reason}", soft_wrap=True)
     for notice in summary.notices:
         console.print(f"note: {notice}", soft_wrap=True)
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...] | None:
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else None
-    except ValueError:
-        raise ValueError(f"{option} is {text!r}, expected numbers such as 475,560,668") from None

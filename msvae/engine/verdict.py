@@ -23,7 +23,7 @@ from msvae.report.page import Row, Section, write_report
 from msvae.report.pictures import comparison_figure, curves_figure, spectra_figure
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import open_store
+from msvae.shards.store import MissingError, open_store
 
 BATCH_SIZE = 8
 FEW_TILES = 10
@@ -73,7 +73,7 @@ def choose_split(data: str) -> str:
     Raises: ValueError when it is neither.
     """
     for split in (data, f"{data}/test", f"{data}/val"):
-        with suppress(FileNotFoundError):
+        with suppress(MissingError):
             open_store(split).size_bytes(MANIFEST_NAME)
             return split
     raise ValueError(f"{data} is neither a split nor holds test/ or val/; make shards with `msvae pack`")

@@ -21,11 +21,13 @@ from msvae.pack.masks import MaskedImage, MaskRule, choose_mask, no_mask_error, 
 from msvae.pack.options import SPLITS, PackOptions, PackSummary
 from msvae.pack.output import check_output, replacing_folder
 from msvae.pack.raster import Raster, gdal_session
+from msvae.pack.sheet import SHEET_NAME, save_contact_sheet
 from msvae.pack.sources import ImageSource, find_sources
 from msvae.pack.split import resolve_split_by, split_tiles
-from msvae.pack.statistics import LeafMoments
 from msvae.pack.tiling import Survey, Tile, num_grid_tiles
 from msvae.shards.manifest import Manifest, ShardEntry, Shards
+from msvae.shards.reader import ShardReader
+from msvae.shards.statistics import LeafMoments
 from msvae.shards.tar import ShardWriter
 from msvae.shards.tile_codec import Compression
 
@@ -99,6 +101,7 @@ def pack(
         block_px = options.block_tiles * options.tile_px
         splits = split_tiles(survey.tiles, split_by, options.split, block_px, options.seed)
         manifests = write_splits(data_set, splits, partial, progress)
+        save_contact_sheet(partial / SHEET_NAME, {name: ShardReader(partial / name) for name in manifests})
         num_bytes = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     return summarise(data_set, survey, splits, manifests, out, split_by, num_bytes)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from msvae.bands import Bands
+from msvae.shards.splits import SPLITS as SPLITS
 
-SPLITS = ("train", "val", "test")
 TILE_STEP_PX = 8
 """The backbone halves a tile three times."""
 

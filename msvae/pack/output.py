@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msvae.pack.options import SPLITS
+from msvae.pack.sheet import SHEET_NAME
 from msvae.shards.manifest import MANIFEST_NAME
 
 
@@ -27,7 +28,7 @@ def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"--out {out} exists and is not empty; name another folder or give --overwrite")
-    foreign = [name for name in inside if name not in SPLITS] + [
+    foreign = [name for name in inside if name not in (*SPLITS, SHEET_NAME)] + [
         f"{split}/{path.name}"
         for split in SPLITS
         for path in sorted((out / split).glob("*"))

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from msvae.bands import Bands
-from msvae.shards.store import Store, open_store
+from msvae.shards.store import MissingError, Store, open_store
 
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 2**30
@@ -131,7 +131,7 @@ class Manifest(_Record):
         store = open_store(location) if isinstance(location, (str, Path)) else location
         try:
             manifest = _parse(cls, store, MANIFEST_NAME)
-        except FileNotFoundError:
+        except MissingError:
             inside = next((path.parent for path in sorted(Path(store.location).glob(f"*/{MANIFEST_NAME}"))), None)
             hint = f"did you mean {inside}?" if inside else "make shards with `msvae pack IMAGE… --out DIR`"
             raise ValueError(f"{store.location} holds no {MANIFEST_NAME}; {hint}") from None
@@ -158,7 +158,8 @@ class ShardIndex(_Record):
     mask_offset: list[NonNegativeInt]
     mask_bytes: list[PositiveInt]
     json_offset: list[NonNegativeInt]
-    json_bytes: list[PositiveInt]
+    json_bytes: list[NonNegativeInt]
+    """0 for a sample without."""
     crc32c: list[NonNegativeInt]
     """Of the bands member followed by the mask member."""
 
@@ -169,10 +170,7 @@ class ShardIndex(_Record):
         Raises: ValueError when it is missing, altered, or does not fit the manifest.
         """
         name = index_name(shard.name)
-        try:
-            index = _parse(cls, store, name, expected_sha256=shard.index_sha256)
-        except FileNotFoundError:
-            raise ValueError(f"{store.path(name)} is missing; restore it or pack this split again") from None
+        index = _parse(cls, store, name, expected_sha256=shard.index_sha256)
         columns = {len(getattr(index, column)) for column in COLUMNS}
         if columns != {shard.num_samples}:
             raise ValueError(

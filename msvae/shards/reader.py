@@ -139,10 +139,7 @@ class ShardReader:
     def _open(self, entry: ShardEntry) -> ShardIndex:
         """The index of a shard whose size is right."""
         path = self.store.path(entry.name)
-        try:
-            size_bytes = self.store.size_bytes(entry.name)
-        except FileNotFoundError:
-            raise ValueError(f"shard {path} is missing; restore it from its source or pack this split again") from None
+        size_bytes = self.store.size_bytes(entry.name)
         if size_bytes != entry.size_bytes:
             raise ValueError(
                 f"shard {path} has {size_bytes} bytes, the manifest expects {entry.size_bytes}: it was truncated or "

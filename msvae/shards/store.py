@@ -18,8 +18,18 @@ MAX_OPEN_FILES = 256
 T = TypeVar("T")
 
 
+class MissingError(ValueError):
+    """A file that is not there."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is missing; restore it from its source or pack this split again")
+
+
 class Store(Protocol):
-    """A flat set of named files. Safe to use from several threads at once."""
+    """A flat set of named files. Safe to use from several threads at once.
+
+    All methods raise MissingError for a file that is not there, and ValueError for what cannot be read.
+    """
 
     location: str
     """Folder or URL, for messages."""
@@ -27,16 +37,19 @@ class Store(Protocol):
     """How many reads at once pay."""
 
     def read(self, name: str) -> bytes:
-        """A whole small file. Raises: FileNotFoundError, or ValueError when it cannot be read."""
+        """A whole small file."""
 
     def size_bytes(self, name: str) -> int:
-        """Raises: FileNotFoundError, or ValueError when it cannot be asked."""
+        """Size of a file."""
 
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends.
+        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends."""
 
-        Raises: FileNotFoundError, or ValueError when it cannot be read.
-        """
+    def read_span(self, name: str, offset: int, length: int) -> bytes:
+        """Part of a file; fewer bytes than asked where it ends."""
+
+    def names(self) -> list[str]:
+        """Files directly inside, sorted."""
 
     def path(self, name: str) -> str:
         """The name with the location before it."""
@@ -78,25 +91,42 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         """A whole small file."""
-        return (self._folder / name).read_bytes()
+        return self._existing(name).read_bytes()
 
     def size_bytes(self, name: str) -> int:
         """From the file system."""
-        return (self._folder / name).stat().st_size
+        return self._existing(name).stat().st_size
 
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
         """One system call, straight into the buffers."""
         file = self._open(name)
         return os.preadv(file.descriptor, list(buffers), offset)
 
+    def read_span(self, name: str, offset: int, length: int) -> bytes:
+        """One system call."""
+        file = self._open(name)
+        return os.pread(file.descriptor, length, offset)
+
+    def names(self) -> list[str]:
+        """From the file system."""
+        if not self._folder.is_dir():
+            raise MissingError(self.location)
+        return sorted(path.name for path in self._folder.iterdir() if path.is_file())
+
     def path(self, name: str) -> str:
         """Folder and name."""
         return str(self._folder / name)
 
+    def _existing(self, name: str) -> Path:
+        path = self._folder / name
+        if not path.is_file():
+            raise MissingError(str(path))
+        return path
+
     def _open(self, name: str) -> _OpenFile:
         with self._lock:
             if name not in self._open_files:
-                self._open_files[name] = _OpenFile(self._folder / name)
+                self._open_files[name] = _OpenFile(self._existing(name))
                 if len(self._open_files) > MAX_OPEN_FILES:
                     self._open_files.popitem(last=False)
             self._open_files.move_to_end(name)
@@ -163,6 +193,20 @@ class RemoteStore:
             content = content[len(buffer) :]
         return length
 
+    def read_span(self, name: str, offset: int, length: int) -> bytes:
+        """One range request, after one for the size."""
+        content = bytearray(max(0, min(length, self.size_bytes(name) - offset)))
+        if content:
+            self.read_into(name, offset, [memoryview(content)])
+        return bytes(content)
+
+    def names(self) -> list[str]:
+        """One listing; web servers have none."""
+        if self.location.startswith(("http://", "https://")):
+            raise ValueError(f"{self.location} is a web server, whose files cannot be listed; copy them to a folder")
+        listing = self._try("", lambda: self._obstore.list_with_delimiter(self._store))
+        return sorted(str(entry["path"]).rsplit("/", 1)[-1] for entry in listing["objects"])
+
     def path(self, name: str) -> str:
         """URL of a file."""
         return f"{self.location}/{name}"
@@ -175,7 +219,7 @@ class RemoteStore:
             try:
                 return get()
             except (errors.NotFoundError, FileNotFoundError) as error:
-                raise FileNotFoundError(self.path(name)) from error
+                raise MissingError(self.path(name)) from error
             except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
                 raise ValueError(
                     f"{self.path(name)}: access denied; check the credentials in the environment "

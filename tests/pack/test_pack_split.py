@@ -63,7 +63,7 @@ def test_a_split_without_tiles_is_left_out_and_it_is_said(tmp_path, leaf_image):
     image = leaf_image(tmp_path / "field.tif")
     summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, split_by="image"))
     assert summary.tiles == {"train": 16}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["contact-sheet.png", "train"]
     assert sum("split: too few images" in notice for notice in summary.notices) == 2
 
 

@@ -19,7 +19,7 @@ from msvae.shards.cache import SpanCache
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import Patience, open_store
+from msvae.shards.store import MissingError, Patience, open_store
 
 from ..servers import BUCKET, Fault, breaking_proxy, set_credentials
 from .test_reader import CPU
@@ -123,7 +123,7 @@ def test_a_fault_that_stays_is_an_error_that_names_the_url(remote, kind):
 def test_what_is_not_there_is_named_and_not_asked_for_again(remote):
     with pytest.raises(ValueError, match=r"lost holds no manifest\.json"):
         ShardReader(remote.url.replace("train", "lost"), None, SHORT)
-    with pytest.raises(FileNotFoundError, match=r"train/leaf-999999\.tar"):
+    with pytest.raises(MissingError, match=r"train/leaf-999999\.tar is missing"):
         open_store(remote.url, SHORT).size_bytes("leaf-999999.tar")
 
 

@@ -1,0 +1,26 @@
+"""The contact sheet of a data set: some tiles of every split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from msvae.report.contact_sheet import contact_sheet
+from msvae.shards.overview import reflectance_tiles
+from msvae.shards.reader import ShardReader
+
+SHEET_NAME = "contact-sheet.png"
+TILES_A_SPLIT = 18
+
+
+def save_contact_sheet(path: Path, readers: Mapping[str, ShardReader]) -> None:
+    """Draw 18 tiles of each split, in even steps, with its name.
+
+    Raises: ValueError naming a tile that cannot be read.
+    """
+    sections = [
+        (f"{name}: {sum(reader.samples_per_shard):,} tiles", reflectance_tiles(reader, TILES_A_SPLIT))
+        for name, reader in readers.items()
+    ]
+    bands = next(iter(readers.values())).manifest.bands
+    path.write_bytes(contact_sheet(sections, bands))

@@ -1,0 +1,105 @@
+"""Many tiles on one picture: a composite of three bands each, its leaf outlined, key and coverage below."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from msvae.bands import Bands
+from msvae.report.pictures import GAMMA, STRETCH_PERCENTILES, Composite, composites
+
+LabelledTile = tuple[str, NDArray[np.float32], NDArray[np.bool_]]
+"""Key, reflectance (C, H, W), leaf mask (H, W)."""
+
+TILE_SIDE = 192
+GAP, LABEL_HEIGHT, TITLE_HEIGHT, FONT_SIZE = 12, 44, 44, 12
+OUTLINE = np.array([255, 0, 200], np.uint8)
+INK, FAINT_INK, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A tile as large as it is shown: three bands (H, W, 3), reflectance, and leaf mask (H, W)."""
+
+    key: str
+    coverage: float
+    colour: NDArray[np.float32]
+    leaf_mask: NDArray[np.bool_]
+
+    @classmethod
+    def of_tile(cls, tile: LabelledTile, composite: Composite) -> Thumbnail:
+        """Small tiles keep their pixels, large ones are averaged."""
+        key, reflectance, leaf_mask = tile
+        size, enlarges = (TILE_SIDE, TILE_SIDE), leaf_mask.shape[0] < TILE_SIDE
+        how = Image.Resampling.NEAREST if enlarges else Image.Resampling.BOX
+        channels = [
+            np.asarray(Image.fromarray(np.ascontiguousarray(reflectance[channel], np.float32)).resize(size, how))
+            for channel in composite.channels
+        ]
+        leaf = np.asarray(Image.fromarray(leaf_mask).resize(size, Image.Resampling.NEAREST))
+        return cls(key, float(leaf_mask.mean()), np.stack(channels, axis=-1), leaf)
+
+    def draw(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Image.Image:
+        """The picture, its channels stretched from low to high, its leaf outlined."""
+        colour = (self.colour - low) / np.maximum(high - low, 1e-6)
+        colour = np.nan_to_num(colour, nan=1.0, posinf=1.0, neginf=0.0)
+        pixels = (np.clip(colour, 0, 1) ** GAMMA * 255).round().astype(np.uint8)
+        pixels[_edge(self.leaf_mask)] = OUTLINE
+        return Image.fromarray(pixels)
+
+
+def contact_sheet(sections: Sequence[tuple[str, Iterable[LabelledTile]]], bands: Bands, columns: int = 6) -> bytes:
+    """A PNG with a heading and a grid of tiles for each section. The same tiles give the same bytes.
+
+    One stretch serves all tiles, so that they compare.
+    """
+    composite = composites(bands)[0]
+    grids = [(title, [Thumbnail.of_tile(tile, composite) for tile in tiles]) for title, tiles in sections]
+    low, high = _stretch([thumbnail for _, grid in grids for thumbnail in grid], composite)
+    row_height = TILE_SIDE + LABEL_HEIGHT
+    heights = [TITLE_HEIGHT + -(-len(grid) // columns) * row_height for _, grid in grids]
+    sheet = Image.new("RGB", (GAP + columns * (TILE_SIDE + GAP), sum(heights) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = 0
+    for (title, grid), height in zip(grids, heights, strict=True):
+        heading = f"{title}  ·  {composite.name}, leaf outlined"
+        draw.text((GAP, top + 14), heading, INK, ImageFont.load_default(FONT_SIZE + 6))
+        for i, thumbnail in enumerate(grid):
+            left, tile_top = GAP + i % columns * (TILE_SIDE + GAP), top + TITLE_HEIGHT + i // columns * row_height
+            sheet.paste(thumbnail.draw(low, high), (left, tile_top))
+            _label(draw, left, tile_top + TILE_SIDE + 2, thumbnail.key, f"coverage {thumbnail.coverage:.2f}")
+        top += height
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _stretch(thumbnails: Sequence[Thumbnail], composite: Composite) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Low and high of each channel; true colour shares one, so that leaves are green."""
+    pixels_P3 = np.concatenate([thumbnail.colour.reshape(-1, 3) for thumbnail in thumbnails])
+    pixels_P3 = pixels_P3[np.isfinite(pixels_P3).all(axis=1)]
+    if not len(pixels_P3):
+        return np.zeros(3), np.ones(3)
+    low, high = np.percentile(pixels_P3, STRETCH_PERCENTILES, axis=None if composite.shared_stretch else 0)
+    return np.broadcast_to(low, 3), np.broadcast_to(high, 3)
+
+
+def _edge(leaf: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Leaf pixels with a neighbour that is not; the border of the tile is no edge."""
+    padded = np.pad(leaf, 1, mode="edge")
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    edge: NDArray[np.bool_] = leaf & ~inside
+    return edge
+
+
+def _label(draw: ImageDraw.ImageDraw, left: int, top: int, key: str, coverage: str) -> None:
+    font = ImageFont.load_default(FONT_SIZE)
+    while draw.textlength(key, font) > TILE_SIDE:  # the end of a key tells tiles of one image apart
+        key = "…" + key.lstrip("…")[1:]
+    draw.text((left, top), key, INK, font)
+    draw.text((left, top + FONT_SIZE + 3), coverage, FAINT_INK, font)

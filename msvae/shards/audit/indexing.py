@@ -1,0 +1,277 @@
+"""`manifest.json` and indexes for tars that others wrote: each is read once, checked, hashed and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msvae.bands import Bands
+from msvae.shards.audit.hashed_stream import HashedStream
+from msvae.shards.audit.keys import KeyRegister
+from msvae.shards.audit.members import Decoded, Endings, choose, decode, group
+from msvae.shards.audit.threads import ByteProgress, OnProgress, in_order
+from msvae.shards.audit.tile_format import TileFormat
+from msvae.shards.audit.walk import walk
+from msvae.shards.leaf_counts import LeafCounts
+from msvae.shards.manifest import (
+    COLUMNS,
+    MANIFEST_NAME,
+    LeafStatistics,
+    Manifest,
+    ShardEntry,
+    ShardIndex,
+    Shards,
+    index_name,
+)
+from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.store import Store
+
+TRAIN = SPLITS[0]
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """What tars of others do not say of themselves. None takes what a manifest there says."""
+
+    bands_member: str = ""
+    """Such as `bands.npy`; empty for the only `.npy` of a sample."""
+    mask_member: str = ""
+    """Such as `mask.png`; empty for the only `.png` of a sample."""
+    wavelengths_nm: tuple[float, ...] | None = None
+    band_names: tuple[str, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    """Reflectance of the stored value 1: one for all bands, or one a band."""
+    offset: tuple[float, ...] | None = None
+    overwrite: bool = False
+    """Replace the manifest that lies there."""
+    num_threads: int = 4
+
+    @property
+    def endings(self) -> Endings:
+        """Which member is which."""
+        return Endings(self.bands_member, self.mask_member)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How stored tiles are read."""
+
+    tile_format: TileFormat
+    bands: Bands
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+@dataclass
+class IndexedSplit:
+    """What was found in the tars of a split."""
+
+    folder: Path
+    leaf: LeafCounts
+    entries: list[ShardEntry] = field(default_factory=list)
+
+    @property
+    def num_samples(self) -> int:
+        """Tiles in all shards."""
+        return sum(entry.num_samples for entry in self.entries)
+
+
+def index_data_set(
+    location: str, out: Path | None, options: IndexOptions, on_progress: OnProgress | None = None
+) -> dict[str, IndexedSplit]:
+    """Write manifest and indexes beside the tars of a data set, or below `out` where that is not a local folder.
+
+    Nothing is written before all tars of a split are sound. `on_progress` gets bytes done and in all.
+
+    Raises: ValueError naming the first shard that is not, its sample, and what to do.
+    """
+    stores = find_splits(location, holds=".tar")
+    if len(stores) > 1 and TRAIN not in stores:
+        raise ValueError(
+            f"{location} holds {', '.join(stores)} but no {TRAIN}, whose leaf pixels the statistics are of; add it, "
+            "or index one split alone"
+        )
+    existing = _existing(stores, options.overwrite)
+    folders = {
+        name: _folder(store, name if len(stores) > 1 else "", out, options.overwrite) for name, store in stores.items()
+    }
+    tars = {name: _tars(store) for name, store in stores.items()}
+    sizes = {name: [store.size_bytes(tar) for tar in tars[name]] for name, store in stores.items()}
+    first = next(iter(stores))
+    layout = _layout(_first_format(stores[first], tars[first][0], options.endings), options, existing, location)
+    progress = ByteProgress(sum(map(sum, sizes.values())), on_progress)
+    done: dict[str, IndexedSplit] = {}
+    for name, store in stores.items():
+        statistics = done[first].leaf.statistics() if done else None
+        shards = list(zip(tars[name], sizes[name], strict=True))
+        done[name] = _index_split(store, folders[name], shards, layout, statistics, options, progress)
+    return done
+
+
+def _index_split(
+    store: Store,
+    folder: Path,
+    shards: list[tuple[str, int]],
+    layout: Layout,
+    statistics: LeafStatistics | None,
+    options: IndexOptions,
+    progress: ByteProgress,
+) -> IndexedSplit:
+    split = IndexedSplit(folder, LeafCounts(layout.scale, layout.offset))
+    register = KeyRegister()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder} ({error.strerror}); give another --out") from None
+    with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as scratch:
+        one = partial(_index_shard, store, layout=layout, endings=options.endings, progress=progress)
+        for number, (index, leaf) in enumerate(in_order(lambda shard: one(*shard), shards, options.num_threads)):
+            name, size_bytes = shards[number]
+            content = index.model_dump_json() + "\n"
+            (Path(scratch) / index_name(name)).write_text(content)
+            digest = hashlib.sha256(content.encode()).hexdigest()
+            split.entries.append(ShardEntry(name, len(index.keys), size_bytes, digest))
+            split.leaf.join(leaf)
+            register.add(number, index.keys)
+        _refuse_repeated(store, register, Path(scratch), [name for name, _ in shards])
+        try:
+            manifest = _manifest(layout, statistics or split.leaf.statistics(), split.entries)
+        except ValueError as error:
+            raise ValueError(f"{store.location}: {error}") from None
+        for name, _ in shards:
+            (Path(scratch) / index_name(name)).replace(folder / index_name(name))
+        manifest.save(Path(scratch))
+        (Path(scratch) / MANIFEST_NAME).replace(folder / MANIFEST_NAME)
+    return split
+
+
+def _index_shard(
+    store: Store, name: str, size_bytes: int, *, layout: Layout, endings: Endings, progress: ByteProgress
+) -> tuple[ShardIndex, LeafCounts]:
+    columns: dict[str, list[Any]] = {column: [] for column in COLUMNS}
+    leaf, seen = LeafCounts(layout.scale, layout.offset), set()
+    stream = HashedStream(store, name, progress.add)
+    try:
+        for sample in group(walk(stream.span, size_bytes), stream.span):
+            if sample.key in seen:
+                raise ValueError(
+                    f"sample {sample.key} comes twice or its members do not stand together; give each sample a key "
+                    "of its own and write the tar again"
+                )
+            seen.add(sample.key)
+            decoded = decode(sample, endings, layout.tile_format)
+            leaf.add(decoded.tile, decoded.leaf_mask)
+            for column, value in _row(decoded):
+                columns[column].append(value)
+    except ValueError as error:
+        raise ValueError(f"{store.location}/{name}: {error}") from None
+    if not seen:
+        raise ValueError(f"{store.location}/{name} holds no sample; remove it")
+    return ShardIndex(sha256=stream.sha256(), **columns), leaf
+
+
+def _row(decoded: Decoded) -> Iterator[tuple[str, Any]]:
+    yield "keys", decoded.key
+    for name, member in (("bands", decoded.bands), ("mask", decoded.mask), ("json", decoded.json)):
+        yield f"{name}_offset", member.offset if member else 0
+        yield f"{name}_bytes", member.size_bytes if member else 0
+    yield "crc32c", decoded.crc32c
+
+
+def _refuse_repeated(store: Store, register: KeyRegister, folder: Path, names: list[str]) -> None:
+    def keys_of(shard: int) -> list[str]:
+        return ShardIndex.model_validate_json((folder / index_name(names[shard])).read_bytes()).keys
+
+    for key, shards in register.repeated(keys_of):
+        raise ValueError(
+            f"{store.location}: sample {key} is in {' and in '.join(names[shard] for shard in shards)}; give each "
+            "sample a key of its own"
+        )
+
+
+def _manifest(layout: Layout, statistics: LeafStatistics, entries: list[ShardEntry]) -> Manifest:
+    return Manifest(
+        band_names=list(layout.bands.names),
+        wavelengths_nm=list(layout.bands.wavelengths_nm),
+        dtype=layout.tile_format.dtype.name,
+        tile_px=layout.tile_format.shape[1],
+        scale=list(layout.scale),
+        offset=list(layout.offset),
+        statistics=statistics,
+        shards=Shards.of(entries),
+    )
+
+
+def _existing(stores: dict[str, Store], overwrite: bool) -> Manifest | None:
+    manifests = [store for store in stores.values() if MANIFEST_NAME in store.names()]
+    if manifests and not overwrite:
+        raise ValueError(
+            f"{manifests[0].location} has a {MANIFEST_NAME}; check it with `msvae verify`, or give --overwrite to "
+            "take the tars as they are now"
+        )
+    return Manifest.load(manifests[0]) if manifests else None
+
+
+def _tars(store: Store) -> list[str]:
+    return sorted(name for name in store.names() if name.endswith(".tar"))
+
+
+def _folder(store: Store, name: str, out: Path | None, overwrite: bool) -> Path:
+    if out is None and "://" in store.location:
+        raise ValueError(
+            f"{store.location} is not written to; give --out FOLDER, and copy what it holds beside the tars"
+        )
+    folder = Path(store.location) if out is None else out / name
+    if not overwrite and (folder / MANIFEST_NAME).exists():
+        raise ValueError(f"{folder} has a {MANIFEST_NAME}; give --overwrite to replace it, or another --out")
+    return folder
+
+
+def _first_format(store: Store, name: str, endings: Endings) -> TileFormat:
+    stream = HashedStream(store, name)
+    try:
+        sample = next(group(walk(stream.span, store.size_bytes(name)), stream.span), None)
+        if sample is None:
+            raise ValueError("holds no sample; remove it")
+        (_, npy), _ = choose(sample, endings)
+        try:
+            return TileFormat.of_npy(npy)
+        except ValueError as error:
+            raise ValueError(f"sample {sample.key} {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{store.location}/{name}: {error}") from None
+
+
+def _layout(tile_format: TileFormat, options: IndexOptions, existing: Manifest | None, location: str) -> Layout:
+    """Bands, scale and offset from the options, else from the manifest that lay there."""
+    num_bands = tile_format.shape[0]
+    wavelengths_nm = options.wavelengths_nm or (existing and tuple(existing.wavelengths_nm))
+    names = options.band_names or (existing and not options.wavelengths_nm and tuple(existing.band_names)) or None
+    if not wavelengths_nm:
+        raise ValueError(f"{location} holds tiles of {num_bands} bands; give --wavelengths, {num_bands} of them in nm")
+    if len(wavelengths_nm) != num_bands:
+        raise ValueError(f"got {len(wavelengths_nm)} wavelengths, the tiles of {location} have {num_bands} bands")
+    kept_scale, kept_offset = (existing and tuple(existing.scale)), (existing and tuple(existing.offset))
+    scale = options.scale or kept_scale or ((1.0,) if tile_format.dtype.kind == "f" else None)
+    if scale is None:
+        raise ValueError(
+            f"{location} holds {tile_format.dtype} tiles; give --scale, the reflectance of the stored value 1, "
+            "such as 0.0001"
+        )
+    return Layout(
+        tile_format,
+        Bands.named(wavelengths_nm, names),
+        _one_a_band("--scale", scale, num_bands),
+        _one_a_band("--offset", options.offset or kept_offset or (0.0,), num_bands),
+    )
+
+
+def _one_a_band(option: str, values: tuple[float, ...], num_bands: int) -> tuple[float, ...]:
+    if len(values) not in (1, num_bands):
+        raise ValueError(f"got {len(values)} values for {option}, expected 1 or one for each of {num_bands} bands")
+    return values * num_bands if len(values) == 1 else values

@@ -1,0 +1,169 @@
+"""A data set read again as a whole: every fault is listed, none ends the reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from msvae.shards.audit.keys import KeyRegister
+from msvae.shards.audit.threads import ByteProgress, OnProgress, in_order
+from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
+from msvae.shards.leaf_counts import LeafCounts
+from msvae.shards.manifest import MANIFEST_NAME, LeafStatistics, Manifest, ShardEntry, ShardIndex, index_name
+from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.store import Store
+
+RELATIVE_TOLERANCE = 1e-6
+"""Statistics are sums of many numbers, and their order may differ."""
+AGAIN = "make this split again with `msvae pack` or `msvae index`"
+SHARED_FIELDS = ("band_names", "wavelengths_nm", "dtype", "tile_px", "scale", "offset", "statistics")
+
+OnFault = Callable[[Fault], None]
+
+
+@dataclass
+class VerifiedSplit:
+    """What was read of a split."""
+
+    leaf: LeafCounts
+    num_shards: int = 0
+    num_samples: int = 0
+    """Sound ones."""
+    num_bytes: int = 0
+    nonfinite_background: int = 0
+
+
+@dataclass
+class Verification:
+    """All that was read, and all that is wrong with it."""
+
+    splits: dict[str, VerifiedSplit] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def verify_data_set(
+    location: str, *, num_threads: int, on_fault: OnFault | None = None, on_progress: OnProgress | None = None
+) -> Verification:
+    """Read every byte of a data set or of one split. `on_fault` gets each fault when it is found.
+
+    Raises: ValueError when there is no data set at all.
+    """
+    found = Verification()
+
+    def note(fault: Fault) -> None:
+        found.faults.append(fault)
+        if on_fault is not None:
+            on_fault(fault)
+
+    stores, manifests = find_splits(location), {}
+    for name, store in stores.items():
+        try:
+            manifests[name] = Manifest.load(store)
+        except ValueError as error:
+            note(_manifest_fault(store, str(error)))
+    progress = ByteProgress(sum(sum(manifest.shards.size_bytes) for manifest in manifests.values()), on_progress)
+    for name, manifest in manifests.items():
+        found.splits[name] = _verify_split(name, stores[name], manifest, num_threads, progress, note)
+    for fault in _disagreements(stores, manifests):
+        note(fault)
+    return found
+
+
+def _verify_split(
+    name: str, store: Store, manifest: Manifest, num_threads: int, progress: ByteProgress, note: OnFault
+) -> VerifiedSplit:
+    split, register = VerifiedSplit(LeafCounts(manifest.scale, manifest.offset)), KeyRegister()
+    for fault in _listing_faults(store, manifest):
+        note(fault)
+
+    def check(shard: ShardEntry) -> VerifiedShard:
+        return ShardCheck(store, manifest, shard, progress.add).run()
+
+    for number, shard in enumerate(in_order(check, manifest.shards, num_threads)):
+        for fault in shard.faults:
+            note(fault)
+        register.add(number, shard.keys)
+        split.leaf.join(shard.leaf)
+        split.num_shards += 1
+        split.num_samples += shard.num_samples
+        split.num_bytes += shard.num_bytes
+        split.nonfinite_background += shard.nonfinite_background
+    for fault in _repeated_keys(store, manifest, register):
+        note(fault)
+    # statistics are of the training split; of damaged samples they cannot be right
+    if name not in SPLITS[1:] and split.num_samples == manifest.num_samples:
+        for message in _statistics_faults(manifest.statistics, split.leaf):
+            note(_manifest_fault(store, f"{message}; {AGAIN}"))
+    return split
+
+
+def _listing_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
+    listed = manifest.shards.name
+    if not manifest.num_samples:
+        yield _manifest_fault(store, f"lists no samples; {AGAIN}")
+    for shard, count in Counter(listed).items():
+        if count > 1:
+            yield _manifest_fault(store, f"lists {shard} {count} times; {AGAIN}")
+    try:
+        present = store.names()
+    except ValueError:
+        return  # a server need not list its files
+    for stranger in sorted({file for file in present if file.endswith(".tar")} - set(listed)):
+        yield Fault(
+            f"{store.location}/{stranger}", f"is not in the manifest, so nothing trains on it; move it, or {AGAIN}"
+        )
+
+
+def _repeated_keys(store: Store, manifest: Manifest, register: KeyRegister) -> Iterator[Fault]:
+    def keys_of(shard: int) -> list[str]:
+        return ShardIndex.model_validate_json(store.read(index_name(manifest.shards.name[shard]))).keys
+
+    for key, shards in register.repeated(keys_of):
+        names = sorted({manifest.shards.name[shard] for shard in shards})
+        yield Fault(
+            f"{store.location}/{names[0]}",
+            f"sample {key} is not unique: it stands {len(shards)} times, in {', '.join(names)}; give each sample a "
+            "key of its own and make this split again",
+        )
+
+
+def _statistics_faults(stated: LeafStatistics, leaf: LeafCounts) -> Iterator[str]:
+    try:
+        measured = leaf.statistics()
+    except ValueError as error:
+        yield f"statistics cannot be measured: {error}"
+        return
+    if stated.num_pixels != measured.num_pixels:
+        yield f"statistics are of {stated.num_pixels:,} leaf pixels, the tiles have {measured.num_pixels:,}"
+    if stated.coverage_histogram and stated.coverage_histogram != measured.coverage_histogram:
+        yield f"coverage_histogram is {stated.coverage_histogram}, the masks give {measured.coverage_histogram}"
+    for name in ("mean", "std", "minimum", "maximum", "covariance"):
+        expected, got = (np.array(getattr(statistics, name)) for statistics in (stated, measured))
+        absolute = RELATIVE_TOLERANCE * float(np.abs(got).max())
+        if expected.shape != got.shape or not np.allclose(expected, got, RELATIVE_TOLERANCE, absolute):
+            yield f"{name} of the statistics is {_short(expected)}, the leaf pixels give {_short(got)}"
+
+
+def _disagreements(stores: dict[str, Store], manifests: dict[str, Manifest]) -> Iterator[Fault]:
+    if not manifests:
+        return
+    first = next(iter(manifests))
+    for name, manifest in manifests.items():
+        different = [f for f in SHARED_FIELDS if getattr(manifest, f) != getattr(manifests[first], f)]
+        if different:
+            yield _manifest_fault(
+                stores[name],
+                f"differs from that of {first} in {', '.join(different)}; make both splits again together",
+            )
+
+
+def _manifest_fault(store: Store, message: str) -> Fault:
+    file = f"{store.location}/{MANIFEST_NAME}"
+    return Fault(file, message.removeprefix(f"{file}: "))
+
+
+def _short(values: np.ndarray) -> str:
+    return np.array2string(np.diag(values) if values.ndim == 2 else values, precision=6, separator=", ")

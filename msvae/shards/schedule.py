@@ -1,0 +1,140 @@
+"""The data schedule of a cluster on paper: what each node reads in the order of samples, from the manifest alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msvae.shards.manifest import Manifest
+from msvae.shards.order import WINDOW_SHARDS, permutation
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What trains together.
+
+    Raises: ValueError when the global batch cannot be dealt evenly.
+    """
+
+    num_nodes: int
+    gpus_a_node: int
+    global_batch_size: int
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        ranks, micro = self.world_size, self.micro_batch_size or 1
+        if self.global_batch_size % (ranks * micro):
+            least = ranks * micro
+            raise ValueError(
+                f"global batch {self.global_batch_size} cannot be dealt to {ranks} GPUs in micro batches of {micro}; "
+                f"give a multiple of {least}, such as {max(1, round(self.global_batch_size / least)) * least}"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """GPUs, one rank each."""
+        return self.num_nodes * self.gpus_a_node
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is read in some steps from the start of an epoch, as arrays over steps, nodes or ranks.
+
+    A sample's bytes are its share of its tar, headers and padding included.
+    """
+
+    num_shards: int
+    num_steps: int
+    steps_an_epoch: float
+    rank_samples: NDArray[np.int64]
+    """Of each rank, in all these steps."""
+    step_bytes: NDArray[np.float64]
+    """(steps, nodes)."""
+    step_shards: NDArray[np.int64]
+    """(steps, nodes): distinct shards that a node reads from: its requests when those to one shard are joined."""
+    node_shards: NDArray[np.int64]
+    """Distinct shards that a node reads from in all these steps."""
+    node_shard_bytes: NDArray[np.int64]
+    """Of these shards, whole."""
+    node_cache_bytes: NDArray[np.int64]
+    """Most that a node must hold at once to fetch each of them whole and once."""
+
+
+def training_windows(
+    samples_per_shard: NDArray[np.int64], seed: int, window_shards: int = WINDOW_SHARDS
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Shard and row of all training samples in order, epoch after epoch, a window at a time: `SampleOrder` at once."""
+    for epoch in count():
+        shards = permutation(len(samples_per_shard), seed, epoch)
+        for window, start in enumerate(range(0, len(shards), window_shards)):
+            chosen = shards[start : start + window_shards]
+            sizes = samples_per_shard[chosen]
+            rows = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            mixed = permutation(len(rows), seed, epoch, window)
+            yield np.repeat(chosen, sizes)[mixed], rows[mixed]
+
+
+def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int) -> Schedule:
+    """Follow the order of samples for `num_steps` steps, at most an epoch."""
+    sizes, size_bytes = (
+        np.array(column, np.int64) for column in (manifest.shards.num_samples, manifest.shards.size_bytes)
+    )
+    batch, nodes = cluster.global_batch_size, cluster.num_nodes
+    steps_an_epoch = sizes.sum() / batch
+    steps = max(1, min(num_steps, int(steps_an_epoch)))
+    sample_bytes = size_bytes / np.maximum(sizes, 1)
+    rank_samples = np.zeros(cluster.world_size, np.int64)
+    step_bytes, step_shards = np.zeros(steps * nodes), np.zeros(steps * nodes, np.int64)
+    held_SN, node_shards = np.zeros((steps + 1, nodes), np.int64), np.zeros(nodes, np.int64)
+    node_shard_bytes = np.zeros(nodes, np.int64)
+    start = 0
+    for shards, _ in training_windows(sizes, seed):
+        shards = shards[: steps * batch - start]
+        places = np.arange(start, start + len(shards))
+        ranks = places % batch // (batch // cluster.world_size)
+        cells = places // batch * nodes + ranks // cluster.gpus_a_node
+        rank_samples += np.bincount(ranks, minlength=len(rank_samples))
+        step_bytes += np.bincount(cells, sample_bytes[shards], len(step_bytes))
+        visits = _distinct(cells, shards)
+        step_shards += np.bincount(visits[0], minlength=len(step_shards))
+        node, shard, first, last = _visits_of_nodes(*visits, nodes)
+        node_shards += np.bincount(node, minlength=nodes)
+        np.add.at(node_shard_bytes, node, size_bytes[shard])
+        np.add.at(held_SN, (first, node), size_bytes[shard])
+        np.subtract.at(held_SN, (last + 1, node), size_bytes[shard])
+        start += len(shards)
+        if start == steps * batch:
+            break
+    return Schedule(
+        num_shards=len(sizes),
+        num_steps=steps,
+        steps_an_epoch=float(steps_an_epoch),
+        rank_samples=rank_samples,
+        step_bytes=step_bytes.reshape(steps, nodes),
+        step_shards=step_shards.reshape(steps, nodes),
+        node_shards=node_shards,
+        node_shard_bytes=node_shard_bytes,
+        node_cache_bytes=held_SN.cumsum(axis=0).max(axis=0),
+    )
+
+
+def _distinct(cells: NDArray[np.int64], shards: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each pair of cell and shard once, by cell."""
+    span = int(shards.max()) + 1
+    pairs = np.unique(cells * span + shards)
+    return pairs // span, pairs % span
+
+
+def _visits_of_nodes(
+    cells: NDArray[np.int64], shards: NDArray[np.int64], nodes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Each pair of node and shard once, and the first and last step of its visits; `cells` are sorted by step."""
+    span = int(shards.max()) + 1
+    pairs, steps = cells % nodes * span + shards, cells // nodes
+    distinct, first = np.unique(pairs, return_index=True)
+    _, last_from_end = np.unique(pairs[::-1], return_index=True)
+    return distinct // span, distinct % span, steps[first], steps[len(steps) - 1 - last_from_end]

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+from typer.testing import CliRunner
+
+from msvae.cli import app
+from msvae.shards.audit.indexing import IndexOptions, index_data_set
+from msvae.shards.manifest import Manifest, ShardIndex
+from msvae.shards.reader import ShardReader
+
+from .conftest import npy, png, random_tile
+
+WAVELENGTHS = (475.0, 560.0, 668.0, 717.0, 840.0)
+OPTIONS = IndexOptions(wavelengths_nm=WAVELENGTHS, scale=(1e-4,))
+
+
+def sample(key: str, seed: int = 0) -> list[tuple[str, bytes]]:
+    tile, mask = random_tile(seed)
+    return [(f"{key}.npy", npy(tile)), (f"{key}.png", png(mask))]
+
+
+def all_samples(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    reader, found = ShardReader(folder), {}
+    for shard, rows in enumerate(reader.samples_per_shard):
+        for row in range(rows):
+            tile, mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
+            found[reader.read_into(shard, row, tile, mask)] = (tile, mask)
+    return found
+
+
+@pytest.fixture
+def foreign(tmp_path) -> Path:
+    """train/ and val/ by webdataset's own writer: JSON on some samples, masks of 8 bits, keys in a folder."""
+    seed = 0
+    for split, shards in (("train", 3), ("val", 1)):
+        (tmp_path / split).mkdir()
+        for shard in range(shards):
+            with wds.TarWriter(str(tmp_path / split / f"plot-{shard}.tar")) as tar:
+                for row in range(4):
+                    tile, mask = random_tile(seed)
+                    about = {"json": {"leaf": seed}} if row % 2 else {}
+                    name = f"{split}/leaf_{seed:03d}"
+                    tar.write({"__key__": name, "npy": tile, "png": mask.astype(np.uint8) * 255, "cls": 3, **about})
+                    seed += 1
+    return tmp_path
+
+
+def test_tars_of_webdataset_become_a_data_set_that_reads_the_same(foreign):
+    splits = index_data_set(str(foreign), None, OPTIONS)
+    assert {name: split.num_samples for name, split in splits.items()} == {"train": 12, "val": 4}
+    for split in ("train", "val"):
+        urls = [str(path) for path in sorted((foreign / split).glob("*.tar"))]
+        plain = {s["__key__"]: s for s in wds.WebDataset(urls, shardshuffle=False).decode("l8")}
+        indexed = all_samples(foreign / split)
+        assert indexed.keys() == plain.keys()
+        for key, (tile, mask) in indexed.items():
+            np.testing.assert_array_equal(tile, plain[key]["npy"])
+            np.testing.assert_array_equal(mask, plain[key]["png"] > 0)
+
+
+def test_statistics_are_those_of_the_training_leaf_in_every_split(foreign):
+    index_data_set(str(foreign), None, OPTIONS)
+    leaf = np.concatenate([t[:, m] for t, m in all_samples(foreign / "train").values()], axis=1).astype(np.float64)
+    coverages = [m.mean() for _, m in all_samples(foreign / "train").values()]
+    for split in ("train", "val"):
+        statistics = json.loads((foreign / split / "manifest.json").read_text())["statistics"]
+        assert statistics["num_pixels"] == leaf.shape[1]
+        np.testing.assert_allclose(statistics["mean"], leaf.mean(axis=1) * 1e-4, rtol=1e-12)
+        np.testing.assert_allclose(statistics["covariance"], np.cov(leaf * 1e-4, bias=True), rtol=1e-9)
+        assert statistics["coverage_histogram"] == np.histogram(coverages, 10, (0, 1))[0].tolist()
+
+
+def test_the_same_tars_give_the_same_manifest_however_many_threads_read(foreign):
+    manifests = set()
+    for threads in (1, 4):
+        options = IndexOptions(wavelengths_nm=WAVELENGTHS, scale=(1e-4,), overwrite=True, num_threads=threads)
+        index_data_set(str(foreign), None, options)
+        manifests.add((foreign / "train" / "manifest.json").read_bytes())
+    assert len(manifests) == 1
+
+
+def test_a_packed_data_set_is_indexed_to_what_it_was(leaf_shards, tmp_path):
+    """Every byte but the sums of the statistics, whose order of adding differs."""
+    index_data_set(str(leaf_shards), tmp_path, IndexOptions(overwrite=True))
+    for split in ("train", "val"):
+        made, packed = (Manifest.load(folder / split) for folder in (tmp_path, leaf_shards))
+        assert made.model_dump(exclude={"statistics"}) == packed.model_dump(exclude={"statistics"})
+        np.testing.assert_allclose(made.statistics.covariance, packed.statistics.covariance, rtol=1e-9)
+        for path in tmp_path.glob(f"{split}/*.index.json"):
+            assert path.read_bytes() == (leaf_shards / split / path.name).read_bytes()
+
+
+def test_members_are_found_by_their_ending_and_json_may_be_missing(tmp_path, write_tar):
+    tile, mask = random_tile(1)
+    contents = {"preview.png": png(mask), "leaf.png": png(~mask), "rgb.npy": npy(tile[:3]), "ms.npy": npy(tile)}
+    write_tar(tmp_path / "a.tar", [(f"x.{ending}", content) for ending, content in contents.items()])
+    with pytest.raises(ValueError, match=r"sample x has the members preview.png, .*--bands-member"):
+        index_data_set(str(tmp_path), None, OPTIONS)
+    options = IndexOptions("ms.npy", "leaf.png", WAVELENGTHS, scale=(1.0,))
+    index_data_set(str(tmp_path), None, options)
+    np.testing.assert_array_equal(all_samples(tmp_path)["x"][1], ~mask)
+    index = ShardIndex.model_validate_json((tmp_path / "a.index.json").read_bytes())
+    assert (index.json_offset, index.json_bytes) == ([0], [0])
+
+
+FAULTS = {
+    "without mask": ([*sample("a"), ("b.npy", npy(random_tile(0)[0]))], r"a\.tar: sample b .*one \.png as its mask"),
+    "split key": ([*sample("a"), *sample("b"), *sample("a")], r"a\.tar: sample a comes twice"),
+    "split members": ([sample("a")[0], *sample("b"), sample("a")[1]], r"sample a .*one \.png"),
+    "repeated": ([*sample("a"), *sample("a")], r"sample a has its member npy twice"),
+    "keys cut at a dot": ([*sample("leaf_0.5m"), *sample("leaf_0.7m")], r"sample leaf_0 .*keys end at the first dot"),
+    "another mask": ([("a.npy", sample("a")[0][1]), ("a.png", png(np.zeros((16, 8), bool)))], r"\(8, 16\) px"),
+    "colour mask": ([("a.npy", sample("a")[0][1]), ("a.png", png(np.zeros((16, 16, 3), np.uint8)))], "mode RGB"),
+    "no png": ([("a.npy", sample("a")[0][1]), ("a.png", b"JFIF")], "sample a has a mask that is no PNG"),
+    "cut png": ([("a.npy", sample("a")[0][1]), ("a.png", sample("a")[1][1][:-40])], "sample a has a mask that is no"),
+    "no npy": ([("a.npy", b"PK"), sample("a")[1]], "sample a holds no .npy"),
+    "cut npy": ([("a.npy", sample("a")[0][1][:-1]), sample("a")[1]], "sample a has a .npy of 2687 bytes"),
+    "objects": ([("a.npy", npy(np.array([{}, 1], object))), sample("a")[1]], "sample a holds Python objects"),
+    "big endian": ([("a.npy", npy(np.zeros((5, 16, 16), ">u2"))), sample("a")[1]], "sample a holds big-endian uint16"),
+    "fortran": ([("a.npy", npy(np.zeros((5, 16, 16), "<u2", "F"))), sample("a")[1]], "sample a holds a Fortran"),
+    "float64": ([("a.npy", npy(np.zeros((5, 16, 16)))), sample("a")[1]], "sample a holds float64, expected uint8"),
+    "channels last": ([("a.npy", npy(np.zeros((16, 16, 5), "<u2"))), sample("a")[1]], "write tiles channels first"),
+    "odd side": ([("a.npy", npy(np.zeros((5, 12, 12), "<u2"))), sample("a")[1]], "a side in multiples of 8"),
+    "two dtypes": (
+        [*sample("a"), ("b.npy", npy(np.zeros((5, 16, 16), "u1"))), ("b.png", b"")],
+        "b holds a uint8",
+    ),
+    "two shapes": ([*sample("a"), ("b.npy", npy(np.zeros((4, 16, 16), "<u2"))), ("b.png", b"")], r"b holds .*\(4, 16"),
+    "json": ([*sample("a"), ("a.json", b"{'leaf': 1}")], "sample a has a .json that does not parse"),
+    "empty": ([("README", b"nothing")], r"a\.tar: holds no sample"),
+    "all empty masks": (
+        [("a.npy", sample("a")[0][1]), ("a.png", png(np.zeros((16, 16), bool)))],
+        r"test_[^:]*: no finite leaf",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_no_sample_can_be_made_of_is_an_error_naming_shard_and_key(tmp_path, write_tar, fault):
+    members, message = FAULTS[fault]
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match=message) as error:
+        index_data_set(str(tmp_path), None, OPTIONS)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_key_in_two_shards_is_an_error_naming_both(tmp_path, write_tar):
+    write_tar(tmp_path / "a.tar", [*sample("x"), *sample("y")])
+    write_tar(tmp_path / "b.tar", [*sample("z"), *sample("y")])
+    with pytest.raises(ValueError, match=r"sample y is in a\.tar and in b\.tar"):
+        index_data_set(str(tmp_path), None, OPTIONS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar"]
+
+
+def test_nan_on_leaf_and_empty_masks_are_left_out_and_counted(tmp_path, write_tar):
+    tile = np.full((2, 8, 8), 0.5, np.float32)
+    tile[0, 0, :3] = np.nan, np.inf, 0.25
+    mask = np.zeros((8, 8), bool)
+    mask[0] = True
+    members = [("a.npy", npy(tile)), ("a.png", png(mask)), ("b.npy", npy(tile)), ("b.png", png(mask & False))]
+    write_tar(tmp_path / "a.tar", members)
+    arguments = ["index", str(tmp_path), "--wavelengths", "668,840", "--bands", "red,nir"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 tiles of" in result.output
+    assert "2 leaf pixels of" in result.output
+    statistics = Manifest.load(tmp_path).statistics
+    assert (statistics.num_pixels, statistics.mean) == (6, pytest.approx([(0.25 + 5 * 0.5) / 6, 0.5]))
+    assert Manifest.load(tmp_path).band_names == ["red", "nir"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": (1e-4,)}, r"tiles of 5 bands; give --wavelengths, 5 of them"),
+        ({"wavelengths_nm": WAVELENGTHS}, "holds uint16 tiles; give --scale"),
+        ({"wavelengths_nm": (475.0,), "scale": (1.0,)}, "got 1 wavelengths, .* 5 bands"),
+        ({"wavelengths_nm": WAVELENGTHS, "scale": (1.0, 2.0)}, "got 2 values for --scale"),
+        ({"wavelengths_nm": WAVELENGTHS, "scale": (1.0,), "band_names": ("red",)}, "1 band names for 5 wavelengths"),
+    ],
+)
+def test_what_tars_do_not_say_is_asked_for(foreign, options, message):
+    with pytest.raises(ValueError, match=message):
+        index_data_set(str(foreign), None, IndexOptions(**options))
+
+
+def test_an_existing_manifest_is_kept_unless_told_and_then_says_what_options_do_not(foreign):
+    index_data_set(str(foreign), None, OPTIONS)
+    with pytest.raises(ValueError, match=r"has a manifest\.json; check it .*--overwrite"):
+        index_data_set(str(foreign), None, IndexOptions())
+    (foreign / "train" / "plot-1.tar").unlink()
+    index_data_set(str(foreign), None, IndexOptions(overwrite=True))
+    manifest = Manifest.load(foreign / "train")
+    assert (manifest.num_samples, manifest.wavelengths_nm, manifest.scale) == (8, list(WAVELENGTHS), [1e-4] * 5)
+
+
+def test_a_place_without_tars_says_so(tmp_path):
+    with pytest.raises(ValueError, match=rf"neither {re.escape(str(tmp_path))} nor train, val, test .*\.tar"):
+        index_data_set(str(tmp_path), None, OPTIONS)
+
+
+def test_memory_stays_flat_as_members_of_others_grow(tmp_path):
+    """600 MB that are no part of a sample cost a few chunks."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar, Path("/dev/zero").open("rb") as zeros:
+        for name, content in [*sample("x"), ("x.video", None), *sample("y")]:
+            header = tarfile.TarInfo(name)
+            header.size = 600_000_000 if content is None else len(content)
+            tar.addfile(header, zeros if content is None else io.BytesIO(content))
+    code = (
+        "import resource, sys; from msvae.shards.audit.indexing import *; before = resource.getrusage(0).ru_maxrss;"
+        "index_data_set(sys.argv[1], None, IndexOptions(wavelengths_nm=(1, 2, 3, 4, 5), scale=(1.0,)));"
+        "print(resource.getrusage(0).ru_maxrss - before)"
+    )
+    extra_kib = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, check=True).stdout
+    assert int(extra_kib) < 80_000
+    assert list(all_samples(tmp_path)) == ["x", "y"]

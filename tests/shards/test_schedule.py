@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from msvae.cli import app
+from msvae.shards.loader import Loader
+from msvae.shards.manifest import Manifest
+from msvae.shards.order import SampleOrder, training_plans
+from msvae.shards.reader import ShardReader
+from msvae.shards.schedule import Cluster, simulate, training_windows
+
+
+def bytes_read_by_this_process() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_windows_are_the_order_of_samples_at_once():
+    sizes = np.random.default_rng(0).integers(0, 9, 40)
+    order = SampleOrder(sizes.tolist(), seed=3, window_shards=7)
+    windows = islice(training_windows(sizes, seed=3, window_shards=7), 15)
+    places = [(int(s), int(r)) for shards, rows in windows for s, r in zip(shards, rows, strict=True)]
+    assert len(places) > 2 * sizes.sum()
+    assert places == [order.place(index) for index in range(len(places))]
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (2, 2), (4, 1)])
+def test_ranks_read_what_was_simulated(leaf_shards, nodes, gpus):
+    """The samples, and the bytes that the operating system counts, of the loader of every rank."""
+    folder, batch, steps = leaf_shards / "train", 8, 4
+    cluster = Cluster(nodes, gpus, batch)
+    schedule = simulate(Manifest.load(folder), cluster, seed=5, num_steps=steps)
+    assert schedule.num_steps == steps
+    manifest = json.loads((folder / "manifest.json").read_text())
+    indexes = [json.loads((folder / n).with_suffix(".index.json").read_text()) for n in manifest["shards"]["name"]]
+    shard_of = {key: shard for shard, index in enumerate(indexes) for key in index["keys"]}
+    share_of_tar = [s / len(i["keys"]) for s, i in zip(manifest["shards"]["size_bytes"], indexes, strict=True)]
+    span_bytes = {  # tile, mask, and the header between them
+        key: index["mask_offset"][row] + index["mask_bytes"][row] - index["bands_offset"][row]
+        for index in indexes
+        for row, key in enumerate(index["keys"])
+    }
+    touched: list[set[int]] = [set() for _ in range(nodes)]
+    tar_bytes = np.zeros((steps, nodes))
+    visits: Counter[tuple[int, int, int]] = Counter()
+    for rank in range(nodes * gpus):
+        reader = ShardReader(folder)
+        for shard in range(len(indexes)):
+            reader.key(shard, 0)
+        plans = training_plans(
+            SampleOrder(reader.samples_per_shard, 5),
+            global_batch_size=batch,
+            micro_batch_size=1,
+            rank=rank,
+            world_size=nodes * gpus,
+            position=0,
+        )
+        plans = islice(plans, steps * batch // (nodes * gpus))
+        loader = Loader(reader, plans, batch_size=1, num_workers=0, device=torch.device("cpu"))
+        before, node, keys = bytes_read_by_this_process(), rank // gpus, []
+        overhead = bytes_read_by_this_process() - before
+        before = bytes_read_by_this_process()
+        for read in loader:
+            keys.append(read.keys[0])
+            tar_bytes[read.plan.position, node] += share_of_tar[shard_of[keys[-1]]]
+            visits[read.plan.position, node, shard_of[keys[-1]]] += 1
+        assert bytes_read_by_this_process() - before - overhead == sum(span_bytes[key] for key in keys)
+        assert len(keys) == schedule.rank_samples[rank]
+        touched[node] |= {shard_of[key] for key in keys}
+    np.testing.assert_allclose(schedule.step_bytes, tar_bytes)
+    assert schedule.node_shards.tolist() == [len(shards) for shards in touched]
+    sizes = manifest["shards"]["size_bytes"]
+    assert schedule.node_shard_bytes.tolist() == [sum(sizes[shard] for shard in shards) for shards in touched]
+    distinct = Counter((step, node) for step, node, _ in visits)
+    assert {(s, n): int(schedule.step_shards[s, n]) for s in range(steps) for n in range(nodes)} == distinct
+    for node in range(nodes):
+        held = [0] * steps
+        for shard in touched[node]:
+            when = [step for step, n, s in visits if (n, s) == (node, shard)]
+            for step in range(min(when), max(when) + 1):
+                held[step] += sizes[shard]
+        assert schedule.node_cache_bytes[node] == max(held)
+
+
+def test_a_batch_that_cannot_be_dealt_names_one_that_can():
+    with pytest.raises(ValueError, match=r"100 cannot be dealt to 16 GPUs in micro batches of 2; .*such as 96"):
+        Cluster(2, 8, 100, 2)
+
+
+def test_the_command_shows_nodes_and_judges_a_cache(leaf_shards):
+    arguments = ["simulate", str(leaf_shards), "--nodes", "2", "--gpus", "2", "--global-batch", "8"]
+    result = CliRunner().invoke(app, [*arguments, "--micro-batch", "1", "--cache-gb", "0.000001"])
+    assert result.exit_code == 0, result.output
+    assert "2 micro batches of 1 a GPU and step" in result.output
+    assert "is too small to hold what a node needs" in result.output
+    assert "tiles of a node a step" in result.output
