@@ -15,8 +15,8 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-STRIP_PX = 2**22
-"""Pixels of a strip; each takes some ten bytes while objects are found."""
+STRIP_PX = 2**20
+"""Pixels of a strip; each takes some twenty bytes while objects are found."""
 
 
 @dataclass(frozen=True)

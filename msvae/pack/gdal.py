@@ -25,7 +25,7 @@ from rasterio.windows import Window
 from msvae.pack.planes import PlaneFacts
 from msvae.pack.sources import ImageSource
 
-CACHE_MB = 32
+CACHE_BYTES = 32 * 2**20
 """GDAL keeps decoded blocks in it. Small: where that saves decoding, a row of tiles is read at once instead."""
 MAX_OPEN_FILES = 64
 GRID_TOLERANCE_PX = 0.01
@@ -39,7 +39,8 @@ ENVI_WAVELENGTH = re.compile(r"\s*\(?[\d.]+ *[a-zµμ]*\)?", re.IGNORECASE)
 @contextmanager
 def gdal_session() -> Iterator[None]:
     """GDAL with bounded memory, and silent about rasters without a place on Earth."""
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB), warnings.catch_warnings():
+    # rasterio takes bytes here, where GDAL's own setting takes megabytes
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 

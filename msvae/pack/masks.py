@@ -23,7 +23,7 @@ from msvae.pack.sources import MASK_ENDING, ImageSource, mask_paths
 MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
 BRIGHT_REFLECTANCE = 2.0
 """No leaf reflects that much: a float raster with half its leaf values above is not in reflectance."""
-WINDOW_ROWS, WINDOW_BYTES = 256, 2**25
+WINDOW_ROWS, WINDOW_BYTES = 256, 2**23
 
 
 @dataclass(frozen=True)

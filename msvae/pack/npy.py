@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from msvae.pack.planes import PlaneFacts
 from msvae.pack.sources import ImageSource
 
-MAX_MAPPED_BYTES = 16 * 2**20
+MAX_MAPPED_BYTES = 4 * 2**20
 """Pages of a map count as memory of the process until it is closed."""
 
 

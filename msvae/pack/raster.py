@@ -89,7 +89,8 @@ class Raster:
         """
         slab = self._slab
         if slab is None or not slab.holds(bands, row, col, height, width):
-            slab = self._slab = self._read_slab(bands, row, col, height, width)
+            self._slab = slab = None  # freed before the next is read
+            self._slab = slab = self._read_slab(bands, row, col, height, width)
         columns = np.s_[..., col - slab.col : col - slab.col + width]
         return np.ascontiguousarray(slab.values[columns]), np.ascontiguousarray(slab.valid[columns])
 

@@ -290,3 +290,21 @@ def test_a_nodata_that_the_type_cannot_hold_is_refused(tmp_path, write_raster, r
     for nodata in (-9999, float("nan"), 0.5):
         with pytest.raises(ValueError, match=f"got --nodata {nodata:g} but .*a.tif holds uint16"):
             packed(image, tmp_path / "out", read_tars, nodata=nodata)
+
+
+def test_pixels_hidden_by_a_mask_band_are_never_leaf(tmp_path, write_raster, read_tars):
+    shown = np.random.default_rng(9).random((48, 32)) < 0.5
+    image = write_raster(tmp_path / "a.tif", cube(), mask=EVERYWHERE, scale=1e-4)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(image, "r+") as raster:
+        raster.write_mask(shown)
+    _, mask, _ = packed(image, tmp_path / "out", read_tars)
+    np.testing.assert_array_equal(mask, shown[:32])
+
+
+def test_names_in_envi_headers_come_without_the_wavelength_that_gdal_adds(tmp_path, write_raster, read_tars):
+    image = write_raster(tmp_path / "a.dat", cube()[:2], None, ("red", "nir 2"), mask=EVERYWHERE, driver="ENVI")
+    header = image.with_suffix(".hdr")
+    header.write_text(f"{header.read_text()}wavelength units = Micrometers\nwavelength = {{0.668, 0.84}}\n")
+    _, _, summary = packed(image, tmp_path / "out", read_tars, scale=1e-4)
+    assert summary.bands.names == ("red", "nir 2")
+    assert summary.bands.wavelengths_nm == (668, 840)
