@@ -32,8 +32,8 @@ GRID_TOLERANCE_PX = 0.01
 RAW_DRIVERS = ("ENVI", "EHdr")
 NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3}
 NM_PER_UNIT |= {"micrometer": 1e3, "micrometre": 1e3, "micron": 1e3}
-ENVI_WAVELENGTH = re.compile(r"\s*\(?[\d.]+ *[a-zµμ]*\)?", re.IGNORECASE)
-"""What GDAL makes of the wavelengths of an ENVI header: a band's name, or the end of it."""
+ENVI_WAVELENGTH = re.compile(r"[\d.]+ *\w*")
+"""What GDAL calls a band of an ENVI header that gives wavelengths and no names: `475 Nanometers`."""
 
 
 @contextmanager
@@ -227,10 +227,8 @@ def _facts(dataset: Any, number: int, named_by_file: bool) -> PlaneFacts:
 
 
 def _name(dataset: Any, number: int) -> str:
-    name = dataset.descriptions[number - 1] or ""
-    if dataset.driver == "ENVI" and _wavelength_nm(dataset, number) is not None:
-        name = re.sub(f"{ENVI_WAVELENGTH.pattern}$", "", name, flags=re.IGNORECASE)
-    return name
+    name: str = dataset.descriptions[number - 1] or ""
+    return "" if dataset.driver == "ENVI" and ENVI_WAVELENGTH.fullmatch(name) else name
 
 
 def _scale(dataset: Any, number: int) -> float:

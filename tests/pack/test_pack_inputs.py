@@ -301,7 +301,7 @@ def test_pixels_hidden_by_a_mask_band_are_never_leaf(tmp_path, write_raster, rea
     np.testing.assert_array_equal(mask, shown[:32])
 
 
-def test_names_in_envi_headers_come_without_the_wavelength_that_gdal_adds(tmp_path, write_raster, read_tars):
+def test_names_in_envi_headers_are_the_names_of_the_bands(tmp_path, write_raster, read_tars):
     image = write_raster(tmp_path / "a.dat", cube()[:2], None, ("red", "nir 2"), mask=EVERYWHERE, driver="ENVI")
     header = image.with_suffix(".hdr")
     header.write_text(f"{header.read_text()}wavelength units = Micrometers\nwavelength = {{0.668, 0.84}}\n")
