@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -37,39 +37,69 @@ def synth(
     Console().print(f"{images} leaf images and their masks are in {out}", soft_wrap=True, highlight=False)
 
 
+def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
 @app.command()
 def pack(
-    images: Annotated[list[Path], typer.Argument(help="Rasters, or folders of rasters.", metavar="IMAGE…")],
-    out: Annotated[Path, typer.Option(help="Folder for train/, val/ and test/.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Rasters that GDAL reads, .npy arrays, or folders of them.", metavar="IMAGE…")
+    ],
+    *,
     band_files: Annotated[
-        str, typer.Option(help="One-band files that make up an image, comma-separated; each IMAGE is a folder then.")
+        str,
+        _option("Input", "One-band files that make up an image: blue.tif,green.tif,…; each IMAGE is a folder then."),
     ] = "",
-    wavelengths: Annotated[str, typer.Option(help="Bands to take, in nm, comma-separated: 475,560,668,717,840.")] = "",
-    scale: Annotated[float | None, typer.Option(help="Reflectance of the stored value 1, such as 0.0001.")] = None,
+    axes: Annotated[str, _option("Input", "Where bands do not come first: hwc, hcw.", metavar="ORDER")] = "",
+    nodata: Annotated[float | None, _option("Input", "Value that means no data, instead of the file's.")] = None,
+    bands: Annotated[str, _option("Bands", "Bands to take, by number or name: 1,2,5 or blue,red,nir.")] = "",
+    wavelengths: Annotated[
+        str,
+        _option("Bands", "Bands to take, in nm: 475,560,668; or what all bands are, where files do not say."),
+    ] = "",
+    tolerance_nm: Annotated[float, _option("Bands", "How far a band may be from its wavelength.")] = 20.0,
+    scale: Annotated[
+        float | None, _option("Bands", "Reflectance = value x scale + offset, instead of the file's: 0.0001.")
+    ] = None,
+    offset: Annotated[float | None, _option("Bands", "Reflectance of the value 0: -0.1.")] = None,
     mask: Annotated[
-        str, typer.Option(help="`auto`: NAME_mask file, else nodata; or an index such as 'ndvi>0.10'.")
+        str,
+        _option("Mask", "auto (NAME_mask file, else nodata or NaN), 'ndvi>0.3 and green<0.4', or 'otsu(ndvi)'."),
     ] = "auto",
-    tile: Annotated[int, typer.Option(help="Side of a tile in pixels, a multiple of 8.")] = 256,
-    min_coverage: Annotated[float, typer.Option(help="Least share of leaf pixels in a tile.")] = 0.1,
-    split: Annotated[tuple[float, float, float], typer.Option(help="Shares of tiles for train, val and test.")] = (
+    mask_files: Annotated[str, _option("Mask", "Where masks lie: 'masks/{stem}.tif'.", metavar="PATTERN")] = "",
+    min_object_px: Annotated[int, _option("Mask", "Drop connected leaf objects of fewer pixels.")] = 0,
+    erode_px: Annotated[int, _option("Mask", "Move leaf borders inwards, after that.")] = 0,
+    tile: Annotated[int, _option("Tiles", "Side of a tile in pixels, a multiple of 8.")] = 256,
+    min_coverage: Annotated[float, _option("Tiles", "Least share of leaf pixels in a tile.")] = 0.1,
+    split: Annotated[tuple[float, float, float], _option("Split", "Shares of tiles for train, val and test.")] = (
         0.7,
         0.15,
         0.15,
     ),
     split_by: Annotated[
-        str, typer.Option(help="`image`, `block` of neighbouring tiles, or `auto`.", metavar="auto|image|block")
+        str, _option("Split", "image, block of neighbouring tiles, or auto.", metavar="auto|image|block")
     ] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Decides which images or blocks go where.")] = 0,
-    compress: Annotated[bool, typer.Option("--compress", help="Store tiles compressed, without loss.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier data set.")] = False,
+    seed: Annotated[int, _option("Split", "Decides which images or blocks go where.", min=0)] = 0,
+    out: Annotated[Path, _option("Output", "Folder for train/, val/ and test/.")],
+    compress: Annotated[bool, _option("Output", "Store tiles compressed, without loss.", "--compress")] = False,
+    overwrite: Annotated[bool, _option("Output", "Replace an earlier data set.", "--overwrite")] = False,
 ) -> None:
     """Cut images into tiles with leaf masks and write them as shards for training."""
     with user_errors():
         options = PackOptions(
-            band_files=tuple(filter(None, (name.strip() for name in band_files.split(",")))),
+            band_files=_words(band_files),
+            axes=axes.strip().lower() or None,
+            nodata=nodata,
+            bands=_words(bands),
             wavelengths_nm=numbers("--wavelengths", wavelengths),
+            tolerance_nm=tolerance_nm,
             scale=scale,
+            offset=offset,
             mask=mask,
+            mask_files=mask_files or None,
+            min_object_px=min_object_px,
+            erode_px=erode_px,
             tile_px=tile,
             min_coverage=min_coverage,
             split=split,
@@ -102,3 +132,7 @@ def _show(summary: PackSummary) -> None:
         console.print(f"dropped {count}: {reason}", soft_wrap=True)
     for notice in summary.notices:
         console.print(f"note: {notice}", soft_wrap=True)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (word.strip() for word in text.split(","))))

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.pack.expression import IndexExpression
+from msvae.pack.expression import Expression
+from msvae.pack.gdal import gdal_session
 from msvae.pack.layout import Layout, first_layout, fit_layout
 from msvae.pack.masks import MaskedImage, MaskRule, choose_mask, no_mask_error, parse_mask_option
 from msvae.pack.options import SPLITS, PackOptions, PackSummary
 from msvae.pack.output import check_output, replacing_folder
-from msvae.pack.raster import Raster, gdal_session
+from msvae.pack.prepare import prepare_rule, threshold_notice
+from msvae.pack.raster import Raster
 from msvae.pack.sheet import SHEET_NAME, save_contact_sheet
 from msvae.pack.sources import ImageSource, find_sources
 from msvae.pack.split import resolve_split_by, split_tiles
@@ -56,8 +59,7 @@ class DataSet:
     def open(self, index: int) -> MaskedImage:
         """One image with its leaf mask."""
         image = self.images[index]
-        num_wanted = len(self.options.wavelengths_nm or ()) or None
-        return MaskedImage(image.source, image.positions, image.mask, self.layout, num_wanted)
+        return MaskedImage(image.source, image.positions, image.mask, self.layout, self.options)
 
 
 class Progress:
@@ -89,10 +91,14 @@ def pack(
     """
     out = out.resolve()
     expression = parse_mask_option(options.mask)
-    sources = find_sources(images, options.band_files)
+    sources = find_sources(images, options.band_files, options.mask_files)
     check_output(out, [file for source in sources for file in source.files], options.overwrite)
-    with gdal_session(), replacing_folder(out) as partial:
-        data_set = describe_images(sources, options, expression)
+    with (
+        gdal_session(),
+        replacing_folder(out) as partial,
+        TemporaryDirectory(prefix=f".{out.name}.masks-", dir=out.parent) as masks,
+    ):
+        data_set = prepare_masks(describe_images(sources, options, expression), Path(masks))
         sizes = [num_grid_tiles(image.height, image.width, options.tile_px) for image in data_set.images]
         progress = Progress(sum(sizes), on_progress)
         survey = survey_images(data_set, progress)
@@ -106,24 +112,35 @@ def pack(
     return summarise(data_set, survey, splits, manifests, out, split_by, num_bytes)
 
 
-def describe_images(
-    sources: Sequence[ImageSource], options: PackOptions, expression: IndexExpression | None
-) -> DataSet:
+def describe_images(sources: Sequence[ImageSource], options: PackOptions, expression: Expression | None) -> DataSet:
     """Open every image once and see that they fit together, before a pixel is read."""
-    wanted_nm, layout, images = options.wavelengths_nm, None, []
+    layout, images = None, []
     for source in sources:
-        with Raster(source, len(wanted_nm or ()) or None) as raster:
+        with Raster(source, options) as raster:
             info = raster.info
         if layout is None:
-            layout, positions = first_layout(source.path, info, wanted_nm, options.scale)
+            layout, positions = first_layout(source.path, info, options)
             if expression is not None:
                 expression.band_indices(layout.bands)
         else:
-            positions = fit_layout(source.path, info, layout, wanted_nm, options.scale)
-        rule = choose_mask(source, info, expression)
+            positions = fit_layout(source.path, info, layout, options)
+        rule = choose_mask(source, info, expression, options.mask_files)
         images.append(Image(source, tuple(positions), rule, info.height, info.width))
     assert layout is not None
     return DataSet(tuple(images), layout, options)
+
+
+def prepare_masks(data_set: DataSet, folder: Path) -> DataSet:
+    """What must be known of whole images before the first tile: thresholds, and masks that are cleaned as a whole."""
+    images = []
+    for number, image in enumerate(data_set.images):
+
+        def open_image(rule: MaskRule, image: Image = image) -> MaskedImage:
+            return MaskedImage(image.source, image.positions, rule, data_set.layout, data_set.options)
+
+        rule = prepare_rule(image.mask, open_image, data_set.options, folder / str(number))
+        images.append(replace(image, mask=rule))
+    return replace(data_set, images=tuple(images))
 
 
 def survey_images(data_set: DataSet, progress: Progress) -> Survey:
@@ -139,6 +156,7 @@ def survey_images(data_set: DataSet, progress: Progress) -> Survey:
             continue
         with data_set.open(index) as opened:
             background_seen = survey.add_image(index, opened, progress.tile)
+            opened.check_reflectance()
         if image.mask.must_see_background and not background_seen:
             raise no_mask_error(image.source)
     if not survey.tiles:
@@ -256,7 +274,10 @@ def summarise(
 
 def _notices(data_set: DataSet, splits: dict[str, list[Tile]], train: Manifest, split_by: str) -> Iterator[str]:
     yield from data_set.layout.notices
-    by_validity = sum(1 for image in data_set.images if image.mask == MaskRule() or image.mask.must_see_background)
+    rules = [image.mask for image in data_set.images]
+    if (thresholds := threshold_notice(rules)) is not None:
+        yield thresholds
+    by_validity = sum(1 for rule in rules if rule.file is None and rule.expression is None)
     if by_validity:
         yield (
             f"leaf mask of {by_validity} of {len(data_set.images)} images taken from nodata or NaN: "
