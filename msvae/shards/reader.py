@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from msvae.shards import mask_png
 from msvae.shards.cache import SpanCache
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex
 from msvae.shards.store import Patience, open_store
@@ -178,11 +177,6 @@ def _decompress(chunk: bytearray, tile: NDArray[Any], place: str) -> None:
 
 def _decode_mask(png: bytes, leaf_mask: NDArray[np.bool_], place: str) -> None:
     try:
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            if image.size != leaf_mask.shape[::-1]:
-                raise ValueError(
-                    f"{place} has a mask of {image.size} px, expected {leaf_mask.shape[::-1]}; pack this split again"
-                )
-            leaf_mask[:] = np.asarray(image) > 0
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{place} has a mask that is no PNG ({error}); pack this split again") from error
+        mask_png.decode_into(png, leaf_mask)
+    except ValueError as error:
+        raise ValueError(f"{place} {error}; pack this split again") from error

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
-from PIL import Image
 
+from msvae.shards import mask_png
 from msvae.shards.manifest import COLUMNS, ShardEntry, ShardIndex, index_name
 from msvae.shards.tile_codec import ENDINGS, Compression, encode
 
@@ -53,7 +53,11 @@ class ShardWriter:
         """Append one sample: tile (C, H, W), leaf mask (H, W), and what is known about them."""
         assert "." not in key and "/" not in key and len(key) <= MAX_KEY_CHARS, key
         assert tile.shape[1:] == leaf_mask.shape, (tile.shape, leaf_mask.shape)
-        members = {"bands": encode(tile, self._compression), "mask": png_bytes(leaf_mask), "json": json_bytes(about)}
+        members = {
+            "bands": encode(tile, self._compression),
+            "mask": mask_png.encode(leaf_mask),
+            "json": json_bytes(about),
+        }
         endings = (ENDINGS[self._compression], "mask.png", "json")
         for (name, content), ending in zip(members.items(), endings, strict=True):
             self._columns[f"{name}_offset"].append(self._tar.offset + tarfile.BLOCKSIZE)
@@ -75,13 +79,6 @@ class ShardWriter:
             size_bytes=self.path.stat().st_size,
             index_sha256=hashlib.sha256(index.encode()).hexdigest(),
         )
-
-
-def png_bytes(leaf_mask: NDArray[np.bool_]) -> bytes:
-    """A leaf mask as a 1-bit PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(leaf_mask).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def json_bytes(about: dict[str, Any]) -> bytes:

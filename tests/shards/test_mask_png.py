@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+
+from msvae.shards import mask_png
+
+masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40))
+
+
+def pillow_png(mask: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
+def decoded(png: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.zeros(shape, np.bool_)
+    mask_png.decode_into(png, mask)
+    return mask
+
+
+@given(masks)
+def test_any_mask_comes_back_and_pillow_reads_the_same(mask):
+    png = mask_png.encode(mask)
+    np.testing.assert_array_equal(decoded(png, mask.shape), mask)
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()
+        assert image.mode == "1"
+        np.testing.assert_array_equal(np.asarray(image), mask)
+
+
+@given(masks, st.sampled_from(["1", "L", "I;16", "interlaced", "two parts"]))
+def test_masks_that_others_wrote_are_read_too(mask, kind):
+    if kind == "1":
+        png = pillow_png(mask)
+    elif kind == "L":
+        png = pillow_png(mask.astype(np.uint8) * 255)
+    elif kind == "I;16":
+        png = pillow_png(mask.astype(np.uint16) * 65535)
+    elif kind == "interlaced":
+        png = pillow_png(mask, optimize=True)
+    else:
+        png = in_two_parts(mask_png.encode(mask))
+    np.testing.assert_array_equal(decoded(png, mask.shape), mask)
+
+
+def in_two_parts(png: bytes) -> bytes:
+    """Its IDAT chunk cut in two."""
+    (length,) = struct.unpack_from(">I", png, 33)
+    data, rest = png[41 : 41 + length], png[45 + length :]
+    parts = (data[:3], data[3:])
+    chunks = [struct.pack(">I", len(p)) + b"IDAT" + p + struct.pack(">I", zlib.crc32(b"IDAT" + p)) for p in parts]
+    return png[:33] + b"".join(chunks) + rest
+
+
+@pytest.mark.parametrize(
+    ("png", "message"),
+    [
+        (mask_png.encode(np.ones((8, 9), bool)), r"a mask of \(9, 8\) px, expected \(8, 8\)"),
+        (mask_png.encode(np.ones((8, 8), bool))[:50], "no PNG"),
+        (b"", "no PNG"),
+        (b"GIF89a" + bytes(50), "no PNG"),
+    ],
+    ids=["another size", "cut", "nothing", "another format"],
+)
+def test_what_is_no_mask_of_this_size_is_an_error(png, message):
+    with pytest.raises(ValueError, match=message):
+        decoded(png, (8, 8))
+
+
+def test_a_mask_that_would_unpack_to_more_than_its_size_unpacks_no_further():
+    bomb = zlib.compress(bytes(10**8), 9)
+    png = mask_png.encode(np.ones((8, 8), bool))
+    chunk = struct.pack(">I", len(bomb)) + b"IDAT" + bomb + struct.pack(">I", zlib.crc32(b"IDAT" + bomb))
+    (length,) = struct.unpack_from(">I", png, 33)
+    bomb_png = png[:33] + chunk + png[45 + length :]
+    np.testing.assert_array_equal(decoded(bomb_png, (8, 8)), np.zeros((8, 8), bool))
