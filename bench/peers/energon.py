@@ -1,8 +1,8 @@
 """megatron-energon: WebDataset tars indexed by `energon prepare`, a crude dataset with a cooker, get_savable_loader.
 
-From its quickstart and "Save and Restore": a shuffle buffer, `max_samples_per_sequence` of the same size (how much is
-read in a row from one place), and state saved and restored for each rank. The buffer has 1,000 tiles in all, divided
-among the workers, since each has one of its own.
+From its quickstart and "Save and Restore": `max_samples_per_sequence` 100 (how much is read in a row from one place),
+state saved and restored for each rank. The shuffle buffer of 1,000 is that of Megatron Core's guide, here divided
+among the workers, since each has one of its own; it is filled before the first batch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from megatron.energon import (
     edataclass,
     get_savable_loader,
     get_train_dataset,
+    stateless,
 )
 
 from peers import wds
@@ -49,11 +50,12 @@ class Tile(Sample):
     mask: torch.Tensor
 
 
+@stateless
 def _cook(sample: dict[str, Any]) -> Tile:
     return Tile(
         **basic_sample_keys(sample),
         tile=torch.as_tensor(sample["bands.npy"]),
-        mask=torch.as_tensor(sample["mask.png"]),
+        mask=torch.tensor(sample["mask.png"]),
     )
 
 

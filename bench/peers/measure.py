@@ -24,13 +24,14 @@ SAMPLE_EVERY_S = 0.1
 
 
 class PeakMemory:
-    """Largest sum of proportional set sizes (PSS) of this process and all below it while the `with` block runs.
+    """Largest anonymous + shared memory of this process and all below it while the `with` block runs.
 
-    PSS counts a shared page once, divided among those who map it, whether it is in a tmpfs, a file or anonymous.
+    Each page counts once, divided among those who map it (PSS). Pages of files, such as libraries and chunks
+    that litdata maps, do not count: the kernel takes them back when it likes.
     """
 
     def __enter__(self) -> PeakMemory:
-        self.peak_bytes, self._over = 0, threading.Event()
+        self.peak_mb, self._over = 0.0, threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
         return self
@@ -42,13 +43,16 @@ class PeakMemory:
     def _sample(self) -> None:
         here = psutil.Process()
         while not self._over.wait(SAMPLE_EVERY_S):
-            total = 0
-            for process in [here, *here.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.NoSuchProcess:
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
+            processes = [here, *here.children(recursive=True)]
+            self.peak_mb = max(self.peak_mb, sum(map(_anonymous_and_shared_mb, processes)))
+
+
+def _anonymous_and_shared_mb(process: psutil.Process) -> float:
+    try:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) * 1024 / 1e6
 
 
 def distinct_shards(batches: list[list[int]], num_tiles: int) -> float:
@@ -66,7 +70,9 @@ def rate(batches: Iterator[Batch]) -> float:
     return num_tiles / (time.perf_counter() - began_s)
 
 
-def first_batch(module: Any, folder: Path, num_readers: int, state: Any) -> tuple[Stream, Iterator[Batch], Batch, float]:
+def first_batch(
+    module: Any, folder: Path, num_readers: int, state: Any
+) -> tuple[Stream, Iterator[Batch], Batch, float]:
     """Open a loader; how long until its first batch is on the device, without the imports."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.empty(1, device=device)
@@ -95,7 +101,7 @@ def epochs(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[
         rate(stream.floats())
     return {
         "first_batch_s": first_batch_s,
-        "memory_mb": memory.peak_bytes / 1e6,
+        "memory_mb": memory.peak_mb,
         "distinct_shards": distinct_shards(seen, num_tiles),
         "tiles_seen": len({row for batch in seen for row in batch}) / num_tiles,
         "integers_per_s": integers_per_s,

@@ -36,9 +36,7 @@ def write(folder: Path, num_tiles: int) -> None:
         tile_px=TILE_PX,
         scale=[SCALE] * BANDS,
         offset=[0.0] * BANDS,
-        statistics=LeafStatistics(
-            num_pixels=1, mean=ones, std=ones, minimum=ones, maximum=ones, covariance=identity
-        ),
+        statistics=LeafStatistics(num_pixels=1, mean=ones, std=ones, minimum=ones, maximum=ones, covariance=identity),
         shards=entries,
     ).save(folder)
 

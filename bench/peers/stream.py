@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Stream(ABC):
-    """One contender's loader, opened on a folder that it wrote itself; a saved `state` takes it where that was saved."""
+    """One contender's loader on a folder that it wrote itself; with a saved `state` it goes on from there."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -60,7 +61,7 @@ def rows_of(tiles: Tensor) -> list[int]:
 def rows_per_shard(num_tiles: int) -> list[range]:
     """The tiles of each of the 16 shards."""
     edges = [num_tiles * shard // SHARDS for shard in range(SHARDS + 1)]
-    return [range(*edge) for edge in zip(edges, edges[1:], strict=False)]
+    return [range(*edge) for edge in pairwise(edges)]
 
 
 def encode_mask(leaf_mask: NDArray[np.bool_]) -> bytes:
@@ -72,4 +73,4 @@ def encode_mask(leaf_mask: NDArray[np.bool_]) -> bytes:
 
 def decode_mask(png: bytes) -> NDArray[np.bool_]:
     """Leaf mask (H, W) of a 1-bit PNG."""
-    return np.asarray(Image.open(io.BytesIO(png)))
+    return np.array(Image.open(io.BytesIO(png)))

@@ -1,7 +1,7 @@
-"""webdataset, as its README has it: shuffled shards, a shuffle buffer of 1,000, batches made by the workers, WebLoader.
+"""webdataset, as its README has it: shuffled shards, a shuffle buffer of 1,000, batches made by workers, WebLoader.
 
-Its README also mixes the batches of all workers anew in the main process (`unbatched().shuffle(1000).batched()`). That
-is left out: it copies every tile once more and makes webdataset slower than it is here. Nothing about resuming is
+Its examples also mix the batches of all workers anew in the main process (`unbatched().shuffle(1000).batched()`).
+That is left out: it copies every tile once more, so webdataset would be slower than here. Nothing about resuming is
 documented, so the resumed loader takes the same seed and skips what was seen.
 """
 
