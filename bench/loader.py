@@ -2,10 +2,10 @@
 
 python bench/loader.py [--tiles 2000] [--rounds 3] [--readers 1 2] [--compressed] [--json FILE]
 
-Every measurement is a fresh process; rounds take turns; medians, as ratios to webdataset. Who cannot
-be imported is skipped: `pip install -e .[peers] -c constraints.txt`. mosaicml-streaming wants an environment of its own.
-Integers: the loader's own batch of stored uint16. Floats: reflectance, which the main process makes unless the loader
-does. Memory: anonymous + shared, of all processes. Rates are those of the second epoch, once workers are up.
+Every measurement is a fresh process; rounds take turns; medians, as ratios to webdataset. Who cannot be imported is
+skipped: `pip install -e .[peers] -c constraints.txt`. mosaicml-streaming wants an environment of its own.
+Integers: the loader's own batch of stored uint16. Floats: reflectance, made by the main process unless the loader does.
+Memory: anonymous + shared, of all processes. Rates are those of the second epoch, once workers are up.
 """
 
 from __future__ import annotations
