@@ -4,8 +4,8 @@ python bench/loader.py [--tiles 2000] [--rounds 3] [--readers 1 2] [--compressed
 
 Every measurement is a fresh process; rounds take turns; medians, as ratios to webdataset. Who cannot be imported is
 skipped: `pip install -e .[peers] -c constraints.txt`. mosaicml-streaming wants an environment of its own.
-Integers: the loader's own batch of stored uint16. Floats: reflectance, made by the main process unless the loader does.
-Memory: anonymous + shared, of all processes. Rates are those of the second epoch, once workers are up.
+Integers: the loader's own batch of stored uint16. Floats: reflectance, made by the main process if not by the loader.
+Memory: anonymous + shared, of all processes. Rates and CPU time, of all processes too, are those of the second epoch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measure(data: Path, wanted: dict[str, str], num_tiles: int, num_rounds: int,
             print(f"{peer} is skipped: {reason}", flush=True)
             del peers[peer]
     os.sync()
-    for _ in range(num_rounds):
+    for number in range(1, num_rounds + 1):
         results.limits.append(in_a_fresh_process("limits", "limits", data / PEERS["msvae"], num_tiles, 1))
         for num_readers in reader_counts:
             for peer, module in peers.items():
@@ -87,6 +87,7 @@ def measure(data: Path, wanted: dict[str, str], num_tiles: int, num_rounds: int,
                 for act in ("epochs", "resume"):
                     figures |= in_a_fresh_process(act, module, data / module, num_tiles, num_readers)
                 results.rounds.setdefault((num_readers, peer), []).append(figures)
+        print(f"round {number} of {num_rounds} is done", flush=True)
     return results
 
 
@@ -96,8 +97,8 @@ def show(results: Results, reader_counts: list[int]) -> None:
         base = results.medians(num_readers, "webdataset")
         print(f"\n{num_readers} reader(s): ratio to webdataset (figure)")
         print(
-            f"{'':>18} {'integers/s':>14} {'floats/s':>14} {'memory MB':>14} {'first batch s':>14} {'resumed s':>14}"
-            "  resumed right  shards of 16"
+            f"{'':>18} {'integers/s':>14} {'CPU us/tile':>14} {'floats/s':>14} {'CPU us/tile':>14} {'memory MB':>14} "
+            f"{'first batch s':>14} {'resumed s':>14}  right  shards of 16"
         )
         for readers, peer in results.rounds:
             if readers != num_readers:
@@ -107,14 +108,16 @@ def show(results: Results, reader_counts: list[int]) -> None:
                 f"{f'{own[name] / base[name]:.2f}x ({own[name]:.{digits}f})':>14}"
                 for name, digits in (
                     ("integers_per_s", 0),
+                    ("integers_cpu_us", 0),
                     ("floats_per_s", 0),
+                    ("floats_cpu_us", 0),
                     ("memory_mb", 0),
                     ("first_batch_s", 2),
                     ("resumed_s", 2),
                 )
             ]
             right = "yes" if own["resumed_exactly"] else "no"
-            print(f"{peer:>18} {' '.join(cells)} {right:>14} {own['distinct_shards']:>13.2f}")
+            print(f"{peer:>18} {' '.join(cells)} {right:>6} {own['distinct_shards']:>13.2f}")
         for limit, tiles_per_s in medians(results.limits).items():
             ratio = f"{tiles_per_s / base['integers_per_s']:.2f}x ({tiles_per_s:.0f})"
             print(f"{limit:>18} {ratio:>14}  one thread")
