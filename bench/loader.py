@@ -1,119 +1,148 @@
-"""Tiles per second from local shards to float batches: msvae, webdataset, and the raw reads as the limit.
+"""msvae's loader beside others: the same tiles and masks, each in its own format, by its own loader to the device.
 
-python bench/loader.py [--tiles 2000] [--workers 1]; prints medians of three rounds that take turns, as ratios.
+python bench/loader.py [--tiles 2000] [--rounds 3] [--readers 1 2] [--compressed] [--json FILE]
+
+Every measurement is a fresh process; rounds take turns; medians, as ratios to webdataset. Who cannot be imported is
+skipped: `pip install -e .[peers] -c constraints.txt`. mosaicml-streaming wants an environment of its own.
+Integers: the loader's own batch of stored uint16. Floats: reflectance, made by the main process if not by the loader.
+Memory: anonymous + shared, of all processes. Rates and CPU time, of all processes too, are those of the second epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-import webdataset as wds
-
-from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
-from msvae.shards.loader import Loader
-from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, ShardIndex, Shards
-from msvae.shards.order import SampleOrder, training_plans
-from msvae.shards.reader import ShardReader
-from msvae.shards.store import open_store
-from msvae.shards.tar import ShardWriter
-
-TILE_PX, BANDS, BATCH, SHARDS, ROUNDS = 256, 5, 32, 16, 3
+PEERS = {
+    "webdataset": "wds",
+    "msvae": "msvae",
+    "litdata": "lit",
+    "mosaicml-streaming": "mosaic",
+    "megatron-energon": "energon",
+    "folder of TIFFs": "tiffs",
+}
+COMPRESSED = {"msvae blosc2": "msvae_blosc2"}
+TIMEOUT_S = 600
+Figures = dict[str, float]
 
 
-def write_shards(folder: Path, num_tiles: int) -> None:
-    """Noise tiles of 12 bits, spread over 16 shards."""
-    random = np.random.default_rng(0)
-    entries: list[ShardEntry] = []
-    for number, rows in enumerate(np.array_split(np.arange(num_tiles), SHARDS)):
-        with ShardWriter(folder / f"leaf-{number:06d}.tar") as shard:
-            for row in rows:
-                tile = random.integers(0, 4096, (BANDS, TILE_PX, TILE_PX), dtype=np.uint16)
-                shard.write(f"tile_{row:06d}", tile, tile[0] > 2048, {})
-        assert shard.entry is not None
-        entries.append(shard.entry)
-    ones, identity = [1.0] * BANDS, np.eye(BANDS).tolist()
-    unit = LeafStatistics(num_pixels=1, mean=ones, std=ones, minimum=ones, maximum=ones, covariance=identity)
-    Manifest(
-        band_names=list(DEFAULT_NAMES),
-        wavelengths_nm=list(DEFAULT_WAVELENGTHS_NM),
-        dtype="uint16",
-        tile_px=TILE_PX,
-        scale=[1e-4] * BANDS,
-        offset=[0.0] * BANDS,
-        statistics=unit,
-        shards=Shards.of(entries),
-    ).save(folder)
+@dataclass
+class Results:
+    """Figures of every round by reader count and peer, and why a peer is missing."""
+
+    rounds: dict[tuple[int, str], list[Figures]] = field(default_factory=dict)
+    limits: list[Figures] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def medians(self, num_readers: int, peer: str) -> Figures:
+        """Of each figure over the rounds."""
+        return medians(self.rounds[num_readers, peer])
 
 
-def msvae_batches(folder: Path, num_workers: int) -> Iterator[torch.Tensor]:
-    """Float tiles through msvae's loader, in training order."""
-    reader = ShardReader(folder)
-    order = SampleOrder(reader.samples_per_shard, seed=0)
-    plans = training_plans(order, global_batch_size=BATCH, micro_batch_size=BATCH, rank=0, world_size=1, position=0)
-    loader = Loader(reader, plans, batch_size=BATCH, num_workers=num_workers, device=torch.device("cpu"))
-    return (batch.tiles for batch in islice(loader, reader.manifest.num_samples // BATCH))
+def medians(rounds: list[Figures]) -> Figures:
+    """Of each figure."""
+    return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def webdataset_batches(folder: Path, num_workers: int) -> Iterator[torch.Tensor]:
-    """Float tiles through webdataset as its documentation recommends: shuffle, decode, batch, WebLoader."""
-    urls = sorted(str(path) for path in folder.glob("*.tar"))
-    dataset = wds.WebDataset(urls, shardshuffle=100).shuffle(1000).decode("l8").to_tuple("bands.npy", "mask.png")
-    loader = wds.WebLoader(dataset.batched(BATCH), batch_size=None, num_workers=num_workers)
-    return (torch.as_tensor(tiles).float() * 1e-4 for tiles, _ in loader)
+def in_a_fresh_process(act: str, module: str, folder: Path, num_tiles: int, num_readers: int) -> Figures:
+    """What `peers.measure` printed. Raises: RuntimeError with the last line of what went wrong."""
+    here = str(Path(__file__).parent)
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    child = subprocess.run(
+        [sys.executable, "-m", "peers.measure", act, module, str(folder), str(num_tiles), str(num_readers)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    if child.returncode:
+        raise RuntimeError((child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1])
+    figures: Figures = json.loads(child.stdout.splitlines()[-1])
+    return figures
 
 
-def raw_reads(folder: Path, num_workers: int) -> Iterator[torch.Tensor]:
-    """The bands members alone, read into one buffer: no decoding, no conversion."""
-    manifest, buffer = Manifest.load(folder), bytearray(TILE_PX * TILE_PX * BANDS * 2 + 128)
-    batch = torch.empty(BATCH, 1)
-    for shard in manifest.shards:
-        index, descriptor = ShardIndex.load(open_store(folder), shard), os.open(folder / shard.name, os.O_RDONLY)
-        for start in range(0, shard.num_samples, BATCH):
-            offsets = index.bands_offset[start : start + BATCH]
-            for offset in offsets:
-                os.preadv(descriptor, [buffer], offset)
-            yield batch[: len(offsets)]
-        os.close(descriptor)
+def measure(data: Path, wanted: dict[str, str], num_tiles: int, num_rounds: int, reader_counts: list[int]) -> Results:
+    """Write what can be written, then measure in turns."""
+    results, peers = Results(), dict(wanted)
+    for peer, module in wanted.items():
+        try:
+            in_a_fresh_process("write", module, data / module, num_tiles, 0)
+        except RuntimeError as reason:
+            results.skipped[peer] = str(reason)
+            print(f"{peer} is skipped: {reason}", flush=True)
+            del peers[peer]
+    os.sync()
+    for number in range(1, num_rounds + 1):
+        results.limits.append(in_a_fresh_process("limits", "limits", data / PEERS["msvae"], num_tiles, 1))
+        for num_readers in reader_counts:
+            for peer, module in peers.items():
+                figures: Figures = {}
+                for act in ("epochs", "resume"):
+                    figures |= in_a_fresh_process(act, module, data / module, num_tiles, num_readers)
+                results.rounds.setdefault((num_readers, peer), []).append(figures)
+        print(f"round {number} of {num_rounds} is done", flush=True)
+    return results
 
 
-def tiles_per_s(batches: Iterator[torch.Tensor]) -> float:
-    """Rate from the first request to the last batch."""
-    began_s = time.perf_counter()
-    num_tiles = sum(len(batch) for batch in batches)
-    return num_tiles / (time.perf_counter() - began_s)
+def show(results: Results, reader_counts: list[int]) -> None:
+    """One table for each number of readers."""
+    for num_readers in reader_counts:
+        base = results.medians(num_readers, "webdataset")
+        print(f"\n{num_readers} reader(s): ratio to webdataset (figure)")
+        print(
+            f"{'':>18} {'integers/s':>14} {'CPU us/tile':>14} {'floats/s':>14} {'CPU us/tile':>14} {'memory MB':>14} "
+            f"{'first batch s':>14} {'resumed s':>14}  right  shards of 16"
+        )
+        for readers, peer in results.rounds:
+            if readers != num_readers:
+                continue
+            own = results.medians(readers, peer)
+            cells = [
+                f"{f'{own[name] / base[name]:.2f}x ({own[name]:.{digits}f})':>14}"
+                for name, digits in (
+                    ("integers_per_s", 0),
+                    ("integers_cpu_us", 0),
+                    ("floats_per_s", 0),
+                    ("floats_cpu_us", 0),
+                    ("memory_mb", 0),
+                    ("first_batch_s", 2),
+                    ("resumed_s", 2),
+                )
+            ]
+            right = "yes" if own["resumed_exactly"] else "no"
+            print(f"{peer:>18} {' '.join(cells)} {right:>6} {own['distinct_shards']:>13.2f}")
+        for limit, tiles_per_s in medians(results.limits).items():
+            ratio = f"{tiles_per_s / base['integers_per_s']:.2f}x ({tiles_per_s:.0f})"
+            print(f"{limit:>18} {ratio:>14}  one thread")
 
 
 def main() -> None:
-    """Measure in turns and print ratios to webdataset."""
+    """Measure, print, and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--readers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--compressed", action="store_true", help="compressed shards of msvae, too")
+    parser.add_argument("--json", type=Path, help="where all figures of all rounds go")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    contenders: dict[str, Callable[[Path, int], Iterator[torch.Tensor]]] = {
-        "webdataset": webdataset_batches,
-        "msvae": msvae_batches,
-        "raw reads": raw_reads,
-    }
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_shards(folder, arguments.tiles)
-        rates: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(ROUNDS):
-            for name, batches in contenders.items():
-                rates[name].append(tiles_per_s(batches(folder, arguments.workers)))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    for name, median in medians.items():
-        print(f"{name:>10}: {median / medians['webdataset']:5.2f}x webdataset ({median:.0f} tiles/s)")
+        wanted = PEERS | (COMPRESSED if arguments.compressed else {})
+        results = measure(Path(temporary), wanted, arguments.tiles, arguments.rounds, arguments.readers)
+    show(results, arguments.readers)
+    if arguments.json:
+        rounds = [
+            {"readers": readers, "peer": peer, "rounds": figures}
+            for (readers, peer), figures in results.rounds.items()
+        ]
+        everything = {"peers": rounds, "limits": results.limits, "skipped": results.skipped}
+        arguments.json.write_text(json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def in_two_parts(png: bytes) -> bytes:
     ("png", "message"),
     [
         (mask_png.encode(np.ones((8, 9), bool)), r"a mask of \(9, 8\) px, expected \(8, 8\)"),
-        (mask_png.encode(np.ones((8, 8), bool))[:50], "no PNG"),
+        (mask_png.encode(np.ones((8, 8), bool))[:44], "no PNG"),
         (b"", "no PNG"),
         (b"GIF89a" + bytes(50), "no PNG"),
     ],
