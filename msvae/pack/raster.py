@@ -88,13 +88,15 @@ class Raster:
 
     def read(self, bands: Sequence[int], row: int, col: int, size_px: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Stored values (C, H, W) of the chosen bands in a square window, non-finite ones as 0, and where all
-        bands are valid (H, W): neither nodata, nor transparent, nor NaN or infinite. `col` is a multiple of `size_px`.
+        bands are valid (H, W): neither nodata, nor transparent, nor NaN or infinite.
 
         Raises: ValueError when the file is damaged.
         """
         slab_px = self._slab_width(len(bands), size_px)
-        start = col // slab_px * slab_px
-        window = Window(start, row, min(slab_px, self.info.width - start), size_px)
+        start = col // slab_px * slab_px if slab_px > size_px else col
+        window = Window(
+            start, row, min(slab_px + (size_px if slab_px > size_px else 0), self.info.width - start), size_px
+        )
         if self._slab is None or self._slab[0] != (bands, window):
             self._slab = ((bands, window), self._read_window(bands, window))
         stored_CHW, valid_HW = self._slab[1]

@@ -33,7 +33,7 @@ def test_three_images_are_split_by_image(tmp_path, leaf_image, read_tars):
 
 def test_one_image_is_split_by_blocks_that_stay_whole(tmp_path, leaf_image, read_tars):
     image = leaf_image(tmp_path / "field.tif", size_px=160)
-    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, block_tiles=2))
+    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, block_tiles=2, gap_px=0))
     tiles = sources_and_windows(read_tars, tmp_path / "out")
     blocks = [{(row // 32, col // 32) for _, row, col in tiles[split]} for split in SPLITS]
     assert summary.split_by == "block"

@@ -23,16 +23,26 @@ class LeafMoments:
         added = reflectance_CP.shape[1]
         if added == 0:
             return
-        total = self._num_pixels + added
-        mean = reflectance_CP.mean(axis=1)
-        centred_CP = reflectance_CP - mean[:, None]
-        delta = mean - self._mean
+        tile = LeafMoments(len(self._mean))
+        tile._num_pixels = added
+        tile._mean = reflectance_CP.mean(axis=1)
+        centred_CP = reflectance_CP - tile._mean[:, None]
         # einsum and not a matrix product: its sums do not depend on the number of threads.
-        self._comoment += np.einsum("ip,jp->ij", centred_CP, centred_CP)
-        self._comoment += np.outer(delta, delta) * (self._num_pixels * added / total)
-        self._mean += delta * (added / total)
-        self._minimum = np.minimum(self._minimum, reflectance_CP.min(axis=1))
-        self._maximum = np.maximum(self._maximum, reflectance_CP.max(axis=1))
+        tile._comoment = np.einsum("ip,jp->ij", centred_CP, centred_CP)
+        tile._minimum, tile._maximum = reflectance_CP.min(axis=1), reflectance_CP.max(axis=1)
+        self.join(tile)
+
+    def join(self, other: LeafMoments) -> None:
+        """Take in all that another has gathered."""
+        if other._num_pixels == 0:
+            return
+        total = self._num_pixels + other._num_pixels
+        delta = other._mean - self._mean
+        self._comoment += other._comoment
+        self._comoment += np.outer(delta, delta) * (self._num_pixels * other._num_pixels / total)
+        self._mean += delta * (other._num_pixels / total)
+        self._minimum = np.minimum(self._minimum, other._minimum)
+        self._maximum = np.maximum(self._maximum, other._maximum)
         self._num_pixels = total
 
     def result(self) -> LeafStatistics:
