@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -104,7 +103,9 @@ def pack(
     ] = 0,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes; as many as CPU cores if not given.", rich_help_panel=OUTPUT_PANEL),
+        typer.Option(
+            min=1, help="Processes; one a CPU core if not given, fewer for little work.", rich_help_panel=OUTPUT_PANEL
+        ),
     ] = None,
     part: Annotated[
         str | None,
@@ -140,7 +141,7 @@ def pack(
             group_by=group_by,
             gap_px=gap_px,
             seed=seed,
-            num_workers=workers or len(os.sched_getaffinity(0)),
+            num_workers=workers,
             part=_part(part),
             merge=merge,
             overwrite=overwrite,
@@ -169,7 +170,10 @@ def _show(summary: PackSummary) -> None:
         f"split by {summary.split_by}",
         soft_wrap=True,
     )
-    console.print(f"tiles cover {covered:.1%} of {summary.leaf_pixels_in_images:,} leaf pixels", soft_wrap=True)
+    before_gap = " before the gap" if summary.num_in_gap else ""
+    console.print(
+        f"tiles cover {covered:.1%} of {summary.leaf_pixels_in_images:,} leaf pixels{before_gap}", soft_wrap=True
+    )
     if summary.dropped:
         console.print(_dropped(summary))
     for notice in summary.notices:

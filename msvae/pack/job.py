@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, Shards, inde
 OnProgress = Callable[[int, int], None]
 TaskT = TypeVar("TaskT")
 NUM_COVERAGE_BINS = 10
+PIXELS_WORTH_A_PROCESS = 2**24
+"""Fewer are packed sooner than a process has started."""
 OPTIONS_OF_A_RUN = ("overwrite", "num_workers", "part", "merge")
 """They decide how the work is done and not what is made."""
 
@@ -79,7 +82,7 @@ def pack(
         work.begin(_record(data_set))
         bands = [bands_of(data_set, index) for index in range(len(data_set.images))]
         progress = Progress(sum(num_tiles_of(data_set, band) for of_image in bands for band in of_image), on_progress)
-        with workers(data_set, work, options.num_workers, progress.count) as crew:
+        with workers(data_set, work, _num_workers(data_set), progress.count) as crew:
             large = [band for of_image in bands if len(of_image) > 1 for band in of_image]
             crew.run(count_band, _own_first(large, options.part))
             crew.run(find_tiles, _own_first(range(len(data_set.images)), options.part))
@@ -112,6 +115,14 @@ def _record(data_set: DataSet) -> dict[str, Any]:
         "options": {name: value for name, value in options.items() if name not in OPTIONS_OF_A_RUN},
         "inputs": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
     }
+
+
+def _num_workers(data_set: DataSet) -> int:
+    """Processes to start, by default one a core."""
+    if data_set.options.num_workers is not None:
+        return data_set.options.num_workers
+    num_pixels = sum(image.height * image.width for image in data_set.images)
+    return min(len(os.sched_getaffinity(0)), 1 + num_pixels // PIXELS_WORTH_A_PROCESS)
 
 
 def _own_first(tasks: Sequence[TaskT], part: tuple[int, int] | None) -> list[TaskT]:

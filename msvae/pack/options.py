@@ -55,8 +55,8 @@ class PackOptions:
     """Most tiles in one tar."""
     overwrite: bool = False
     """Replace an earlier data set at the same place, once the new one is complete."""
-    num_workers: int = 1
-    """Processes that read and write at the same time."""
+    num_workers: int | None = 1
+    """Processes that read and write at the same time; None is one a CPU core, or fewer where there is little to do."""
     part: tuple[int, int] | None = None
     """(i, n): make the i-th of n parts of the shards, counted from 1, and leave the manifests to `merge`."""
     merge: bool = False
@@ -147,6 +147,8 @@ class PackSummary:
     """Mean share of leaf pixels over the tiles of all splits."""
     dropped: dict[str, int]
     """Tiles (or whole images) left out, by reason."""
+    num_in_gap: int
+    """Of the dropped ones, those too near to another split."""
     leaf_pixels_in_images: int
     """Of all images, in tiles or not."""
     leaf_pixels_covered: int

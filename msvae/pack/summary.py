@@ -46,6 +46,7 @@ def summarise(
         num_shards={split: sum(job.split == split for job in jobs) for split in tiles},
         coverage_mean=sum(leaf_pixels.values()) / (sum(num_tiles.values()) * options.tile_px**2),
         dropped=dropped,
+        num_in_gap=splits.num_in_gap,
         leaf_pixels_in_images=survey.leaf_pixels,
         leaf_pixels_covered=survey.covered_pixels,
         shards_missing=shards_missing,

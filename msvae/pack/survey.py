@@ -136,7 +136,7 @@ def load_survey(data_set: DataSet, work: WorkFolder) -> Survey:
     if not survey.tiles:
         reasons = ", ".join(f"{count} {reason}" for reason, count in survey.dropped.items())
         raise ValueError(
-            f"no tile left to train on: {len(data_set.images)} images, dropped {reasons or 'nothing, for lack of leaf'}; "
+            f"no tile left to train on: {len(data_set.images)} images, dropped {reasons or 'nothing'}; "
             "lower --min-coverage or --tile, or choose another --mask"
         )
     return survey
