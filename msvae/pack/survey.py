@@ -166,7 +166,7 @@ def _count_cells(data_set: DataSet, band: Band) -> tuple[NDArray[np.uint32], boo
     with data_set.open(band.image) as opened:
         for row, end_row in _steps(int(row_edges[0]), int(row_edges[-1]), _read_px(where)):
             for col, end_col in _steps(0, where.width, _read_px(where)):
-                # A window that would reach beyond the image starts earlier, and its first pixels are not counted again.
+                # A window that would reach beyond the image starts earlier; its first pixels are not counted again.
                 from_row = min(row, where.height - _read_px(where))
                 from_col = min(col, where.width - _read_px(where))
                 _, leaf_HW = opened.read(from_row, from_col, _read_px(where))

@@ -49,7 +49,7 @@ def check_leaks(splits: Mapping[str, Path]) -> list[str]:
     for image, windows in samples.windows.items():
         pair = _overlap(samples, windows)
         if pair is not None:
-            first, second = (samples.place(sample) for sample in pair)
+            first, second = (samples.place(sample) for sample in sorted(pair))
             raise ValueError(
                 f"{first} and {second} hold the same pixels of {image}: what is trained on would be tested; "
                 "split by whole images or with a gap, and pack again"
@@ -67,10 +67,9 @@ def _read(splits: Mapping[str, Path]) -> _Samples:
             samples.keys += index.keys
             samples.splits += [split] * len(index.keys)
             samples.crc32c += index.crc32c
-            bands, masks = zip(index.bands_offset, index.bands_bytes), zip(index.mask_offset, index.mask_bytes)  # noqa: B905 equal columns
-            samples.members += [
-                ((path, *bands_at), (path, *mask_at)) for bands_at, mask_at in zip(bands, masks, strict=True)
-            ]
+            bands = [(path, *at) for at in zip(index.bands_offset, index.bands_bytes, strict=True)]
+            masks = [(path, *at) for at in zip(index.mask_offset, index.mask_bytes, strict=True)]
+            samples.members += zip(bands, masks, strict=True)
             abouts = _contents(path, zip(index.json_offset, index.json_bytes, strict=True))
             for row, (key, content) in enumerate(zip(index.keys, abouts, strict=True)):
                 about = json.loads(content or b"{}")
@@ -114,9 +113,8 @@ def _duplicates(samples: _Samples) -> Iterator[str]:
     starts = np.flatnonzero(np.diff(checksums[order], prepend=-1))
     counts: dict[str, int] = defaultdict(int)
     example: dict[str, str] = {}
-    for run in np.split(order, starts[1:]):
-        if len(run) == 1:
-            continue
+    runs = [run for run in np.split(order, starts[1:]) if len(run) > 1]
+    for run in sorted(runs, key=lambda run: int(run[0])):
         by_content: dict[bytes, int] = {}
         for sample in map(int, run):
             content = b"".join(_content(member) for member in samples.members[sample])

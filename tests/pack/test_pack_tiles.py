@@ -204,3 +204,14 @@ def test_the_rice_field_packs_into_three_splits_without_a_shared_pixel(tmp_path,
     assert times_used.max() == 1
     about = json.loads((tmp_path / "out" / "train" / "manifest.json").read_text())
     assert about["wavelengths_nm"] == [475, 560, 668, 717, 840]
+
+
+def test_the_coverage_histogram_counts_training_tiles(tmp_path, leaf_image, read_tars):
+    images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i, mask=np.eye(64, k=9 * i) < 1) for i in range(5)]
+    images.append(leaf_image(tmp_path / "half.tif", seed=9))
+    pack(images, tmp_path / "out", PackOptions(tile_px=8))
+    coverages = [sample["mask.png"].mean() for sample in read_tars(tmp_path / "out" / "train").values()]
+    manifests = [Manifest.load(tmp_path / "out" / split) for split in SPLITS]
+    assert sum(manifests[0].statistics.coverage_histogram) == manifests[0].num_samples
+    for manifest in manifests:
+        assert manifest.statistics.coverage_histogram == np.histogram(coverages, 10, (0, 1))[0].tolist()
