@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,10 @@ from msvae.pack.options import PackOptions, PackSummary
 from msvae.pack.synthetic.images import synthesise
 
 app = typer.Typer()
-TILES_PANEL, SPLIT_PANEL, OUTPUT_PANEL = "Tiles", "Split", "Output"
+
+
+def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
 
 
 @app.command()
@@ -42,7 +45,7 @@ def synth(
 @app.command()
 def pack(
     images: Annotated[list[Path], typer.Argument(help="Rasters, or folders of rasters.", metavar="IMAGE…")],
-    out: Annotated[Path, typer.Option(help="Folder for train/, val/ and test/.", rich_help_panel=OUTPUT_PANEL)],
+    out: Annotated[Path, _option("Output", "Folder for train/, val/ and test/.")],
     band_files: Annotated[
         str, typer.Option(help="One-band files that make up an image, comma-separated; each IMAGE is a folder then.")
     ] = "",
@@ -51,76 +54,36 @@ def pack(
     mask: Annotated[
         str, typer.Option(help="`auto`: NAME_mask file, else nodata; or an index such as 'ndvi>0.10'.")
     ] = "auto",
-    tile: Annotated[
-        int, typer.Option(help="Side of a tile in pixels, a multiple of 8.", rich_help_panel=TILES_PANEL)
-    ] = 256,
+    tile: Annotated[int, _option("Tiles", "Side of a tile in pixels, a multiple of 8.")] = 256,
     tiling: Annotated[
-        str,
-        typer.Option(
-            help="`grid`, or `leaf`: as few tiles as cover 99 % of the leaf.",
-            metavar="grid|leaf",
-            rich_help_panel=TILES_PANEL,
-        ),
+        str, _option("Tiles", "grid, or leaf: as few tiles as cover 99 % of the leaf.", metavar="grid|leaf")
     ] = "grid",
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            help="Pixels from tile to tile of the grid; less than --tile overlaps.", rich_help_panel=TILES_PANEL
-        ),
-    ] = None,
-    min_coverage: Annotated[
-        float, typer.Option(help="Least share of leaf pixels in a tile.", rich_help_panel=TILES_PANEL)
-    ] = 0.1,
-    split: Annotated[
-        tuple[float, float, float],
-        typer.Option(help="Shares of tiles for train, val and test.", rich_help_panel=SPLIT_PANEL),
-    ] = (0.7, 0.15, 0.15),
+    stride: Annotated[int | None, _option("Tiles", "Pixels from tile to tile; less than --tile overlaps.")] = None,
+    min_coverage: Annotated[float, _option("Tiles", "Least share of leaf pixels in a tile.")] = 0.1,
+    split: Annotated[tuple[float, float, float], _option("Split", "Shares of tiles for train, val and test.")] = (
+        0.7,
+        0.15,
+        0.15,
+    ),
     split_by: Annotated[
-        str,
-        typer.Option(
-            help="`image`, `block` of neighbouring tiles, or `auto`.",
-            metavar="auto|image|block",
-            rich_help_panel=SPLIT_PANEL,
-        ),
+        str, _option("Split", "image, block of neighbouring tiles, or auto.", metavar="auto|image|block")
     ] = "auto",
     group_by: Annotated[
         str | None,
-        typer.Option(
-            help="Images stay together whose paths give the same for this: 'plant_(\\d+)'.",
-            metavar="REGEX",
-            rich_help_panel=SPLIT_PANEL,
-        ),
+        _option("Split", "Images in whose path this finds the same stay together: 'plant_(.)'.", metavar="REGEX"),
     ] = None,
     gap_px: Annotated[
-        int,
-        typer.Option(
-            help="Pixels between tiles of different splits in one image; 0 lets them touch.",
-            rich_help_panel=SPLIT_PANEL,
-        ),
+        int, _option("Split", "Pixels between tiles of different splits in one image; 0 lets them touch.")
     ] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Decides which images or blocks go where.", rich_help_panel=SPLIT_PANEL)
-    ] = 0,
+    seed: Annotated[int, _option("Split", "Decides which images or blocks go where.", min=0)] = 0,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes; one a CPU core if not given, fewer for little work.", rich_help_panel=OUTPUT_PANEL
-        ),
+        int | None, _option("Output", "Processes; one a CPU core if not given, fewer for little work.", min=1)
     ] = None,
     part: Annotated[
-        str | None,
-        typer.Option(
-            help="Make this part of the shards: 1/8 to 8/8 in a job array of 8.",
-            metavar="I/N",
-            rich_help_panel=OUTPUT_PANEL,
-        ),
+        str | None, _option("Output", "Make this part of the shards: 1/8 to 8/8 in a job array.", metavar="I/N")
     ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Complete the data set after all parts.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier data set.", rich_help_panel=OUTPUT_PANEL)
-    ] = False,
+    merge: Annotated[bool, _option("Output", "Complete the data set after all parts.", "--merge")] = False,
+    overwrite: Annotated[bool, _option("Output", "Replace an earlier data set.", "--overwrite")] = False,
 ) -> None:
     """Cut images into tiles with leaf masks and write them as shards for training.
 

@@ -79,7 +79,7 @@ def workers(
     if num_workers == 1:
         yield Workers(data_set, work, on_count, None, None)
         return
-    # A forked process must not inherit GDAL's open files, nor threads; a server forks processes that have imported all.
+    # Workers must inherit neither open files of GDAL nor threads: a server that has imported all forks them.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "msvae.pack.shard_job", "msvae.pack.survey"])
     counter = context.Value("q", 0)
