@@ -38,7 +38,7 @@ class _Samples:
 
 
 def check_leaks(splits: Mapping[str, Path]) -> list[str]:
-    """Compare all samples of packed splits (name -> folder) by `KEY.json` and checksum, and by bytes where those agree.
+    """Compare all samples of packed splits by `KEY.json`, by checksum, and by bytes where checksums agree.
 
     Samples whose JSON names no `source` and `window` are compared by their bytes alone.
 
