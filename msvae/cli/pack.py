@@ -44,16 +44,33 @@ def synth(
 
 @app.command()
 def pack(
-    images: Annotated[list[Path], typer.Argument(help="Rasters, or folders of rasters.", metavar="IMAGE…")],
-    out: Annotated[Path, _option("Output", "Folder for train/, val/ and test/.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Rasters that GDAL reads, .npy arrays, or folders of them.", metavar="IMAGE…")
+    ],
+    *,
     band_files: Annotated[
-        str, typer.Option(help="One-band files that make up an image, comma-separated; each IMAGE is a folder then.")
+        str,
+        _option("Input", "One-band files that make up an image: blue.tif,green.tif,…; each IMAGE is a folder then."),
     ] = "",
-    wavelengths: Annotated[str, typer.Option(help="Bands to take, in nm, comma-separated: 475,560,668,717,840.")] = "",
-    scale: Annotated[float | None, typer.Option(help="Reflectance of the stored value 1, such as 0.0001.")] = None,
+    axes: Annotated[str, _option("Input", "Where bands do not come first: hwc, hcw.", metavar="ORDER")] = "",
+    nodata: Annotated[float | None, _option("Input", "Value that means no data, instead of the file's.")] = None,
+    bands: Annotated[str, _option("Bands", "Bands to take, by number or name: 1,2,5 or blue,red,nir.")] = "",
+    wavelengths: Annotated[
+        str,
+        _option("Bands", "Bands to take, in nm: 475,560,668; or what all bands are, where files do not say."),
+    ] = "",
+    tolerance_nm: Annotated[float, _option("Bands", "How far a band may be from its wavelength.")] = 20.0,
+    scale: Annotated[
+        float | None, _option("Bands", "Reflectance = value x scale + offset, instead of the file's: 0.0001.")
+    ] = None,
+    offset: Annotated[float | None, _option("Bands", "Reflectance of the value 0: -0.1.")] = None,
     mask: Annotated[
-        str, typer.Option(help="`auto`: NAME_mask file, else nodata; or an index such as 'ndvi>0.10'.")
+        str,
+        _option("Mask", "auto (NAME_mask file, else nodata or NaN), 'ndvi>0.3 and green<0.4', or 'otsu(ndvi)'."),
     ] = "auto",
+    mask_files: Annotated[str, _option("Mask", "Where masks lie: 'masks/{stem}.tif'.", metavar="PATTERN")] = "",
+    min_object_px: Annotated[int, _option("Mask", "Drop connected leaf objects of fewer pixels.")] = 0,
+    erode_px: Annotated[int, _option("Mask", "Move leaf borders inwards, after that.")] = 0,
     tile: Annotated[int, _option("Tiles", "Side of a tile in pixels, a multiple of 8.")] = 256,
     tiling: Annotated[
         str, _option("Tiles", "grid, or leaf: as few tiles as cover 99 % of the leaf.", metavar="grid|leaf")
@@ -76,6 +93,7 @@ def pack(
         int, _option("Split", "Pixels between tiles of different splits in one image; 0 lets them touch.")
     ] = 1,
     seed: Annotated[int, _option("Split", "Decides which images or blocks go where.", min=0)] = 0,
+    out: Annotated[Path, _option("Output", "Folder for train/, val/ and test/.")],
     workers: Annotated[
         int | None, _option("Output", "Processes; one a CPU core if not given, fewer for little work.", min=1)
     ] = None,
@@ -91,10 +109,18 @@ def pack(
     """
     with user_errors():
         options = PackOptions(
-            band_files=tuple(filter(None, (name.strip() for name in band_files.split(",")))),
+            band_files=_words(band_files),
+            axes=axes.strip().lower() or None,
+            nodata=nodata,
+            bands=_words(bands),
             wavelengths_nm=_numbers("--wavelengths", wavelengths),
+            tolerance_nm=tolerance_nm,
             scale=scale,
+            offset=offset,
             mask=mask,
+            mask_files=mask_files or None,
+            min_object_px=min_object_px,
+            erode_px=erode_px,
             tile_px=tile,
             tiling=tiling,  # type: ignore[arg-type]  # checked by PackOptions
             stride_px=stride,
@@ -168,6 +194,10 @@ def _part(text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise ValueError(f"--part is {text!r}, expected two numbers such as 1/8")
     return int(match[1]), int(match[2])
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...] | None:

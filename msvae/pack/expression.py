@@ -1,68 +1,235 @@
-"""Leaf by a vegetation index: `ndvi>0.10` and its like, read by a pattern and never evaluated as code."""
+"""Leaf by arithmetic over bands: `ndvi>0.3 and green<0.4`, or the threshold of Otsu (1979): `otsu(ndvi)`.
+
+Read by Python's own parser, checked against a short list of what is allowed, and never run as code.
+"""
 
 from __future__ import annotations
 
+import ast
+import math
 import operator
-import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.bands import Bands
+from msvae.bands import RANGES_NM, Bands
 
 INDEX_ROLES = {"ndvi": ("nir", "red"), "ndre": ("nir", "red_edge"), "gndvi": ("nir", "green")}
 """Each index is the normalised difference of two bands."""
+OTSU = "otsu"
+MAX_CHARS, MAX_DEPTH = 300, 30
 
-COMPARISONS: dict[str, Callable[[Any, float], Any]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
+ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
 }
-PATTERN = re.compile(r"\s*([a-z]+)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
+COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+}
+CONNECTIVES: dict[type, Callable[[Any, Any], Any]] = {ast.And: operator.and_, ast.Or: operator.or_}
 
 
 @dataclass(frozen=True)
-class IndexExpression:
-    """A vegetation index compared with a number."""
+class Expression:
+    """A condition on bands, or with `finds_threshold` a quantity of which Otsu's threshold parts leaf from the rest.
 
-    index: str
-    comparison: str
-    threshold: float
+    Bands go by their name, by their role (blue, green, red, red_edge, nir), or as an index (ndvi, ndre, gndvi).
+    """
+
+    text: str
+    finds_threshold: bool
 
     @classmethod
-    def parse(cls, text: str) -> IndexExpression:
-        """Read `ndvi>0.10`.
+    def parse(cls, text: str) -> Expression:
+        """Read `ndvi>0.3`, `(nir-red)/(nir+red)>0.3 and green<0.4` or `otsu(ndvi)`.
 
-        Raises: ValueError for anything but a known index, a comparison and a number.
+        Raises: ValueError for anything but numbers, names, + - * /, comparisons, and, or, not.
         """
-        match = PATTERN.fullmatch(text)
-        if match is None or match[1].lower() not in INDEX_ROLES:
-            raise ValueError(
-                f"got --mask {text!r}, expected auto or an index ({', '.join(INDEX_ROLES)}) compared by "
-                f"{', '.join(COMPARISONS)} with a number, such as 'ndvi>0.10'"
-            )
-        return cls(match[1].lower(), match[2], float(match[3]))
+        text = text.strip()
+        tree = _parse(text)
+        finds_threshold = isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == OTSU
+        if isinstance(tree, ast.Call) and finds_threshold:
+            if len(tree.args) != 1 or tree.keywords:
+                raise _refusal(text, f"{OTSU}() takes one quantity, such as {OTSU}(ndvi)")
+            tree = tree.args[0]
+        wanted = "a number" if finds_threshold else "a condition"
+        if _check(tree, text) != wanted:
+            raise _refusal(text, f"{ast.unparse(tree)} is not {wanted}")
+        if not any(isinstance(node, ast.Name) for node in ast.walk(tree)):
+            raise _refusal(text, "it names no band")
+        return cls(text, finds_threshold)
 
-    def band_indices(self, bands: Bands) -> tuple[int, int]:
-        """Positions of the two bands.
+    def band_indices(self, bands: Bands) -> dict[str, int]:
+        """Position of each band by the name or role that the expression needs.
 
         Raises: ValueError when the bands lack one of them.
         """
-        first, second = INDEX_ROLES[self.index]
-        try:
-            return bands.index(first), bands.index(second)
-        except ValueError as error:
-            raise ValueError(
-                f"--mask {self.index} needs {first} and {second}: {error}; choose another index or mask files"
-            ) from error
+        needed: dict[str, int] = {}
+        for name in self._names():
+            for part in INDEX_ROLES.get(name.lower(), (name,)):
+                try:
+                    needed[part] = _find(part, bands)
+                except ValueError as error:
+                    first, second = INDEX_ROLES.get(name.lower(), (part, part))
+                    need = name if first == second else f"{name.lower()} needs {first} and {second}"
+                    raise ValueError(f"--mask {need}: {error}; choose other bands or mask files") from error
+        return needed
 
-    def leaf(self, first_HW: NDArray[np.float64], second_HW: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Leaf mask (H, W) from the reflectances of the two bands; where their sum is 0 there is no leaf."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            index_HW = (first_HW - second_HW) / (first_HW + second_HW)
-            leaf_HW: NDArray[np.bool_] = COMPARISONS[self.comparison](index_HW, self.threshold)
-        return leaf_HW & np.isfinite(index_HW)
+    def quantity(self, reflectance: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """What Otsu's threshold is sought for (H, W), NaN where it is not finite."""
+        evaluation = _Evaluation(reflectance)
+        value = evaluation.of(self._tree())
+        return np.where(evaluation.finite, value, np.nan)
+
+    def leaf(self, reflectance: Mapping[str, NDArray[np.float64]], threshold: float | None = None) -> Any:
+        """Leaf mask (H, W) from the reflectance of each band that `band_indices` names, (H, W) each.
+
+        Where anything on the way is not finite, a quotient by 0 above all, there is no leaf. `threshold` is for
+        expressions that find one.
+        """
+        if self.finds_threshold:
+            assert threshold is not None
+            return self.quantity(reflectance) > threshold
+        evaluation = _Evaluation(reflectance)
+        value = evaluation.of(self._tree())
+        return value & evaluation.finite
+
+    def _tree(self) -> ast.expr:
+        tree = _parse(self.text)
+        return tree.args[0] if isinstance(tree, ast.Call) else tree
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(node.id for node in ast.walk(self._tree()) if isinstance(node, ast.Name)))
+
+
+class _Evaluation:
+    """One walk through an expression over arrays; `finite` is where every quotient and result was."""
+
+    def __init__(self, reflectance: Mapping[str, NDArray[np.float64]]) -> None:
+        self._reflectance = reflectance
+        self.finite: Any = np.ones(next(iter(reflectance.values())).shape, bool)
+
+    def of(self, node: ast.expr) -> Any:
+        """Value of a checked expression: an array, or for numbers alone a number."""
+        with np.errstate(all="ignore"):
+            match node:
+                case ast.Constant():
+                    return np.float64(node.value)  # type: ignore[arg-type]
+                case ast.Name():
+                    return self._name(node.id)
+                case ast.UnaryOp(op=ast.Not()):
+                    return ~self.of(node.operand)
+                case ast.UnaryOp():
+                    return -self.of(node.operand)
+                case ast.BinOp():
+                    return self._checked(ARITHMETIC[type(node.op)](self.of(node.left), self.of(node.right)))
+                case ast.BoolOp():
+                    combined = self.of(node.values[0])
+                    for value in node.values[1:]:
+                        combined = CONNECTIVES[type(node.op)](combined, self.of(value))
+                    return combined
+                case ast.Compare():
+                    sides = [self.of(side) for side in (node.left, *node.comparators)]
+                    pairs = zip(node.ops, sides, sides[1:], strict=False)
+                    holds = [COMPARISONS[type(op)](left, right) for op, left, right in pairs]
+                    return np.logical_and.reduce(np.broadcast_arrays(*holds))
+        raise AssertionError(f"{type(node)} passed the check")
+
+    def _name(self, name: str) -> Any:
+        if name.lower() not in INDEX_ROLES:
+            return self._checked(self._reflectance[name])
+        first, second = (self._reflectance[role] for role in INDEX_ROLES[name.lower()])
+        return self._checked((first - second) / (first + second))
+
+    def _checked(self, value: Any) -> Any:
+        self.finite = self.finite & np.isfinite(value)
+        return value
+
+
+def _find(name: str, bands: Bands) -> int:
+    """A band by its name, else by its role, whatever the case."""
+    if name in bands.names:
+        return bands.names.index(name)
+    if name.lower() in RANGES_NM:
+        return bands.index(name.lower())
+    lowered = [each.lower() for each in bands.names]
+    if lowered.count(name.lower()) == 1:
+        return lowered.index(name.lower())
+    known = dict.fromkeys([*bands.names, *(role for role in RANGES_NM if bands.has(role)), *INDEX_ROLES])
+    raise ValueError(f"{name} is no band, expected one of {', '.join(known)}")
+
+
+def _parse(text: str) -> ast.expr:
+    if len(text) > MAX_CHARS:
+        raise _refusal(f"{text[:20]}…", f"it is longer than {MAX_CHARS} characters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise _refusal(text, "it cannot be read") from None
+
+
+def _check(node: ast.expr, text: str, depth: int = 0) -> str:
+    """`a number` or `a condition`. Raises: ValueError for what is neither or not allowed."""
+    if depth > MAX_DEPTH:
+        raise _refusal(text, f"it is nested more than {MAX_DEPTH} deep")
+    kinds = [_check(child, text, depth + 1) for child in _children(node, text)]
+    match node:
+        case ast.Constant() | ast.Name():
+            return "a number"
+        case ast.UnaryOp(op=ast.Not()) | ast.BoolOp():
+            expected, result = "a condition", "a condition"
+        case ast.Compare():
+            expected, result = "a number", "a condition"
+        case _:
+            expected, result = "a number", "a number"
+    if set(kinds) != {expected}:
+        raise _refusal(text, f"{ast.unparse(node)} joins what is not {expected}")
+    return result
+
+
+def _children(node: ast.expr, text: str) -> Iterator[ast.expr]:
+    """Parts of a node that is allowed."""
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and _is_finite(value):
+            return
+        case ast.Name(id=name) if name != OTSU:
+            return
+        case ast.UnaryOp(op=ast.USub() | ast.Not()):
+            yield node.operand
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div()):
+            if isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant) and node.right.value == 0:
+                raise _refusal(text, f"{ast.unparse(node)} divides by zero")
+            yield from (node.left, node.right)
+        case ast.BoolOp():
+            yield from node.values
+        case ast.Compare() if all(type(op) in COMPARISONS for op in node.ops):
+            yield from (node.left, *node.comparators)
+        case ast.Name():
+            raise _refusal(text, f"{OTSU} takes a quantity")
+        case _:
+            raise _refusal(text, f"{ast.unparse(node)} is not allowed")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _refusal(text: str, why: str) -> ValueError:
+    return ValueError(
+        f"got --mask {text!r}: {why}; expected auto, a condition such as 'ndvi>0.10 and green<0.4' (names of bands, "
+        f"{', '.join(INDEX_ROLES)}, numbers, + - * /, < <= > >=, and, or, not), or '{OTSU}(ndvi)'"
+    )

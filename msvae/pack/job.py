@@ -12,15 +12,16 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 
-from msvae.pack.data_set import DataSet, describe_images
+from msvae.pack.data_set import DataSet, describe_images, prepare_masks
+from msvae.pack.gdal import gdal_session
 from msvae.pack.masks import parse_mask_option
 from msvae.pack.options import SPLITS, PackOptions, PackSummary
 from msvae.pack.output import check_output, put_in_place
-from msvae.pack.raster import gdal_session
 from msvae.pack.shard_job import ShardJob, plan_shards, write_shard
 from msvae.pack.sources import find_sources
 from msvae.pack.split import group_names, split_tiles
@@ -71,15 +72,20 @@ def pack(
     """
     out = out.resolve()
     expression = parse_mask_option(options.mask)
-    sources = find_sources(images, options.band_files)
+    sources = find_sources(images, options.band_files, options.mask_files)
     if options.group_by is not None:
         group_names(sources, options.group_by)
     check_output(out, [file for source in sources for file in source.files], options.overwrite)
-    with gdal_session(), work_folder(out, shared=options.part is not None) as work:
+    with (
+        gdal_session(),
+        work_folder(out, shared=options.part is not None) as work,
+        TemporaryDirectory(prefix="masks-", dir=work.path, ignore_cleanup_errors=True) as masks,
+    ):
         data_set = describe_images(sources, options, expression)
         if options.merge and not work.record.is_file():
             raise ValueError(f"got --merge but no part was made for {out}; run the parts first, with --part i/n")
         work.begin(_record(data_set))
+        data_set = prepare_masks(data_set, Path(masks))
         bands = [bands_of(data_set, index) for index in range(len(data_set.images))]
         progress = Progress(sum(num_tiles_of(data_set, band) for of_image in bands for band in of_image), on_progress)
         with workers(data_set, work, _num_workers(data_set), progress.count) as crew:

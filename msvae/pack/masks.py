@@ -1,7 +1,8 @@
-"""Which pixels of an image are leaf: by a mask file, by nodata or NaN, or by a vegetation index."""
+"""Which pixels of an image are leaf: by a mask file, by nodata or NaN, or by an expression over its bands."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,51 +10,67 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
-from rasterio.windows import Window
 
-from msvae.pack.expression import IndexExpression
+from msvae.pack.cleaning import BitMask
+from msvae.pack.expression import Expression
 from msvae.pack.layout import Layout
+from msvae.pack.mask_file import MaskFile
+from msvae.pack.options import PackOptions
 from msvae.pack.raster import Raster, RasterInfo
-from msvae.pack.sources import MASK_ENDING, ImageSource
+from msvae.pack.sources import MASK_ENDING, ImageSource, mask_paths
 
 MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
-FLOAT_MASK_THRESHOLD = 0.5
+BRIGHT_REFLECTANCE = 2.0
+"""No leaf reflects that much: a float raster with half its leaf values above is not in reflectance."""
+WINDOW_ROWS, WINDOW_BYTES = 256, 2**23
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How the leaf mask of one image is found: a file, an index, or with neither its nodata and NaN."""
+    """How the leaf mask of one image is found: a file, an expression, or with neither its nodata and NaN."""
 
     file: Path | None = None
-    expression: IndexExpression | None = None
+    expression: Expression | None = None
     must_see_background: bool = False
     """Nothing says that this image has a mask except the NaN that it should hold."""
+    threshold: float | None = None
+    """Found for this image, where the expression asks for it."""
+    prepared: BitMask | None = None
+    """The finished mask, where the whole image had to be seen first."""
 
 
-def parse_mask_option(text: str) -> IndexExpression | None:
-    """None for `auto`. Raises: ValueError for anything that is neither that nor an index expression."""
-    return None if text.strip().lower() == "auto" else IndexExpression.parse(text)
+def parse_mask_option(text: str) -> Expression | None:
+    """None for `auto`. Raises: ValueError for anything that is neither that nor an expression."""
+    return None if text.strip().lower() == "auto" else Expression.parse(text)
 
 
-def choose_mask(source: ImageSource, info: RasterInfo, expression: IndexExpression | None) -> MaskRule:
+def choose_mask(
+    source: ImageSource, info: RasterInfo, expression: Expression | None, mask_files: str | None
+) -> MaskRule:
     """The rule for one image.
 
     Raises: ValueError when there is no way to tell leaf from background, or the mask file has another size.
     """
     if expression is not None:
         return MaskRule(expression=expression)
-    for ending in MASK_FILE_ENDINGS:
-        file = source.path.parent / f"{source.stem}{MASK_ENDING}{ending}"
+    candidates = mask_paths(source.path, source.stem, mask_files)
+    if mask_files is None:
+        candidates = [path.with_name(path.name + ending) for path in candidates for ending in MASK_FILE_ENDINGS]
+    for file in candidates:
         if file.is_file():
-            _check_mask_size(file, source, info)
+            with MaskFile(file) as mask:
+                mask.check_size(source, info)
             return MaskRule(file=file)
+    if mask_files is not None:
+        looked = " or ".join(dict.fromkeys(map(str, candidates)))
+        raise ValueError(
+            f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
+            "or leave the image out"
+        )
     if info.states_nodata:
         return MaskRule()
-    if info.dtype == "float32":
+    if np.dtype(info.dtype).kind == "f":
         return MaskRule(must_see_background=True)
     raise no_mask_error(source)
 
@@ -70,14 +87,17 @@ class MaskedImage:
     """An open image with its leaf mask. Use as a context manager."""
 
     def __init__(
-        self, source: ImageSource, positions: tuple[int, ...], rule: MaskRule, layout: Layout, num_wanted: int | None
+        self, source: ImageSource, positions: tuple[int, ...], rule: MaskRule, layout: Layout, options: PackOptions
     ) -> None:
         self._positions = positions
         self._rule = rule
         self._layout = layout
+        self._num_leaf_values = self._num_bright_values = 0
+        self._looks_for_brightness = options.scale is None and np.dtype(layout.source_dtype).kind == "f"
+        self._bands = rule.expression.band_indices(layout.bands) if rule.expression else {}
         with ExitStack() as stack:
-            self.raster = stack.enter_context(Raster(source, num_wanted))
-            self._mask_file = stack.enter_context(_open_mask(rule.file)) if rule.file else None
+            self.raster = stack.enter_context(Raster(source, options))
+            self._mask_file = stack.enter_context(MaskFile(rule.file)) if rule.file else None
             self._open_files = stack.pop_all()
 
     def __enter__(self) -> MaskedImage:
@@ -87,47 +107,76 @@ class MaskedImage:
         self._open_files.close()
 
     def read(self, row: int, col: int, size_px: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Stored values (C, H, W) and leaf mask (H, W) of a square window.
+        """Stored values (C, H, W), those that are not finite as 0, and leaf mask (H, W) of a square window.
 
         Raises: ValueError when a file is damaged.
         """
-        stored_CHW, valid_HW = self.raster.read(self._positions, row, col, size_px)
-        if self._mask_file is not None:
-            return stored_CHW, valid_HW & _read_mask(self._mask_file, row, col, size_px)
-        if (expression := self._rule.expression) is not None:
-            pair = self._layout.reflectance(stored_CHW, expression.band_indices(self._layout.bands))
-            return stored_CHW, valid_HW & expression.leaf(*pair)
-        return stored_CHW, valid_HW
+        stored_CHW, valid_HW = self._read_stored(row, col, size_px, size_px)
+        if self._rule.prepared is not None:
+            leaf_HW = self._rule.prepared.read(row, col, size_px, size_px)
+        else:
+            leaf_HW = valid_HW & self._leaf(stored_CHW, row, col)
+        self._look_for_brightness(stored_CHW, leaf_HW)
+        return stored_CHW, leaf_HW
 
-
-def _open_mask(file: Path) -> Any:
-    try:
-        return rasterio.open(file)
-    except RasterioError as error:
-        raise ValueError(f"mask {file} cannot be opened ({error}); make it again") from error
-
-
-def _check_mask_size(file: Path, source: ImageSource, info: RasterInfo) -> None:
-    with _open_mask(file) as mask:
-        if (mask.height, mask.width) != (info.height, info.width):
+    def check_reflectance(self) -> None:
+        """Raises: ValueError when what was read so far of a float raster can be no reflectance."""
+        if 2 * self._num_bright_values > self._num_leaf_values:
             raise ValueError(
-                f"mask {file} has {mask.height} x {mask.width} px but {source.path} has {info.height} x "
-                f"{info.width} px; make the mask at the size of the image"
+                f"{self.raster.source.path} cannot hold reflectance from 0 to 1: the median leaf value is above "
+                f"{BRIGHT_REFLECTANCE:g}; give --scale, such as 0.0001 for reflectance x 10000, 0.01 for percent, "
+                "or 1 if it is right"
             )
 
+    def quantity_windows(self) -> Iterator[NDArray[np.float64]]:
+        """What the threshold of this image is sought for, at its valid pixels (P,), window by window."""
+        assert self._rule.expression is not None
+        for row, height in self._window_rows():
+            for col, width in self._window_columns():
+                stored_CHW, valid_HW = self._read_stored(row, col, height, width)
+                quantity_HW = self._rule.expression.quantity(self._reflectance(stored_CHW))
+                yield quantity_HW[valid_HW & np.isfinite(quantity_HW)]
 
-def _read_mask(mask: Any, row: int, col: int, size_px: int) -> NDArray[np.bool_]:
-    """Leaf where any plane but transparency is set: masks are also painted in colour."""
-    planes = [
-        index for index, meaning in zip(mask.indexes, mask.colorinterp, strict=True) if meaning != ColorInterp.alpha
-    ]
-    try:
-        values = mask.read(planes, window=Window(col, row, size_px, size_px))
-    except RasterioError as error:
-        raise ValueError(
-            f"mask {mask.name} cannot be read at row {row}, column {col} ({error.__cause__ or error}); "
-            "it is truncated or damaged, make it again"
-        ) from error
-    leaf = values > (FLOAT_MASK_THRESHOLD if values.dtype.kind == "f" else 0)
-    any_plane_HW: NDArray[np.bool_] = leaf.any(axis=0)
-    return any_plane_HW
+    def leaf_strips(self) -> Iterator[NDArray[np.bool_]]:
+        """Leaf mask of the whole image as full-width strips."""
+        for row, height in self._window_rows():
+            pieces = []
+            for col, width in self._window_columns():
+                stored_CHW, valid_HW = self._read_stored(row, col, height, width)
+                pieces.append(valid_HW & self._leaf(stored_CHW, row, col))
+            yield np.concatenate(pieces, axis=1)
+
+    def _window_rows(self) -> Iterator[tuple[int, int]]:
+        height = self.raster.info.height
+        return ((row, min(WINDOW_ROWS, height - row)) for row in range(0, height, WINDOW_ROWS))
+
+    def _window_columns(self) -> Iterator[tuple[int, int]]:
+        step, width = max(64, WINDOW_BYTES // (8 * WINDOW_ROWS * len(self._positions))), self.raster.info.width
+        return ((col, min(step, width - col)) for col in range(0, width, step))
+
+    def _read_stored(self, row: int, col: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        values_CHW, valid_HW = self.raster.read(self._positions, row, col, height, width)
+        stored_CHW = self._layout.store(values_CHW)
+        if stored_CHW.dtype.kind == "f":
+            finite_CHW = np.isfinite(stored_CHW)
+            valid_HW &= finite_CHW.all(axis=0)
+            stored_CHW[~finite_CHW] = 0
+        return stored_CHW, valid_HW
+
+    def _leaf(self, stored_CHW: NDArray[Any], row: int, col: int) -> Any:
+        """What the rule says, whether or not a pixel is valid."""
+        if self._mask_file is not None:
+            return self._mask_file.read(row, col, *stored_CHW.shape[1:])
+        if (expression := self._rule.expression) is not None:
+            return expression.leaf(self._reflectance(stored_CHW), self._rule.threshold)
+        return True
+
+    def _reflectance(self, stored_CHW: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+        values = self._layout.reflectance(stored_CHW, list(self._bands.values()))
+        return dict(zip(self._bands, values, strict=True))
+
+    def _look_for_brightness(self, stored_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
+        if self._looks_for_brightness:
+            reflectance_CP = self._layout.reflectance(stored_CHW[:, leaf_HW])
+            self._num_leaf_values += reflectance_CP.size
+            self._num_bright_values += int(np.count_nonzero(reflectance_CP > BRIGHT_REFLECTANCE))

@@ -1,42 +1,30 @@
-"""Rasters through GDAL: what they state about their bands, and windows of their pixels.
+"""An image of any kind: what it states about its bands, and windows of their pixels.
 
 Shapes: C bands, H and W pixels.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window
 
+from msvae.pack.gdal import GdalPlanes
+from msvae.pack.npy import NpyPlanes
+from msvae.pack.options import TILE_STEP_PX, PackOptions
+from msvae.pack.planes import Planes
 from msvae.pack.sources import ImageSource
 
-NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3}
-NM_PER_UNIT |= {"micrometer": 1e3, "micrometre": 1e3, "micron": 1e3}
-STORED_DTYPES = {name: name for name in ("uint8", "uint16", "int16", "float32")} | {"float64": "float32"}
-GRID_TOLERANCE_PX = 0.01
+STORED_DTYPES = {name: name for name in ("uint8", "uint16", "int16", "float32")}
+STORED_DTYPES |= {"int8": "int16", "float16": "float32"}
+WIDE_DTYPES = ("uint32", "int32", "uint64", "int64", "float64")
+"""Types that no stored type can hold: their reflectance is stored as float32."""
+STORED_DTYPES |= dict.fromkeys(WIDE_DTYPES, "float32")
 MAX_SLAB_BYTES = 64 * 2**20
-
-
-@contextmanager
-def gdal_session() -> Iterator[None]:
-    """GDAL with bounded memory (MB), and silent about rasters without a place on Earth."""
-    with rasterio.Env(GDAL_CACHEMAX=256), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class RasterInfo:
     height: int
     width: int
     dtype: str
-    """Type in which its tiles are stored."""
+    """Type of the values in the file."""
     names: tuple[str, ...] | None
     wavelengths_nm: tuple[float, ...] | None
     scales: tuple[float, ...]
@@ -64,209 +52,206 @@ class RasterInfo:
 
 
 class Raster:
-    """An open image. Use as a context manager.
+    """An open image, of which `options` choose the bands, their axis and their nodata. Use as a context manager.
 
-    Args: `num_wanted`: how many bands are asked for, if known; it tells a fourth band from transparency.
-    Raises: ValueError when a file cannot be read, band files do not share one grid, or a type is not supported.
+    Raises: ValueError when a file cannot be read, band files do not share one grid, or bands, axes, type or nodata
+    do not fit.
     """
 
-    def __init__(self, source: ImageSource, num_wanted: int | None = None) -> None:
+    def __init__(self, source: ImageSource, options: PackOptions) -> None:
         self.source = source
-        self._slab: tuple[Any, tuple[NDArray[Any], NDArray[np.bool_]]] | None = None
-        with ExitStack() as stack:
-            self._datasets = [stack.enter_context(_open(file)) for file in source.files]
-            self._alpha = self._find_alpha(num_wanted)
-            self._planes = self._find_planes()
+        self._axes = options.axes or "chw"
+        self._slab: _Slab | None = None
+        is_array = all(file.suffix.lower() == ".npy" for file in source.files)
+        self._planes: Planes = NpyPlanes(source) if is_array else GdalPlanes(source)
+        try:
+            self._bands = self._choose_bands(options)
             self.info = self._describe()
-            self._open_files = stack.pop_all()
+            _check_axes(source, options.axes, self._lengths()["c"], self.info)
+            self._nodata = self._choose_nodata(options.nodata)
+        except BaseException:
+            self._planes.close()
+            raise
 
     def __enter__(self) -> Raster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._open_files.close()
+        self._planes.close()
 
-    def read(self, bands: Sequence[int], row: int, col: int, size_px: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Stored values (C, H, W) of the chosen bands in a square window, non-finite ones as 0, and where all
-        bands are valid (H, W): neither nodata, nor transparent, nor NaN or infinite.
+    def read(
+        self, bands: Sequence[int], row: int, col: int, height: int, width: int
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values (C, H, W) of the chosen bands in a window, in the type of the file, and where all of them are
+        valid (H, W): neither nodata nor transparent.
 
         Raises: ValueError when the file is damaged.
         """
-        slab_px = self._slab_width(len(bands), size_px)
-        start = col // slab_px * slab_px if slab_px > size_px else col
-        window = Window(
-            start, row, min(slab_px + (size_px if slab_px > size_px else 0), self.info.width - start), size_px
-        )
-        if self._slab is None or self._slab[0] != (bands, window):
-            self._slab = ((bands, window), self._read_window(bands, window))
-        stored_CHW, valid_HW = self._slab[1]
-        columns = np.s_[..., col - start : col - start + size_px]
-        return np.ascontiguousarray(stored_CHW[columns]), np.ascontiguousarray(valid_HW[columns])
-
-    def _slab_width(self, num_bands: int, size_px: int) -> int:
-        """Columns to read at once: GDAL decodes all of a strip for any window of it, so take as many as fit."""
-        if all(dataset.block_shapes[0][1] < dataset.width for dataset in self._datasets):
-            return size_px
-        bytes_per_column = num_bands * size_px * np.dtype(self.info.dtype).itemsize
-        return max(1, MAX_SLAB_BYTES // (bytes_per_column * size_px)) * size_px
-
-    def _read_window(self, bands: Sequence[int], window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        chosen = [self._planes[band] for band in bands]
-        stored, valid_HW = [], np.ones((window.height, window.width), bool)
-        for file, planes in groupby(chosen, key=lambda plane: plane[0]):
-            dataset, indices = self._datasets[file], [index for _, index in planes]
-            try:
-                stored.append(dataset.read(indices, window=window))
-                if alpha := [index for at, index in self._alpha if at == file]:
-                    valid_HW &= (dataset.read(alpha, window=window) > 0).all(axis=0)
-                if masked := [index for index in indices if _is_masked(dataset, index)]:
-                    valid_HW &= (dataset.read_masks(masked, window=window) > 0).all(axis=0)
-            except RasterioError as error:
-                raise ValueError(
-                    f"{dataset.name} cannot be read at row {window.row_off} ({error.__cause__ or error}); "
-                    "the file is truncated or damaged, copy it again"
-                ) from error
-        with np.errstate(over="ignore"):
-            stored_CHW = np.concatenate(stored).astype(self.info.dtype, copy=False)
-        if stored_CHW.dtype.kind == "f":
-            finite_CHW = np.isfinite(stored_CHW)
-            valid_HW &= finite_CHW.all(axis=0)
-            stored_CHW[~finite_CHW] = 0
-        return stored_CHW, valid_HW
+        slab = self._slab
+        if slab is None or not slab.holds(bands, row, col, height, width):
+            self._slab = slab = None  # freed before the next is read
+            self._slab = slab = self._read_slab(bands, row, col, height, width)
+        columns = np.s_[..., col - slab.col : col - slab.col + width]
+        return np.ascontiguousarray(slab.values[columns]), np.ascontiguousarray(slab.valid[columns])
 
     def place(self, row: int, col: int) -> dict[str, Any]:
         """`crs` and `transform` of the window that starts there; empty when the image is not georeferenced."""
-        dataset = self._datasets[0]
-        place: dict[str, Any] = {}
-        if dataset.crs:
-            place["crs"] = dataset.crs.to_string()
-        if not dataset.transform.is_identity:
-            a, b, _, d, e, _ = dataset.transform[:6]
-            x, y = _apply(dataset.transform, col, row)
-            place["transform"] = [float(value) for value in (a, b, x, d, e, y)]
-        return place
+        return self._planes.place(row, col) if self._axes == "chw" else {}
 
-    def _find_alpha(self, num_wanted: int | None) -> list[tuple[int, int]]:
-        """(file, GDAL band number) of every plane that holds transparency."""
+    def _read_slab(self, bands: Sequence[int], row: int, col: int, height: int, width: int) -> _Slab:
+        """A window and, where any window decodes whole rows, as much to the right of it as memory allows."""
+        if self._planes.reads_whole_rows:
+            bytes_per_column = len(bands) * height * np.dtype(self.info.dtype).itemsize
+            width = min(max(width, MAX_SLAB_BYTES // bytes_per_column), self.info.width - col)
+        rows, cols = slice(row, row + height), slice(col, col + width)
+        chosen = [self._bands[band] for band in bands]
+        values_CHW = self._read_axes(chosen, rows, cols)
+        valid_HW = np.ones((height, width), bool)
+        if self._axes == "chw":
+            valid_HW = self._planes.valid(chosen, rows, cols)
+        for values_HW, nodata in zip(values_CHW, (self._nodata[band] for band in bands), strict=True):
+            if nodata is not None:
+                valid_HW &= values_HW != nodata
+        return _Slab(tuple(bands), row, col, values_CHW, valid_HW)
+
+    def _read_axes(self, chosen: Sequence[int], rows: slice, cols: slice) -> NDArray[Any]:
+        """The window (C, H, W), whatever axis of the file each of the three is."""
+        if self._axes == "chw":
+            return self._planes.read(chosen, rows, cols)
+        span = {"c": slice(min(chosen), max(chosen) + 1), "h": rows, "w": cols}
+        first, second, third = (span[axis] for axis in self._axes)
+        block = self._planes.read(range(first.start, first.stop), second, third)
+        block_CHW = block.transpose([self._axes.index(axis) for axis in "chw"])
+        return block_CHW[[band - min(chosen) for band in chosen]]
+
+    def _choose_bands(self, options: PackOptions) -> list[int]:
+        """Positions along the axis of bands."""
+        planes = self._planes
+        num_bands = self._lengths()["c"]
+        everything = list(range(num_bands))
+        names = [facts.name for facts in planes.facts] if self._axes == "chw" else [""] * num_bands
+        if options.bands:
+            chosen = [_find_band(self.source, name, names) for name in options.bands]
         # GDAL calls the last of four unlabelled 8-bit bands alpha, although it may well be near infrared.
-        all_are_bands = not self.source.one_file_per_band and num_wanted == self._datasets[0].count
-        return [
-            (file, index)
-            for file, dataset in enumerate(self._datasets)
-            for index, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True)
-            if meaning == ColorInterp.alpha and not all_are_bands and not _labelled(dataset, index)
-        ]
+        elif self._axes != "chw" or len(options.wavelengths_nm or ()) == num_bands:
+            chosen = everything
+        else:
+            chosen = [plane for plane in everything if not planes.is_alpha(plane)]
+        if self._axes == "chw":
+            planes.take_as_data(chosen)
+        return chosen
 
-    def _find_planes(self) -> list[tuple[int, int]]:
-        """(file, GDAL band number) of every band. Of a band file only the first plane is data."""
-        if self.source.one_file_per_band:
-            return [(file, 1) for file in range(len(self._datasets))]
-        return [(0, index) for index in self._datasets[0].indexes if (0, index) not in self._alpha]
+    def _lengths(self) -> dict[str, int]:
+        shape = (len(self._planes.facts), self._planes.height, self._planes.width)
+        return dict(zip(self._axes, shape, strict=True))
 
     def _describe(self) -> RasterInfo:
-        first = self._datasets[0]
-        for other in self._datasets[1:]:
-            _check_same_grid(first, other)
-        pairs = [(self._datasets[file], index) for file, index in self._planes]
-        dtypes = {dataset.dtypes[index - 1] for dataset, index in pairs}
+        lengths = self._lengths()
+        # Along another axis planes are no bands: what the first states holds for all.
+        facts = self._planes.facts
+        facts = [facts[band] for band in self._bands] if self._axes == "chw" else [facts[0]] * len(self._bands)
+        dtypes = {fact.dtype for fact in facts}
         if len(dtypes) > 1 or not dtypes <= set(STORED_DTYPES):
             raise ValueError(
                 f"{self.source.path} holds {', '.join(sorted(dtypes))}, expected one of "
                 f"{', '.join(STORED_DTYPES)} for all bands; convert it (gdal_translate -ot UInt16 or Float32)"
             )
-        names = [dataset.descriptions[index - 1] or "" for dataset, index in pairs]
-        if self.source.one_file_per_band:
-            names = [file.stem for file in self.source.files]
+        names = tuple(fact.name for fact in facts)
         return RasterInfo(
-            height=first.height,
-            width=first.width,
-            dtype=STORED_DTYPES[dtypes.pop()],
-            names=tuple(names) if all(names) and len(set(names)) == len(names) else None,
-            wavelengths_nm=_stated_wavelengths(self.source, pairs),
-            scales=tuple(float(dataset.scales[index - 1]) for dataset, index in pairs),
-            offsets=tuple(float(dataset.offsets[index - 1]) for dataset, index in pairs),
-            states_nodata=any(dataset.nodatavals[index - 1] is not None for dataset, index in pairs),
+            height=lengths["h"],
+            width=lengths["w"],
+            dtype=dtypes.pop(),
+            names=names if all(names) and len(set(names)) == len(names) else None,
+            wavelengths_nm=_stated_wavelengths(self.source, [fact.wavelength_nm for fact in facts]),
+            scales=tuple(fact.scale for fact in facts),
+            offsets=tuple(fact.offset for fact in facts),
+            states_nodata=any(fact.nodata is not None for fact in facts),
         )
 
-
-def _open(path: Path) -> Any:
-    try:
-        dataset = rasterio.open(path)
-    except RasterioError as error:
-        raise ValueError(
-            f"{path} cannot be opened ({error}); it is truncated or not a raster, copy it again or leave it out"
-        ) from error
-    if dataset.driver == "ENVI" and "file_compression" not in dataset.tags(ns="ENVI"):
-        # GDAL reads what is missing from a raw file as zeros.
-        num_bytes = dataset.height * dataset.width * sum(np.dtype(name).itemsize for name in dataset.dtypes)
-        if path.stat().st_size < num_bytes:
-            raise ValueError(
-                f"{path} holds {path.stat().st_size} bytes but its header promises {num_bytes}; "
-                "it is truncated, copy it again"
-            )
-    return dataset
+    def _choose_nodata(self, option: float | None) -> list[Any]:
+        """Value of each band that means no data, in the type of the file; None where no value can mean that."""
+        if option is not None:
+            value = _in_dtype(option, self.info.dtype)
+            if value is None:
+                raise ValueError(f"got --nodata {option:g} but {self.source.path} holds {self.info.dtype}")
+            return [value] * len(self._bands)
+        facts = self._planes.facts
+        stated = [facts[band if self._axes == "chw" else 0].nodata for band in self._bands]
+        return [None if value is None else _in_dtype(value, self.info.dtype) for value in stated]
 
 
-def _check_same_grid(first: Any, other: Any) -> None:
-    if (first.height, first.width) != (other.height, other.width):
-        raise ValueError(
-            f"{other.name} has {other.height} x {other.width} px but {first.name} has "
-            f"{first.height} x {first.width} px; resample the bands to one grid"
-        )
-    if first.transform.is_identity or other.transform.is_identity:
-        return
-    corners = [(0, 0), (first.width, 0), (0, first.height)]
-    of_first = [_apply(~first.transform, *_apply(other.transform, *corner)) for corner in corners]
-    shift_px = max(math.dist(there, here) for there, here in zip(of_first, corners, strict=True))
-    if first.crs != other.crs or shift_px > GRID_TOLERANCE_PX:
-        raise ValueError(
-            f"{other.name} lies on another grid than {first.name} (off by {shift_px:.2f} px, {other.crs} and "
-            f"{first.crs}); align the bands to one grid"
-        )
+@dataclass(frozen=True)
+class _Slab:
+    """Pixels that were read at once."""
+
+    bands: tuple[int, ...]
+    row: int
+    col: int
+    values: NDArray[Any]
+    """(C, H, W)"""
+    valid: NDArray[np.bool_]
+    """(H, W)"""
+
+    def holds(self, bands: Sequence[int], row: int, col: int, height: int, width: int) -> bool:
+        slab_height, slab_width = self.valid.shape
+        same_rows = (self.bands, self.row, slab_height) == (tuple(bands), row, height)
+        return same_rows and self.col <= col and col + width <= self.col + slab_width
 
 
-def _apply(transform: Any, x: float, y: float) -> tuple[float, float]:
-    a, b, c, d, e, f = transform[:6]
-    return a * x + b * y + c, d * x + e * y + f
+def _find_band(source: ImageSource, wanted: str, names: Sequence[str]) -> int:
+    """Position of a band by its number from 1, or by its name."""
+    if wanted.isdecimal() and wanted not in names:
+        if not 1 <= int(wanted) <= len(names):
+            raise ValueError(f"got --bands {wanted} but {source.path} holds bands 1 to {len(names)}")
+        return int(wanted) - 1
+    for pool, name in ((list(names), wanted), ([each.lower() for each in names], wanted.lower())):
+        if pool.count(name) == 1:
+            return pool.index(name)
+    known = ", ".join(filter(None, names)) or "none"
+    raise ValueError(
+        f"got --bands {wanted} but {source.path} names {known}; give a name that only one band has, or numbers from 1"
+    )
 
 
-def _is_masked(dataset: Any, index: int) -> bool:
-    """Whether nodata or a mask band of GDAL's own tells which pixels are valid; transparency is read apart."""
-    flags = dataset.mask_flag_enums[index - 1]
-    return MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags
-
-
-def _labelled(dataset: Any, index: int) -> bool:
-    description = (dataset.descriptions[index - 1] or "alpha").lower()
-    return "alpha" not in description or _wavelength_nm(dataset, index) is not None
-
-
-def _stated_wavelengths(source: ImageSource, pairs: list[tuple[Any, int]]) -> tuple[float, ...] | None:
-    stated = [_wavelength_nm(dataset, index) for dataset, index in pairs]
+def _stated_wavelengths(source: ImageSource, stated: Sequence[float | None]) -> tuple[float, ...] | None:
     known = tuple(nm for nm in stated if nm is not None)
     if 0 < len(known) < len(stated):
         raise ValueError(
             f"{source.path} states a wavelength for {len(known)} of its {len(stated)} bands; "
-            "state it for all (band tag `wavelength`), or drop the other bands (gdal_translate -b)"
+            "state it for all (band tag `wavelength`), or leave the other bands out with --bands"
         )
     return known or None
 
 
-def _wavelength_nm(dataset: Any, index: int) -> float | None:
-    """From the band's tags `wavelength` and `wavelength_units`, else from GDAL's IMAGERY domain."""
-    tags = {name.lower(): value for name, value in dataset.tags(index).items()}
-    text, unit = tags.get("wavelength"), tags.get("wavelength_units", "unknown").strip().lower()
-    if text is None:
-        text, unit = dataset.tags(index, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM"), "um"
-    if text is None:
-        return None
-    try:
-        value = float(text)
-        # Reflected light spans 0.3 to 2.5 um: without a unit the size of the number tells it.
-        factor = (1.0 if value > 100 else 1e3) if unit == "unknown" else NM_PER_UNIT[unit.removesuffix("s")]
-    except (ValueError, KeyError) as error:
+def _check_axes(source: ImageSource, axes: str | None, num_bands: int, info: RasterInfo) -> None:
+    """Bands along a wrong axis show as very many bands of very few rows or columns.
+
+    Raises: ValueError when the shape cannot be meant.
+    """
+    short, long = sorted((info.height, info.width))
+    if info.names or info.wavelengths_nm or long < TILE_STEP_PX:
+        return
+    taken = f"{num_bands} bands of {info.height} x {info.width} px"
+    better = _axes_with_bands_on(axes or "chw", "h" if info.height == short else "w")
+    if axes is None and min(num_bands, long) > 2 * short:
         raise ValueError(
-            f"{dataset.name}: band {index} states wavelength {text!r} in {unit!r}, expected a number in nm or um; "
-            "correct the band tags `wavelength` and `wavelength_units`"
-        ) from error
-    return round(value * factor, 4)
+            f"{source.path} would be {taken}, which looks like {short} bands along another axis; "
+            f"give --axes {better}, or --axes chw if it is right"
+        )
+    if axes is not None and num_bands > short and short < TILE_STEP_PX:
+        raise ValueError(
+            f"got --axes {axes}, with which {source.path} would be {taken}, narrower than any tile; "
+            f"give --axes {better}"
+        )
+
+
+def _axes_with_bands_on(axes: str, band_axis: str) -> str:
+    """`axes` with the bands on the axis that was taken for another, rows before columns."""
+    remaining = iter("hw")
+    return "".join("c" if axis == band_axis else next(remaining) for axis in axes)
+
+
+def _in_dtype(value: float, dtype: str) -> Any:
+    with np.errstate(all="ignore"):
+        cast = np.array(value).astype(dtype)[()]
+    return cast if np.dtype(dtype).kind == "f" or float(cast) == value else None

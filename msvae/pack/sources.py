@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-RASTER_ENDINGS = (".tif", ".tiff", ".img", ".dat")
+RASTER_ENDINGS = (".tif", ".tiff", ".img", ".dat", ".npy")
 MASK_ENDING = "_mask"
 MAX_NAME_CHARS = 54
 """With a number to tell equal names apart and the tile's place, a key stays under 80 characters."""
@@ -37,8 +37,12 @@ class ImageSource:
         return [f"{self.path.name}/{f.name}" if self.one_file_per_band else f.name for f in self.files]
 
 
-def find_sources(images: Sequence[Path], band_files: Sequence[str]) -> list[ImageSource]:
+def find_sources(
+    images: Sequence[Path], band_files: Sequence[str], mask_files: str | None = None
+) -> list[ImageSource]:
     """Images named by `images`: rasters, folders of rasters, or with `band_files` folders of band files.
+
+    What is a mask of another image, by its name or by the pattern `mask_files`, is none.
 
     Raises: ValueError when a path does not exist, a folder holds no raster, a band file is missing, or an image
     is named twice.
@@ -54,11 +58,13 @@ def find_sources(images: Sequence[Path], band_files: Sequence[str]) -> list[Imag
             found.append((path, _files_of_bands(path, band_files)))
         else:
             found += [(raster, (raster,)) for raster in _rasters(path)]
-    found = _without_masks(found)
+    stems = {path: path.name if band_files else path.stem for path, _ in found}
+    masks = {mask for path, stem in stems.items() for mask in mask_paths(path, stem, mask_files) if mask != path}
+    found = [(path, files) for path, files in found if path.with_suffix("") not in masks and path not in masks]
     for path, count in Counter(path for path, _ in found).items():
         if count > 1:
             raise ValueError(f"{path} is named {count} times; name it once, or its tiles leak between splits")
-    sources = [ImageSource(path, files, path.name if band_files else path.stem) for path, files in found]
+    sources = [ImageSource(path, files, stems[path]) for path, files in found]
     return _with_unique_names(sources)
 
 
@@ -107,10 +113,13 @@ def _some_files(folder: Path) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 
-def _without_masks(found: list[tuple[Path, tuple[Path, ...]]]) -> list[tuple[Path, tuple[Path, ...]]]:
-    """A shell's `*.tif` also names the mask files of the images it names."""
-    masks = {path.with_name(path.stem + MASK_ENDING) for path, _ in found}
-    return [(path, files) for path, files in found if path.with_suffix("") not in masks]
+def mask_paths(image: Path, stem: str, pattern: str | None) -> list[Path]:
+    """Where the mask of an image may lie: by `pattern`, beside the image or from here; else beside it, to which an
+    ending must be added."""
+    if pattern is None:
+        return [image.with_name(f"{stem}{MASK_ENDING}")]
+    name = pattern.replace("{stem}", stem)
+    return [image.parent / name, Path(name).resolve()]
 
 
 def _with_unique_names(sources: Sequence[ImageSource]) -> list[ImageSource]:

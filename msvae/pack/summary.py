@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from msvae.pack.data_set import DataSet
-from msvae.pack.masks import MaskRule
 from msvae.pack.options import SPLITS, PackSummary
+from msvae.pack.prepare import threshold_notice
 from msvae.pack.shard_job import ShardJob
 from msvae.pack.split import SplitTiles
 from msvae.pack.survey import Survey
@@ -56,7 +56,10 @@ def summarise(
 
 
 def _notices(data_set: DataSet, splits: Collection[str], train: Manifest | None, split_by: str) -> Iterator[str]:
-    by_validity = sum(1 for image in data_set.images if image.mask == MaskRule() or image.mask.must_see_background)
+    rules = [image.mask for image in data_set.images]
+    if (thresholds := threshold_notice(rules)) is not None:
+        yield thresholds
+    by_validity = sum(1 for rule in rules if rule.file is None and rule.expression is None)
     if by_validity:
         yield (
             f"leaf mask of {by_validity} of {len(data_set.images)} images taken from nodata or NaN: "

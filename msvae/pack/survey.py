@@ -178,6 +178,7 @@ def _count_cells(data_set: DataSet, band: Band) -> tuple[NDArray[np.uint32], boo
                 counts_RC = np.add.reduceat(counts_RC, at_cols, axis=1)
                 rows, cols = counts_RC.shape
                 cells_RC[first_row : first_row + rows, first_col : first_col + cols] += counts_RC
+        opened.check_reflectance()
     return cells_RC, background_seen
 
 

@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 from msvae.pack.data_set import DataSet
-from msvae.pack.raster import gdal_session
+from msvae.pack.gdal import gdal_session
 from msvae.pack.work import WorkFolder
 
 TaskT = TypeVar("TaskT")

@@ -125,7 +125,29 @@ def test_scale_comes_from_the_option_then_the_raster_then_the_type(
     assert any("no scale stated" in notice for notice in summary.notices) is said
 
 
-def test_reflectance_far_above_one_is_noticed(tmp_path, write_raster):
-    image = write_raster(tmp_path / "a.tif", constant_bands(*[4000] * 5, dtype="float32"), mask=LEAF)
-    summary = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
-    assert any("mean leaf reflectance is 4000" in notice for notice in summary.notices)
+@pytest.mark.parametrize(("dtype", "value"), [("float32", 4000), ("float64", 4000), ("float32", 30)])
+def test_floats_that_cannot_be_reflectance_are_refused_unless_their_scale_is_given(
+    tmp_path, write_raster, dtype, value
+):
+    values = constant_bands(value, value, value, value, value, dtype=dtype)
+    values[:2, :, :7] = 0.1
+    image = write_raster(tmp_path / "a.tif", values, mask=LEAF)
+    with pytest.raises(ValueError, match=r"a.tif cannot hold reflectance.*give --scale, such as 0.0001"):
+        pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    assert not (tmp_path / "out").exists()
+    pack([image], tmp_path / "scaled", PackOptions(scale=1 / (2 * value), **TRAIN_ONLY))
+    assert packed_means(tmp_path / "scaled")[4] == pytest.approx(0.5)
+    insisted = pack([image], tmp_path / "insisted", PackOptions(scale=1, **TRAIN_ONLY))
+    assert any(f"mean leaf reflectance is {value}" in notice for notice in insisted.notices)
+
+
+def test_a_few_glints_and_a_bright_background_are_still_reflectance(tmp_path, write_raster):
+    values = constant_bands(*[0.3] * 5, dtype="float32")
+    values[:, :7], values[:, 9:] = 50, 4000
+    image = write_raster(tmp_path / "a.tif", values, mask=np.arange(16)[:, None].repeat(16, 1) < 15 - 1)
+    with pytest.raises(ValueError, match="cannot hold reflectance"):
+        pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    values[:, 3:] = 0.3
+    values[:, 14:] = 4000
+    image = write_raster(tmp_path / "a.tif", values, mask=np.arange(16)[:, None].repeat(16, 1) < 14)
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))

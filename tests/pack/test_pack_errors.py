@@ -40,6 +40,15 @@ def refuse(images, out, match, **options):
         ({"split_by": "field"}, "expected auto, image or block"),
         ({"scale": 0.0}, "--scale 0.0"),
         ({"scale": float("nan")}, "--scale nan"),
+        ({"offset": float("inf")}, "--offset inf"),
+        ({"tolerance_nm": -1.0}, "--tolerance-nm -1"),
+        ({"axes": "xyz"}, "--axes xyz, expected the letters c, h and w"),
+        ({"axes": "hhw"}, "--axes hhw"),
+        ({"axes": "hwc", "band_files": ("a.tif",)}, "--axes hwc with --band-files"),
+        ({"bands": ("1", "1")}, "--bands 1,1, expected different bands"),
+        ({"mask": "ndvi>0", "mask_files": "{stem}.png"}, "--mask ndvi>0 and --mask-files"),
+        ({"min_object_px": -1}, "--min-object-px -1"),
+        ({"erode_px": -1}, "--erode-px -1"),
         ({"block_tiles": 0}, "block_tiles 0"),
         ({"tiles_per_shard": 0}, "tiles_per_shard 0"),
         ({"wavelengths_nm": ()}, "--wavelengths"),
@@ -119,7 +128,7 @@ def test_types_and_scales_that_cannot_be_joined_are_named(tmp_path, write_raster
         return write_raster(tmp_path / name, np.ones((5, 16, 16), dtype), **options)
 
     mask = {"mask": "ndvi>0"}
-    refuse([image("long.tif", "uint32")], out, "long.tif holds uint32, expected one of uint8", **mask)
+    refuse([image("long.tif", "uint32")], out, "long.tif holds uint32 and states no scale", **mask)
     refuse([image("signed.tif", "int16")], out, "signed.tif holds int16 and states no scale", **mask)
     words = image("words.tif", "uint16", scale=0.0001)
     refuse([words, image("bytes.tif", "uint8", scale=0.0001)], out, "bytes.tif holds uint8 but .*uint16", **mask)
@@ -133,7 +142,7 @@ def test_masks_that_are_missing_or_do_not_fit_are_named(tmp_path, leaf_image, wr
     refuse([floats], out, "b.tif has no leaf mask")
     wrong = leaf_image(tmp_path / "c.tif", mask=np.ones((32, 64), bool))
     refuse([wrong], out, "c_mask.png has 32 x 64 px but .*64 x 64")
-    refuse([wrong], out, "expected auto or an index", mask="otsu")
+    refuse([wrong], out, "otsu takes a quantity; expected auto", mask="otsu")
     broken = leaf_image(tmp_path / "d.tif", size_px=128)
     mask = tmp_path / "d_mask.png"
     mask.write_bytes(mask.read_bytes()[:1000])

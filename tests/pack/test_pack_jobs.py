@@ -17,7 +17,7 @@ import pytest
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
 
-OPTIONS = {"tile_px": 16, "tiles_per_shard": 5, "seed": 3}
+OPTIONS = {"tile_px": 16, "tiles_per_shard": 2, "seed": 3}
 PACK = """
 import json, sys
 from pathlib import Path
@@ -33,7 +33,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def leaves(tmp_path, leaf_image):
     for i in range(4):
-        leaf_image(tmp_path / "leaves" / f"leaf{i}.tif", size_px=192 + 8 * i, seed=i)
+        leaf_image(tmp_path / "leaves" / f"leaf{i}.tif", size_px=256 + 8 * i, seed=i)
     return tmp_path / "leaves"
 
 

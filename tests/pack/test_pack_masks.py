@@ -7,8 +7,6 @@ import pytest
 import rasterio
 from PIL import Image
 
-from msvae.bands import Bands
-from msvae.pack.expression import IndexExpression
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
 
@@ -63,24 +61,6 @@ def test_a_pixel_without_data_is_no_leaf_however_green_it_looks(tmp_path, write_
     pack([image], tmp_path / "out", PackOptions(mask="ndvi>0.5", **TRAIN_ONLY))
     leaf, _ = packed_mask(tmp_path, read_tars)
     assert not leaf[3].any() and leaf.sum() == 15 * 16
-
-
-def test_an_index_that_divides_by_zero_is_no_leaf():
-    nir, red = np.array([[0.5, 0.0, 0.5]]), np.array([[-0.5, 0.0, 0.1]])
-    assert IndexExpression.parse("ndvi>0.1").leaf(nir, red).tolist() == [[False, False, True]]
-
-
-@pytest.mark.parametrize(
-    "text", ["ndvi", "ndvi>", "evi>0.1", "ndvi>0.1 or 1", "ndvi==0.1", "__import__('os')>1", "ndvi>nan", ""]
-)
-def test_anything_but_an_index_and_a_number_is_refused(text):
-    with pytest.raises(ValueError, match="expected auto or an index"):
-        IndexExpression.parse(text)
-
-
-def test_an_index_without_its_band_is_refused():
-    with pytest.raises(ValueError, match="ndre needs nir and red_edge"):
-        IndexExpression.parse("ndre>0.1").band_indices(Bands.of_wavelengths((475, 560, 668, 840)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGBA", "F"])
