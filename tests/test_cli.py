@@ -30,6 +30,17 @@ def test_synthetic_leaves_are_packed_and_the_table_says_what_is_there(tmp_path):
     assert {path.name for path in (tmp_path / "shards").iterdir()} == {"train", "val", "test", "contact-sheet.png"}
 
 
+def test_parts_say_what_is_missing_and_merging_shows_what_was_dropped(leaf_images, tmp_path):
+    command = ["pack", leaf_images, "--out", tmp_path / "shards", "--tile", 32, "--min-coverage", 0.6]
+    assert run(*command, "--part", "1/2")[1].split(";")[0] == "2 of 3 shards are made"
+    assert run(*command, "--part", "2/2")[1].split(";")[0] == "3 of 3 shards are made"
+    code, output = run(*command, "--merge")
+    assert code == 0
+    assert "coverage below 0.60" in output
+    assert "leaf pixels" in output and "tiles cover" in output
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
 def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
     files = "blue.tif,green.tif,red.tif,red_edge.tif,nir.tif"
     out = tmp_path / "shards"
@@ -48,6 +59,12 @@ def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
         (
             ["pack", "{tmp}", "--out", "{tmp}/o", "--wavelengths", "475,red"],
             "--wavelengths is '475,red', expected numbers",
+        ),
+        (["pack", "{tmp}", "--out", "{tmp}/o", "--part", "3"], "--part is '3', expected two numbers such as 1/8"),
+        (["pack", "{tmp}", "--out", "{tmp}/o", "--part", "3/2"], "got --part 3/2, expected 1/2 to 2/2"),
+        (
+            ["pack", "{tmp}", "--out", "{tmp}/o", "--group-by", "(a"],
+            "got --group-by (a, which is no regular expression",
         ),
         (["synth", "/proc/leaves"], "error: "),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,10 @@ from msvae.pack.options import PackOptions, PackSummary
 from msvae.pack.synthetic.images import synthesise
 
 app = typer.Typer()
+
+
+def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
 
 
 @app.command()
@@ -35,10 +40,6 @@ def synth(
 
         synthesise(out, num_images=images, size_px=size, seed=seed, on_image=count)
     Console().print(f"{images} leaf images and their masks are in {out}", soft_wrap=True, highlight=False)
-
-
-def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
 
 
 @app.command()
@@ -71,6 +72,10 @@ def pack(
     min_object_px: Annotated[int, _option("Mask", "Drop connected leaf objects of fewer pixels.")] = 0,
     erode_px: Annotated[int, _option("Mask", "Move leaf borders inwards, after that.")] = 0,
     tile: Annotated[int, _option("Tiles", "Side of a tile in pixels, a multiple of 8.")] = 256,
+    tiling: Annotated[
+        str, _option("Tiles", "grid, or leaf: as few tiles as cover 99 % of the leaf.", metavar="grid|leaf")
+    ] = "grid",
+    stride: Annotated[int | None, _option("Tiles", "Pixels from tile to tile; less than --tile overlaps.")] = None,
     min_coverage: Annotated[float, _option("Tiles", "Least share of leaf pixels in a tile.")] = 0.1,
     split: Annotated[tuple[float, float, float], _option("Split", "Shares of tiles for train, val and test.")] = (
         0.7,
@@ -80,12 +85,29 @@ def pack(
     split_by: Annotated[
         str, _option("Split", "image, block of neighbouring tiles, or auto.", metavar="auto|image|block")
     ] = "auto",
+    group_by: Annotated[
+        str | None,
+        _option("Split", "Images in whose path this finds the same stay together: 'plant_(.)'.", metavar="REGEX"),
+    ] = None,
+    gap_px: Annotated[
+        int, _option("Split", "Pixels between tiles of different splits in one image; 0 lets them touch.")
+    ] = 1,
     seed: Annotated[int, _option("Split", "Decides which images or blocks go where.", min=0)] = 0,
     out: Annotated[Path, _option("Output", "Folder for train/, val/ and test/.")],
     compress: Annotated[bool, _option("Output", "Store tiles compressed, without loss.", "--compress")] = False,
+    workers: Annotated[
+        int | None, _option("Output", "Processes; one a CPU core if not given, fewer for little work.", min=1)
+    ] = None,
+    part: Annotated[
+        str | None, _option("Output", "Make this part of the shards: 1/8 to 8/8 in a job array.", metavar="I/N")
+    ] = None,
+    merge: Annotated[bool, _option("Output", "Complete the data set after all parts.", "--merge")] = False,
     overwrite: Annotated[bool, _option("Output", "Replace an earlier data set.", "--overwrite")] = False,
 ) -> None:
-    """Cut images into tiles with leaf masks and write them as shards for training."""
+    """Cut images into tiles with leaf masks and write them as shards for training.
+
+    What was killed goes on when the same command is given again.
+    """
     with user_errors():
         options = PackOptions(
             band_files=_words(band_files),
@@ -101,16 +123,26 @@ def pack(
             min_object_px=min_object_px,
             erode_px=erode_px,
             tile_px=tile,
+            tiling=tiling,  # type: ignore[arg-type]  # checked by PackOptions
+            stride_px=stride,
             min_coverage=min_coverage,
             split=split,
             split_by=split_by,  # type: ignore[arg-type]  # checked by PackOptions
+            group_by=group_by,
+            gap_px=gap_px,
             seed=seed,
-            compress=compress,
+            compression="blosc2" if compress else "none",
+            num_workers=workers,
+            part=_part(part),
+            merge=merge,
             overwrite=overwrite,
         )
         with progress("tiles") as advance_to:
             summary = pack_images(images, out, options, advance_to)
-    _show(summary)
+    if summary.shards_missing or part:
+        _show_part(summary, out)
+    else:
+        _show(summary)
 
 
 def _show(summary: PackSummary) -> None:
@@ -123,15 +155,47 @@ def _show(summary: PackSummary) -> None:
     for name, num_tiles in summary.tiles.items():
         table.add_row(name, str(num_tiles), str(summary.num_shards[name]), f"{summary.leaf_pixels[name]:,}")
     console.print(table)
+    covered = summary.leaf_pixels_covered / max(summary.leaf_pixels_in_images, 1)
     console.print(
         f"{summary.bands}, {summary.dtype}, tiles of {summary.tile_px} px, mean coverage {summary.coverage_mean:.2f}, "
         f"split by {summary.split_by}",
         soft_wrap=True,
     )
-    for reason, count in summary.dropped.items():
-        console.print(f"dropped {count}: {reason}", soft_wrap=True)
+    before_gap = " before the gap" if summary.num_in_gap else ""
+    console.print(
+        f"tiles cover {covered:.1%} of {summary.leaf_pixels_in_images:,} leaf pixels{before_gap}", soft_wrap=True
+    )
+    if summary.dropped:
+        console.print(_dropped(summary))
     for notice in summary.notices:
         console.print(f"note: {notice}", soft_wrap=True)
+
+
+def _dropped(summary: PackSummary) -> Table:
+    table = Table()
+    table.add_column("dropped", justify="right")
+    table.add_column("because")
+    for reason, count in summary.dropped.items():
+        table.add_row(str(count), reason)
+    return table
+
+
+def _show_part(summary: PackSummary, out: Path) -> None:
+    num_shards = sum(summary.num_shards.values())
+    Console(highlight=False).print(
+        f"{num_shards - summary.shards_missing} of {num_shards} shards are made; {out} appears when all parts are, "
+        "with --merge instead of --part",
+        soft_wrap=True,
+    )
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise ValueError(f"--part is {text!r}, expected two numbers such as 1/8")
+    return int(match[1]), int(match[2])
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -12,10 +12,26 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+
+class RateColumn(ProgressColumn):
+    """How many a second."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def render(self, task: Task) -> Text:
+        """Such as `412 tiles/s`."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f} {self._what}/s")
 
 
 @contextmanager
@@ -30,9 +46,9 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; of bytes with their rate."""
+    """A progress bar with rate and time left on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    counts = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
+    counts = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), RateColumn(what))
     columns = (TextColumn(what), BarColumn(), *counts, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=None)

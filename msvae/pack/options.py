@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from msvae.bands import Bands
 from msvae.shards.splits import SPLITS as SPLITS
+from msvae.shards.tile_codec import Compression
 
 TILE_STEP_PX = 8
 """The backbone halves a tile three times."""
@@ -50,22 +52,37 @@ class PackOptions:
     """How many pixels the leaf border moves inwards, after small objects are gone."""
     tile_px: int = 256
     """Side of a tile in pixels."""
+    tiling: Literal["grid", "leaf"] = "grid"
+    """Where tiles lie: a regular grid, or as few as cover 99 % of the leaf pixels."""
+    stride_px: int | None = None
+    """Pixels from tile to tile of the grid; None is the side of a tile, less lets tiles overlap."""
     min_coverage: float = 0.1
     """Least share of leaf pixels in a tile."""
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Shares of tiles for train, val and test."""
     split_by: Literal["auto", "image", "block"] = "auto"
     """What stays together: whole images, or blocks of neighbouring tiles; auto needs three images for the former."""
-    block_tiles: int = 2
-    """Side of a block in tiles."""
+    group_by: str | None = None
+    """Pattern found in the path of every image; images in which its first group, else all of it, is the same (a
+    plant) stay together. Goes before `split_by`."""
+    block_tiles: int | None = None
+    """Side of a block in tiles; None makes about sixteen blocks."""
+    gap_px: int = 1
+    """Pixels between tiles of different splits in one image: 0 lets them touch, and they never overlap."""
     seed: int = 0
     """Decides which images or blocks go where."""
     tiles_per_shard: int = 128
     """Most tiles in one tar."""
-    compress: bool = False
-    """Store tiles compressed: smaller, and faster where storage is slow."""
+    compression: Compression = "none"
+    """`blosc2` stores tiles compressed: smaller, and faster where storage is slow."""
     overwrite: bool = False
     """Replace an earlier data set at the same place, once the new one is complete."""
+    num_workers: int | None = 1
+    """Processes that read and write at the same time; None is one a CPU core, or fewer where there is little to do."""
+    part: tuple[int, int] | None = None
+    """(i, n): make the i-th of n parts of the shards, counted from 1, and leave the manifests to `merge`."""
+    merge: bool = False
+    """Complete the data set whose parts were made before."""
 
     def __post_init__(self) -> None:
         if self.tile_px < TILE_STEP_PX or self.tile_px % TILE_STEP_PX:
@@ -85,9 +102,11 @@ class PackOptions:
             raise ValueError(f"got --split-by {self.split_by}, expected auto, image or block")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"got --scale {self.scale}, expected a number above 0, such as 0.0001")
-        for name in ("block_tiles", "tiles_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"got {name} {getattr(self, name)}, expected 1 or more")
+        for name in ("block_tiles", "tiles_per_shard", "num_workers", "stride_px"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"got {name} {value}, expected 1 or more")
+        self._check_tiling_and_split()
+        self._check_parts()
         self._check_inputs()
         self._check_wavelengths()
         self._check_mask()
@@ -108,6 +127,31 @@ class PackOptions:
         for option, value in (("--min-object-px", self.min_object_px), ("--erode-px", self.erode_px)):
             if value < 0:
                 raise ValueError(f"got {option} {value}, expected 0 or more")
+
+    def _check_tiling_and_split(self) -> None:
+        if self.tiling not in ("grid", "leaf"):
+            raise ValueError(f"got --tiling {self.tiling}, expected grid or leaf")
+        if self.stride_px is not None and self.tiling != "grid":
+            raise ValueError("got --stride with --tiling leaf, which finds places itself; give one of them")
+        if self.gap_px < 0:
+            raise ValueError(f"got --gap-px {self.gap_px}, expected 0 or more")
+        if self.group_by is None:
+            return
+        if self.split_by != "auto":
+            raise ValueError(f"got --group-by and --split-by {self.split_by}; give one of them")
+        try:
+            re.compile(self.group_by)
+        except re.error as error:
+            raise ValueError(f"got --group-by {self.group_by}, which is no regular expression: {error}") from error
+
+    def _check_parts(self) -> None:
+        if self.part is None:
+            return
+        number, num_parts = self.part
+        if not 1 <= number <= num_parts:
+            raise ValueError(f"got --part {number}/{num_parts}, expected 1/{num_parts} to {num_parts}/{num_parts}")
+        if self.merge:
+            raise ValueError("got --part and --merge; give --merge once, after all parts")
 
     def _check_wavelengths(self) -> None:
         wanted = self.wavelengths_nm
@@ -146,6 +190,14 @@ class PackSummary:
     """Mean share of leaf pixels over the tiles of all splits."""
     dropped: dict[str, int]
     """Tiles (or whole images) left out, by reason."""
+    num_in_gap: int
+    """Of the dropped ones, those too near to another split."""
+    leaf_pixels_in_images: int
+    """Of all images, in tiles or not."""
+    leaf_pixels_covered: int
+    """Of those, in at least one tile that was kept or left out for the gap."""
+    shards_missing: int
+    """Shards that other parts have yet to make; until then there is no output."""
     num_bytes: int
     notices: tuple[str, ...]
     """What was assumed or left out, a line each."""

@@ -59,7 +59,7 @@ def replacing_folder(out: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        _put_in_place(partial, out)
+        put_in_place(partial, out)
     except OSError as error:
         raise ValueError(
             f"writing {out} failed: {error.strerror or error}; free space there or choose another folder"
@@ -71,7 +71,8 @@ def replacing_folder(out: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _put_in_place(partial: Path, out: Path) -> None:
+def put_in_place(partial: Path, out: Path) -> None:
+    """Move a complete folder to `out`, replacing what is there."""
     if not out.exists():
         partial.rename(out)
         return

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import LeafStatistics
-from msvae.shards.statistics import LeafMoments
 
 COVERAGE_BINS = 10
 
@@ -20,38 +20,36 @@ def coverage_bin(leaf_pixels: int, num_pixels: int) -> int:
 
 
 class LeafCounts:
-    """Moments of reflectance over the finite leaf pixels, tiles by coverage, and what is wrong with either.
+    """Values of the finite leaf pixels, tiles by coverage, and what is wrong with either.
 
-    Args: scale and offset, one entry a band: reflectance = stored * scale + offset.
+    Args: type of the tiles; scale and offset, one entry a band: reflectance = stored * scale + offset.
     """
 
-    def __init__(self, scale: Sequence[float], offset: Sequence[float]) -> None:
-        self._scale, self._offset = (np.array(values)[:, None] for values in (scale, offset))
-        self._moments = LeafMoments(len(scale))
+    def __init__(self, dtype: str, scale: Sequence[float], offset: Sequence[float]) -> None:
+        self._values = LeafValues(dtype, scale, offset)
         self.coverage_histogram = [0] * COVERAGE_BINS
         self.leaf_pixels = 0
         self.nonfinite_pixels = 0
-        """Leaf pixels with a band that is NaN or infinite; moments leave them out."""
+        """Leaf pixels with a band that is NaN or infinite; the values leave them out."""
         self.empty_tiles = 0
 
     def add(self, tile_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> int:
         """Take in a tile, stored type; returns how many of its leaf pixels are not finite."""
-        stored_CP = tile_CHW[:, leaf_HW]
-        num_leaf: int = stored_CP.shape[1]
+        num_leaf = int(np.count_nonzero(leaf_HW))
         self.coverage_histogram[coverage_bin(num_leaf, leaf_HW.size)] += 1
         self.empty_tiles += num_leaf == 0
-        finite_P = np.isfinite(stored_CP).all(axis=0)
-        num_finite = int(finite_P.sum())
-        if num_finite < num_leaf:
-            stored_CP = stored_CP[:, finite_P]
-        self._moments.add(stored_CP * self._scale + self._offset)
+        finite_HW = leaf_HW
+        if tile_CHW.dtype.kind == "f":
+            finite_HW = leaf_HW & np.isfinite(tile_CHW).all(axis=0)
+        num_finite = int(np.count_nonzero(finite_HW))
+        self._values.add(tile_CHW, finite_HW)
         self.leaf_pixels += num_leaf
         self.nonfinite_pixels += num_leaf - num_finite
         return num_leaf - num_finite
 
     def join(self, other: LeafCounts) -> None:
         """Take in what was gathered of other tiles."""
-        self._moments.join(other._moments)
+        self._values.join(other._values)
         self.leaf_pixels += other.leaf_pixels
         self.nonfinite_pixels += other.nonfinite_pixels
         self.empty_tiles += other.empty_tiles
@@ -66,4 +64,4 @@ class LeafCounts:
         """
         if self.leaf_pixels == self.nonfinite_pixels:
             raise ValueError("no finite leaf pixel in any tile: all masks are empty, or white is not leaf in them")
-        return self._moments.result().model_copy(update={"coverage_histogram": self.coverage_histogram})
+        return self._values.result(self.coverage_histogram)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import os
+import socket
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +24,11 @@ MAX_KEY_CHARS = 80
 
 
 class ShardWriter:
-    """One tar, written sample by sample; leaving the `with` block writes its index beside it.
+    """One tar, written sample by sample; leaving the `with` block puts it in place, then its index beside it.
 
     Members of a sample: `KEY.bands.npy` or `KEY.bands.blosc2` (C, H, W), `KEY.mask.png` (1 bit), `KEY.json`. Times and
     owners are 0.
+    Both files grow under other names, so that a shard whose index is there is complete whatever was killed.
     """
 
     def __init__(self, path: Path, compression: Compression = "none") -> None:
@@ -34,15 +36,24 @@ class ShardWriter:
         self._compression: Compression = compression
         self.entry: ShardEntry | None = None
         self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 closed in __exit__
+        self._growing = growing_path(path)
+        self._tar = self._growing.open("wb", buffering=0)
+        self._size_bytes = 0
+        self._sha256 = hashlib.sha256()
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._tar.close()
-        if kind is None:
-            self.entry = self._write_index()
+        try:
+            if kind is None:
+                end = 2 * tarfile.BLOCKSIZE
+                self._append(bytes(end + -(self._size_bytes + end) % tarfile.RECORDSIZE))
+                self._tar.close()
+                self.entry = self._put_in_place()
+        finally:
+            self._tar.close()
+            self._growing.unlink(missing_ok=True)
 
     @property
     def num_samples(self) -> int:
@@ -60,25 +71,49 @@ class ShardWriter:
         }
         endings = (ENDINGS[self._compression], "mask.png", "json")
         for (name, content), ending in zip(members.items(), endings, strict=True):
-            self._columns[f"{name}_offset"].append(self._tar.offset + tarfile.BLOCKSIZE)
-            self._columns[f"{name}_bytes"].append(len(content))
             header = tarfile.TarInfo(f"{key}.{ending}")
             header.size = len(content)
-            self._tar.addfile(header, io.BytesIO(content))
+            self._append(header.tobuf(tarfile.USTAR_FORMAT))
+            self._columns[f"{name}_offset"].append(self._size_bytes)
+            self._columns[f"{name}_bytes"].append(len(content))
+            self._append(content)
+            self._append(bytes(-len(content) % tarfile.BLOCKSIZE))
         self._columns["keys"].append(key)
         self._columns["crc32c"].append(crc32c(members["mask"], crc32c(members["bands"])))
 
-    def _write_index(self) -> ShardEntry:
-        with self.path.open("rb") as tar:
-            digest = hashlib.file_digest(tar, "sha256").hexdigest()
-        index = ShardIndex(sha256=digest, **self._columns).model_dump_json() + "\n"
-        (self.path.parent / index_name(self.path.name)).write_text(index)
+    def _append(self, content: bytes) -> None:
+        # a raw file may take less than it is given
+        remaining = memoryview(content)
+        while remaining:
+            remaining = remaining[self._tar.write(remaining) :]
+        self._sha256.update(content)
+        self._size_bytes += len(content)
+
+    def _put_in_place(self) -> ShardEntry:
+        index = ShardIndex(sha256=self._sha256.hexdigest(), **self._columns).model_dump_json() + "\n"
+        self._growing.replace(self.path)
+        write_whole(self.path.parent / index_name(self.path.name), index)
         return ShardEntry(
             name=self.path.name,
             num_samples=self.num_samples,
-            size_bytes=self.path.stat().st_size,
+            size_bytes=self._size_bytes,
             index_sha256=hashlib.sha256(index.encode()).hexdigest(),
         )
+
+
+def growing_path(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses, for a file that is not complete yet."""
+    return path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is there in full or not at all, however many write the same at once."""
+    growing = growing_path(path)
+    try:
+        growing.write_text(text)
+        growing.replace(path)
+    finally:
+        growing.unlink(missing_ok=True)
 
 
 def json_bytes(about: dict[str, Any]) -> bytes:

@@ -10,11 +10,10 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from msvae.pack import cleaning, masks
+from msvae.pack import cleaning, job, masks
 from msvae.pack.cleaning import BitMask, eroded, without_small_objects
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
-from msvae.pack.tiling import Survey
 
 WHOLE = {"split": (1, 0, 0), "min_coverage": 0.0}
 
@@ -168,13 +167,14 @@ def test_cleaned_masks_of_tiles_are_windows_of_the_cleaned_whole(
 
 def test_survey_and_writing_see_the_same_mask(tmp_path, field, read_tars, monkeypatch):
     surveyed = {}
-    judge = Survey._judge
+    load_survey = job.load_survey
 
-    def remember(self, tile):
-        surveyed[tile.row, tile.col] = tile.leaf_pixels
-        judge(self, tile)
+    def remember(*arguments):
+        survey = load_survey(*arguments)
+        surveyed.update({(tile.row, tile.col): tile.leaf_pixels for tile in survey.tiles})
+        return survey
 
-    monkeypatch.setattr(Survey, "_judge", remember)
+    monkeypatch.setattr(job, "load_survey", remember)
     options = {"mask": "otsu(ndvi)", "min_object_px": 20, "erode_px": 1}
     pack([field[0]], tmp_path / "out", PackOptions(tile_px=16, **WHOLE, **options))
     written = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -232,12 +231,6 @@ def test_an_end_in_the_middle_of_writing_leaves_the_earlier_data_and_nothing_els
         pack([image], out, PackOptions(tile_px=8, overwrite=True))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leaf.tif", "leaf_mask.png", "out"]
-
-
-def test_leftovers_of_a_killed_process_with_the_same_number_are_no_obstacle(tmp_path, leaf_image):
-    (tmp_path / f".out.partial-{os.getpid()}" / "train").mkdir(parents=True)
-    pack([leaf_image(tmp_path / "leaf.tif")], tmp_path / "out", PackOptions(tile_px=16))
-    assert not list(tmp_path.glob(".out*"))
 
 
 def test_no_warning_of_gdal_reaches_the_screen(tmp_path, leaf_image, capfd):

@@ -33,7 +33,7 @@ def test_three_images_are_split_by_image(tmp_path, leaf_image, read_tars):
 
 def test_one_image_is_split_by_blocks_that_stay_whole(tmp_path, leaf_image, read_tars):
     image = leaf_image(tmp_path / "field.tif", size_px=160)
-    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, block_tiles=2))
+    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, block_tiles=2, gap_px=0))
     tiles = sources_and_windows(read_tars, tmp_path / "out")
     blocks = [{(row // 32, col // 32) for _, row, col in tiles[split]} for split in SPLITS]
     assert summary.split_by == "block"
@@ -79,3 +79,43 @@ def test_groups_are_dealt_near_the_shares_and_no_split_goes_empty():
             assert (counts > 0).all()
         assert np.abs(counts - np.multiply(shares, sum(sizes))).max() <= 2 * max(sizes)
     assert set(deal([1] * 100, (0.8, 0.2, 0), 0)) == {0, 1}
+
+
+def test_all_tiles_of_a_plant_stay_together(tmp_path, leaf_image, read_tars):
+    for plant in range(5):
+        for day in range(3):
+            leaf_image(tmp_path / f"day{day}" / f"plant_{plant:02d}_leaf.tif", seed=10 * plant + day)
+    folders = [tmp_path / f"day{day}" for day in range(3)]
+    summary = pack(folders, tmp_path / "out", PackOptions(tile_px=16, group_by=r"plant_(\d+)"))
+    samples = {split: read_tars(tmp_path / "out" / split).values() for split in SPLITS}
+    plants = {split: {sample["json"]["group"] for sample in samples[split]} for split in SPLITS}
+    assert summary.split_by == "group"
+    assert sorted(len(plants[split]) for split in SPLITS) == [1, 1, 3]
+    assert set.union(*plants.values()) == {f"{plant:02d}" for plant in range(5)}
+    for split in SPLITS:
+        for sample in samples[split]:
+            assert sample["json"]["source"][0].split("_")[1] in plants[split]
+
+
+def test_an_image_outside_all_groups_is_named(tmp_path, leaf_image):
+    images = [leaf_image(tmp_path / name, seed=i) for i, name in enumerate(("plant_1.tif", "soil.tif"))]
+    with pytest.raises(ValueError, match=r"--group-by plant_\\d finds no group in .*soil\.tif"):
+        pack(images, tmp_path / "out", PackOptions(tile_px=16, group_by=r"plant_\d"))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png", ".png", ".tif", ".tif"]
+
+
+@pytest.mark.parametrize(("stride", "gap_px"), [(16, 0), (16, 1), (16, 20), (8, 0), (8, 1), (12, 5)])
+def test_tiles_of_different_splits_in_one_image_lie_the_gap_apart(tmp_path, leaf_image, read_tars, stride, gap_px):
+    image = leaf_image(tmp_path / "field.tif", size_px=256)
+    options = PackOptions(tile_px=16, stride_px=stride, gap_px=gap_px)
+    summary = pack([image], tmp_path / "out", options)
+    tiles = sources_and_windows(read_tars, tmp_path / "out")
+    for one, other in ((one, other) for one in SPLITS for other in SPLITS if one < other):
+        first, second = (np.array([place[1:] for place in tiles[split]]) for split in (one, other))
+        between_px = np.abs(first[:, None] - second[None]).max(axis=-1) - 16
+        assert between_px.min() >= gap_px
+    num_places = len(range(0, 256 - 15, stride)) ** 2
+    assert sum(summary.tiles.values()) + summary.num_in_gap == num_places
+    assert summary.num_in_gap == sum(count for reason, count in summary.dropped.items() if "nearer than" in reason)
+    assert (summary.num_in_gap > 0) is (gap_px > 0 or stride < 16)
+    assert sum(summary.tiles.values()) > num_places / 2

@@ -133,7 +133,7 @@ def test_a_chunk_that_is_not_ours_is_refused_before_it_is_opened(change, reason)
 
 
 def test_compressed_shards_hold_the_same_samples_as_plain_ones(leaf_images, leaf_shards, tmp_path):
-    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, tiles_per_shard=7, compress=True))
+    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, tiles_per_shard=7, compression="blosc2"))
     plain, small = batches(leaf_shards / "train", 0), batches(tmp_path / "small" / "train", 0)
     for one, other in zip(plain, small, strict=True):
         assert one.keys == other.keys
@@ -144,7 +144,7 @@ def test_compressed_shards_hold_the_same_samples_as_plain_ones(leaf_images, leaf
 
 
 def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, tmp_path):
-    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, compress=True))
+    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, compression="blosc2"))
     folder = tmp_path / "small" / "train"
     shape = ShardReader(folder).tile_shape
 

@@ -122,7 +122,7 @@ def _index_split(
     options: IndexOptions,
     progress: ByteProgress,
 ) -> IndexedSplit:
-    split = IndexedSplit(folder, LeafCounts(layout.scale, layout.offset))
+    split = IndexedSplit(folder, LeafCounts(layout.tile_format.dtype.name, layout.scale, layout.offset))
     register = KeyRegister()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def _index_shard(
     store: Store, name: str, size_bytes: int, *, layout: Layout, endings: Endings, progress: ByteProgress
 ) -> tuple[ShardIndex, LeafCounts]:
     columns: dict[str, list[Any]] = {column: [] for column in COLUMNS}
-    leaf, seen = LeafCounts(layout.scale, layout.offset), set()
+    leaf, seen = LeafCounts(layout.tile_format.dtype.name, layout.scale, layout.offset), set()
     stream = HashedStream(store, name, progress.add)
     try:
         for sample in group(walk(stream.span, size_bytes), stream.span):

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msvae.shards.audit.keys import KeyRegister
+from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.audit.threads import ByteProgress, OnProgress, in_order
 from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
 from msvae.shards.leaf_counts import LeafCounts
@@ -69,13 +73,16 @@ def verify_data_set(
         found.splits[name] = _verify_split(name, stores[name], manifest, num_threads, progress, note)
     for fault in _disagreements(stores, manifests):
         note(fault)
+    if len(manifests) > 1 and not found.faults:
+        for fault in _leaks(stores, manifests):
+            note(fault)
     return found
 
 
 def _verify_split(
     name: str, store: Store, manifest: Manifest, num_threads: int, progress: ByteProgress, note: OnFault
 ) -> VerifiedSplit:
-    split, register = VerifiedSplit(LeafCounts(manifest.scale, manifest.offset)), KeyRegister()
+    split, register = VerifiedSplit(LeafCounts(manifest.dtype, manifest.scale, manifest.offset)), KeyRegister()
     for fault in _listing_faults(store, manifest):
         note(fault)
 
@@ -140,11 +147,23 @@ def _statistics_faults(stated: LeafStatistics, leaf: LeafCounts) -> Iterator[str
         yield f"statistics are of {stated.num_pixels:,} leaf pixels, the tiles have {measured.num_pixels:,}"
     if stated.coverage_histogram and stated.coverage_histogram != measured.coverage_histogram:
         yield f"coverage_histogram is {stated.coverage_histogram}, the masks give {measured.coverage_histogram}"
-    for name in ("mean", "std", "minimum", "maximum", "covariance"):
-        expected, got = (np.array(getattr(statistics, name)) for statistics in (stated, measured))
+    for name in ("mean", "std", "minimum", "maximum", "covariance", "percentiles"):
+        expected, got = (_as_array(getattr(statistics, name)) for statistics in (stated, measured))
         absolute = RELATIVE_TOLERANCE * float(np.abs(got).max())
         if expected.shape != got.shape or not np.allclose(expected, got, RELATIVE_TOLERANCE, absolute):
             yield f"{name} of the statistics is {_short(expected)}, the leaf pixels give {_short(got)}"
+
+
+def _as_array(values: list[Any] | dict[str, list[float]]) -> NDArray[np.float64]:
+    return np.array(list(values.values()) if isinstance(values, dict) else values)
+
+
+def _leaks(stores: dict[str, Store], manifests: dict[str, Manifest]) -> Iterator[Fault]:
+    """Tiles or pixels that stand in two splits; of sound splits, since others may not even be read."""
+    try:
+        check_leaks({name: stores[name] for name in manifests})
+    except ValueError as error:
+        yield Fault(str(Path(stores[next(iter(manifests))].location).parent), str(error))
 
 
 def _disagreements(stores: dict[str, Store], manifests: dict[str, Manifest]) -> Iterator[Fault]:

@@ -52,7 +52,7 @@ class ShardCheck:
         self._unseen: dict[int, int] = {}
         """Rows of the index that the tar has not shown yet, by the offset of their tile."""
         self._index: ShardIndex | None = None
-        self.result = VerifiedShard(LeafCounts(manifest.scale, manifest.offset))
+        self.result = VerifiedShard(LeafCounts(manifest.dtype, manifest.scale, manifest.offset))
 
     def run(self) -> VerifiedShard:
         """Index, size, members, samples, hashes."""

@@ -1,0 +1,129 @@
+"""Whether the splits of a data set share pixels: the same place of an image, or the same bytes, on two sides."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from msvae.shards.manifest import Manifest, ShardIndex
+from msvae.shards.store import Store
+
+Window = tuple[int, int, int, int]
+"""First row, first column, height, width in pixels."""
+Member = tuple[Store, str, int, int]
+"""Where the tar lies, its name, byte offset, number of bytes."""
+
+
+@dataclass
+class _Samples:
+    """All samples of all splits, column by column."""
+
+    splits: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    crc32c: list[int] = field(default_factory=list)
+    members: list[tuple[Member, Member]] = field(default_factory=list)
+    """Bands and mask of each."""
+    windows: dict[str, list[tuple[int, Window]]] = field(default_factory=lambda: defaultdict(list))
+    """Samples and their windows, by image."""
+
+    def place(self, sample: int) -> str:
+        return f"{self.keys[sample]} ({self.splits[sample]})"
+
+
+def check_leaks(splits: Mapping[str, Store]) -> list[str]:
+    """Compare all samples of packed splits by `KEY.json`, by checksum, and by bytes where checksums agree.
+
+    Samples whose JSON names no `source` and `window` are compared by their bytes alone.
+
+    Returns: a line when tiles stand more than once inside a split.
+    Raises: ValueError naming two keys when a pixel or a whole tile stands in two splits.
+    """
+    samples = _read(splits)
+    for image, windows in samples.windows.items():
+        pair = _overlap(samples, windows)
+        if pair is not None:
+            first, second = (samples.place(sample) for sample in sorted(pair))
+            raise ValueError(
+                f"{first} and {second} hold the same pixels of {image}: what is trained on would be tested; "
+                "split by whole images or with a gap, and pack again"
+            )
+    return list(_duplicates(samples))
+
+
+def _read(splits: Mapping[str, Store]) -> _Samples:
+    samples = _Samples()
+    for split, store in splits.items():
+        for shard in Manifest.load(store).shards:
+            index = ShardIndex.load(store, shard)
+            first = len(samples.keys)
+            samples.keys += index.keys
+            samples.splits += [split] * len(index.keys)
+            samples.crc32c += index.crc32c
+            bands = [(store, shard.name, *at) for at in zip(index.bands_offset, index.bands_bytes, strict=True)]
+            masks = [(store, shard.name, *at) for at in zip(index.mask_offset, index.mask_bytes, strict=True)]
+            samples.members += zip(bands, masks, strict=True)
+            abouts = zip(index.json_offset, index.json_bytes, strict=True)
+            for row, (key, at) in enumerate(zip(index.keys, abouts, strict=True)):
+                about = json.loads(store.read_span(shard.name, *at) or b"{}")
+                if "source" in about and "window" in about:
+                    # Images of one name in two folders differ in the start of their keys.
+                    image = f"{', '.join(about['source'])} ({key.rsplit('_r', 1)[0]})"
+                    samples.windows[image].append((first + row, tuple(about["window"])))
+    return samples
+
+
+def _overlap(samples: _Samples, windows: list[tuple[int, Window]]) -> tuple[int, int] | None:
+    """Two samples of different splits whose windows of one image share pixels."""
+    splits = np.array([samples.splits[sample] for sample, _ in windows])
+    rects = np.array([window for _, window in windows])
+    for split in np.unique(splits)[1:]:
+        members, others = np.flatnonzero(splits == split), np.flatnonzero(splits < split)
+        reach_px = rects[:, 2:].max()
+        near = cKDTree(rects[others, :2]).query_ball_point(rects[members, :2], reach_px, p=np.inf)
+        for member, candidates in zip(members, near, strict=True):
+            for other in others[candidates]:
+                if _share_pixels(rects[member], rects[other]):
+                    return windows[other][0], windows[member][0]
+    return None
+
+
+def _share_pixels(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
+    begin, end = np.maximum(first[:2], second[:2]), np.minimum(first[:2] + first[2:], second[:2] + second[2:])
+    return bool((begin < end).all())
+
+
+def _duplicates(samples: _Samples) -> Iterator[str]:
+    """A line for each split in which tiles stand more than once. Where checksums agree, the bytes decide."""
+    checksums = np.array(samples.crc32c)
+    order = np.argsort(checksums, kind="stable")
+    starts = np.flatnonzero(np.diff(checksums[order], prepend=-1))
+    counts: dict[str, int] = defaultdict(int)
+    example: dict[str, str] = {}
+    runs = [run for run in np.split(order, starts[1:]) if len(run) > 1]
+    for run in sorted(runs, key=lambda run: int(run[0])):
+        by_content: dict[bytes, int] = {}
+        for sample in map(int, run):
+            content = b"".join(_content(member) for member in samples.members[sample])
+            first = by_content.setdefault(content, sample)
+            if samples.splits[first] != samples.splits[sample]:
+                raise ValueError(
+                    f"{samples.place(first)} and {samples.place(sample)} are the same tile, byte for byte: what is "
+                    "trained on would be tested; name each image once, or group copies with --group-by, and pack again"
+                )
+            if first != sample:
+                counts[samples.splits[sample]] += 1
+                example.setdefault(samples.splits[sample], f"{samples.keys[first]} and {samples.keys[sample]}")
+    for split, count in counts.items():
+        tiles = "1 tile is" if count == 1 else f"{count} tiles are"
+        yield f"{tiles} in {split} more than once, such as {example[split]}"
+
+
+def _content(member: Member) -> bytes:
+    store, name, offset, num_bytes = member
+    return store.read_span(name, offset, num_bytes)

@@ -1,0 +1,73 @@
+"""No pixel stands in two splits without packing, or whoever asks, saying so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msvae.shards.audit.leaks import check_leaks
+from msvae.shards.manifest import LeafStatistics, Manifest, Shards
+from msvae.shards.store import open_store
+from msvae.shards.tar import ShardWriter
+
+UNIT = LeafStatistics(num_pixels=1, mean=[1], std=[1], minimum=[1], maximum=[1], covariance=[[1]])
+
+
+@pytest.fixture
+def split(tmp_path):
+    def write(name, *samples):
+        """Samples are (key, image file, window, value)."""
+        folder = tmp_path / name
+        folder.mkdir()
+        with ShardWriter(folder / "leaf-000000.tar") as shard:
+            for key, source, window, value in samples:
+                about = {"source": [source], "window": list(window)} if source else {}
+                shard.write(key, np.full((1, 8, 8), value, np.uint8), np.ones((8, 8), bool), about)
+        Manifest(
+            band_names=["red"], wavelengths_nm=[668], dtype="uint8", tile_px=8, scale=[1], offset=[0],
+            statistics=UNIT, shards=Shards.of([shard.entry]),
+        ).save(folder)  # fmt: skip
+        return folder
+
+    return write
+
+
+def leaks(**splits: Path) -> list[str]:
+    return check_leaks({name: open_store(folder) for name, folder in splits.items()})
+
+
+def test_windows_of_one_image_that_overlap_across_splits_are_named(split):
+    train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1), ("a_r0_c8", "a.tif", (0, 8, 8, 8), 2))
+    clean = split("val", ("a_r8_c0", "a.tif", (8, 0, 8, 8), 3), ("b_r0_c0", "b.tif", (0, 0, 8, 8), 4))
+    leaky = split("test", ("a_r7_c15", "a.tif", (7, 15, 8, 8), 5))
+    assert leaks(train=train, val=clean) == []
+    with pytest.raises(ValueError, match=r"a_r0_c8 \(train\).*a_r7_c15 \(test\) hold the same pixels of a\.tif"):
+        leaks(train=train, test=leaky)
+
+
+def test_images_of_one_name_in_two_folders_are_not_taken_for_one(split):
+    train = split("train", ("x_a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
+    val = split("val", ("y_a_r0_c0", "a.tif", (0, 0, 8, 8), 2))
+    assert leaks(train=train, val=val) == []
+
+
+@pytest.mark.parametrize("source", ["b.tif", ""])
+def test_the_same_bytes_in_two_splits_are_named_wherever_they_come_from(split, source):
+    train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
+    val = split("val", ("b_r0_c0", source, (0, 0, 8, 8), 1))
+    with pytest.raises(ValueError, match=r"a_r0_c0 \(train\) and b_r0_c0 \(val\) are the same tile, byte for byte"):
+        leaks(train=train, val=val)
+
+
+def test_the_same_bytes_inside_one_split_are_a_notice(split):
+    train = split("train", *((f"a{i}_r0_c0", f"a{i}.tif", (0, 0, 8, 8), i // 3) for i in range(6)))
+    assert leaks(train=train) == ["4 tiles are in train more than once, such as a0_r0_c0 and a1_r0_c0"]
+
+
+def test_equal_checksums_of_other_bytes_are_no_leak(split, monkeypatch):
+    monkeypatch.setattr("msvae.shards.tar.crc32c", lambda *_: 7)
+    train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
+    val = split("val", ("b_r0_c0", "b.tif", (0, 0, 8, 8), 2))
+    assert leaks(train=train, val=val) == []
