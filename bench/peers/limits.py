@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from msvae.shards.manifest import Manifest, ShardIndex
+from msvae.shards.store import open_store
 from peers.stream import BATCH, SCALE, TILE_SHAPE
 
 NUM_COPIES = 20
@@ -32,7 +33,7 @@ def limits(folder: Path) -> dict[str, float]:
 def _pread_all(folder: Path) -> int:
     manifest, buffer = Manifest.load(folder), bytearray(1 << 20)
     for shard in manifest.shards:
-        index, descriptor = ShardIndex.load(folder, shard), os.open(folder / shard.name, os.O_RDONLY)
+        index, descriptor = ShardIndex.load(open_store(folder), shard), os.open(folder / shard.name, os.O_RDONLY)
         for row in range(shard.num_samples):
             for start, size in (
                 (index.bands_offset[row], index.bands_bytes[row]),

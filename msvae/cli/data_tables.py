@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.table import Table
 
 from msvae.shards.manifest import Manifest
@@ -12,6 +13,7 @@ from msvae.shards.overview import Coverage
 from msvae.shards.schedule import Cluster, Schedule
 
 BAR_CHARS = 40
+SHOWN_PERCENTILES = ("5", "50", "95")
 
 
 def new_table(first: str, *others: str) -> Table:
@@ -43,12 +45,13 @@ def splits_table(manifests: Mapping[str, Manifest], coverages: Mapping[str, Cove
 def bands_table(manifest: Manifest) -> Table:
     """A row a band: reflectance of the training leaf."""
     statistics = manifest.statistics
-    percentiles = {f"p{name}": values for name, values in statistics.percentiles.items()}
+    percentiles = {f"p{name}": statistics.percentiles[name] for name in SHOWN_PERCENTILES if statistics.percentiles}
     table = new_table("band", "nm", "mean", "std", "min", *percentiles, "max")
+    table.box = SIMPLE  # lines would not fit 80 characters
     table.title = f"reflectance of leaf in training; {manifest.dtype} tiles of {manifest.tile_px} px"
     columns = (statistics.mean, statistics.std, statistics.minimum, *percentiles.values(), statistics.maximum)
     for band, (name, nm) in enumerate(zip(manifest.band_names, manifest.wavelengths_nm, strict=True)):
-        table.add_row(name, f"{nm:g}", *(f"{column[band]:.4f}" for column in columns))
+        table.add_row(name, f"{nm:.0f}", *(f"{column[band]:.4f}" for column in columns))
     return table
 
 
