@@ -39,6 +39,16 @@ def test_an_object_array_with_valid_checksums_is_refused(leaf_shards, tmp_path):
     reader.read_into(0, 1, tile, leaf_mask)
 
 
+@pytest.mark.parametrize("name", ["../val/leaf-000000.tar", "/etc/passwd", ".hidden.tar", "..\\leaf.tar"])
+def test_a_manifest_opens_no_file_outside_its_folder(leaf_shards, tmp_path, name):
+    split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
+    manifest = json.loads((split / "manifest.json").read_text())
+    manifest["shards"]["name"][0] = name
+    (split / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json: shards: .* is no file name of a shard"):
+        ShardReader(split)
+
+
 def test_a_configuration_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("out: !!python/object/apply:os.system ['touch ran']")

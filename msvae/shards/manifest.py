@@ -72,6 +72,13 @@ class Shards(_Record):
             raise ValueError(f"columns have different lengths: {lengths}")
         return self
 
+    @model_validator(mode="after")
+    def _names_lie_in_the_folder(self) -> Self:
+        for name in self.name:
+            if "/" in name or "\\" in name or name.startswith("."):
+                raise ValueError(f"{name!r} is no file name of a shard, which has no folder and no dot in front")
+        return self
+
     def __len__(self) -> int:
         return len(self.name)
 
