@@ -51,7 +51,7 @@ def bands_table(manifest: Manifest) -> Table:
     table.title = f"reflectance of leaf in training; {manifest.dtype} tiles of {manifest.tile_px} px"
     columns = (statistics.mean, statistics.std, statistics.minimum, *percentiles.values(), statistics.maximum)
     for band, (name, nm) in enumerate(zip(manifest.band_names, manifest.wavelengths_nm, strict=True)):
-        table.add_row(name, f"{nm:.0f}", *(f"{column[band]:.4f}" for column in columns))
+        table.add_row(name, f"{nm:.0f}", *(f"{column[band]:.3f}" for column in columns))
     return table
 
 

@@ -25,7 +25,7 @@ def test_inspect_shows_splits_bands_and_coverage(leaf_shards, tmp_path):
     row = rf"train +│ +{len(manifest.shards)} │ +{manifest.num_samples} │ +{manifest.statistics.num_pixels:,}"
     assert re.search(row, result.output)
     for name, mean in zip(manifest.band_names, manifest.statistics.mean, strict=True):
-        assert re.search(rf"{name} .*{mean:.4f}", result.output)
+        assert re.search(rf"{name} .*{mean:.3f}", result.output)
     assert "coverage, val" in result.output
     assert Image.open(tmp_path / "sheet.png").size[0] > 1000
 
