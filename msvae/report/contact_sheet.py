@@ -75,7 +75,7 @@ def contact_sheet(sections: Sequence[tuple[str, Iterable[LabelledTile]]], bands:
             _label(draw, left, tile_top + TILE_SIDE + 2, thumbnail.key, f"coverage {thumbnail.coverage:.2f}")
         top += height
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    sheet.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -24,7 +24,7 @@ def encode(leaf_mask: NDArray[np.bool_]) -> bytes:
     height, width = leaf_mask.shape
     rows = np.pad(np.packbits(leaf_mask, axis=1), ((0, 0), (1, 0)))
     header = struct.pack(">II", width, height) + ONE_BIT_GREY
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
     return SIGNATURE + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
