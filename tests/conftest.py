@@ -50,6 +50,17 @@ def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk]).returncode:
+        pytest.skip("may not mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
 @pytest.fixture(scope="session")
 def moto(leaf_shards: Path) -> Iterator[tuple[str, int]]:
     """Host and port of an S3 server that holds `leaf_shards` as `field/shards`."""

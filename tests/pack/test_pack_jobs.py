@@ -175,3 +175,13 @@ def test_a_damaged_image_is_named_by_a_worker_too(tmp_path, leaves, write_raster
     with pytest.raises(ValueError, match=r"cut\.tif cannot be (read|opened)"):
         pack([leaves], tmp_path / "out", PackOptions(num_workers=2, **OPTIONS))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_full_disk_is_an_error_that_says_so_and_leaves_no_data_set(tmp_path, leaf_image, small_disk, num_workers):
+    images = [leaf_image(tmp_path / f"leaf{i}.tif", size_px=128, seed=i) for i in range(4)]
+    with pytest.raises(ValueError, match=r"No space left on device.*(free space|another folder)"):
+        pack(images, small_disk / "out", PackOptions(tile_px=32, num_workers=num_workers))
+    assert not (small_disk / "out").exists()
+    pack(images, tmp_path / "out", PackOptions(tile_px=32))
+    assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.tar")) > 256_000
