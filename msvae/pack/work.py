@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.shards.tar import growing_path, write_whole
+from msvae.shards.tar import growing_path
 
 MAX_TOLD = 5
 
@@ -53,18 +53,20 @@ class WorkFolder:
 
         Raises: ValueError when that had other options or inputs.
         """
-        record = json.loads(json.dumps(record))
-        if self.record.is_file():
-            changes = _changes(json.loads(self.record.read_text()), record)
-            if changes:
-                more = f" and {len(changes) - MAX_TOLD} more" if len(changes) > MAX_TOLD else ""
-                raise ValueError(
-                    f"{self.path} holds unfinished work of other options or inputs ({'; '.join(changes[:MAX_TOLD])}"
-                    f"{more}); give the same to go on, or delete that folder to begin anew"
-                )
+        growing = growing_path(self.record)
+        growing.write_text(json.dumps(record))
+        with suppress(FileExistsError):  # of the parts that begin together one is first, and all compare with it
+            os.link(growing, self.record)
+        growing.unlink()
+        changes = _changes(json.loads(self.record.read_text()), json.loads(json.dumps(record)))
+        if changes:
+            more = f" and {len(changes) - MAX_TOLD} more" if len(changes) > MAX_TOLD else ""
+            raise ValueError(
+                f"{self.path} holds unfinished work of other options or inputs ({'; '.join(changes[:MAX_TOLD])}"
+                f"{more}); give the same to go on, or delete that folder to begin anew"
+            )
         for folder in ("survey", "statistics", "data"):
             (self.path / folder).mkdir(exist_ok=True)
-        write_whole(self.record, json.dumps(record))
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -87,7 +89,7 @@ def write_array(path: Path, cells_RC: NDArray[np.integer], background_seen: bool
 @contextmanager
 def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
     """The folder beside `out` in which it grows. It stays when the block fails, for the next run to go on, unless
-    no shard is finished yet.
+    it was made here and no shard is finished yet.
 
     Args: shared: other processes make other parts at the same time, so it always stays.
     Raises: ValueError when the folder cannot be written, or another run works there.
@@ -102,6 +104,7 @@ def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
         raise ValueError(
             f"cannot write {out} ({error.strerror}: {error.filename}); choose a writable folder"
         ) from error
+    begun_before = work.record.is_file()
     try:
         yield work
     except OSError as error:
@@ -110,7 +113,7 @@ def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
             "the same command again to go on"
         ) from error
     finally:
-        if not shared and not any(work.data.glob("*/*.index.json")):
+        if not shared and not begun_before and not any(work.data.glob("*/*.index.json")):
             shutil.rmtree(work.path, ignore_errors=True)
             with suppress(OSError):  # not empty: the data set is in place
                 for folder in made_here:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -48,8 +48,10 @@ class Workers:
             for argument in arguments:
                 task(self._data_set, self._work, argument, self._on_count)
             return
-        pending = {self._pool.submit(_do, task, argument) for argument in arguments}
+        pending: set[Future[None]] = set()
         try:
+            for argument in arguments:
+                pending.add(self._pool.submit(_do, task, argument))
             while pending:
                 done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
                 for future in done:

@@ -66,15 +66,16 @@ class SpanCache:
         """Remove whole copies, the least recently written first, until the rest fits."""
         copies = []
         for path in self._folder.glob("*.tar"):
-            with suppress(FileNotFoundError):  # another process removed it
+            with suppress(OSError):  # another process removed it
                 status = path.stat()
                 copies.append((status.st_mtime_ns, status.st_blocks * 512, path))
         used_bytes = sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies):
             if used_bytes <= self._max_bytes:
                 return
-            path.unlink(missing_ok=True)
-            used_bytes -= size
+            with suppress(OSError):  # another user's
+                path.unlink(missing_ok=True)
+                used_bytes -= size
 
     def _path(self, entry: ShardEntry) -> Path:
         # a member name from a manifest is never part of a path

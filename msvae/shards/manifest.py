@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from msvae.bands import Bands
 from msvae.shards.store import MissingError, Store, open_store
@@ -24,6 +24,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+ByteNumber = Annotated[int, Field(ge=0, lt=2**62)]
 RecordT = TypeVar("RecordT", bound=_Record)
 
 
@@ -160,14 +161,14 @@ class ShardIndex(_Record):
     sha256: str
     """Of the tar."""
     keys: list[str]
-    bands_offset: list[NonNegativeInt]
-    bands_bytes: list[PositiveInt]
-    mask_offset: list[NonNegativeInt]
-    mask_bytes: list[PositiveInt]
-    json_offset: list[NonNegativeInt]
-    json_bytes: list[NonNegativeInt]
+    bands_offset: list[ByteNumber]
+    bands_bytes: list[Annotated[ByteNumber, Field(gt=0)]]
+    mask_offset: list[ByteNumber]
+    mask_bytes: list[Annotated[ByteNumber, Field(gt=0)]]
+    json_offset: list[ByteNumber]
+    json_bytes: list[ByteNumber]
     """0 for a sample without."""
-    crc32c: list[NonNegativeInt]
+    crc32c: list[ByteNumber]
     """Of the bands member followed by the mask member."""
 
     @classmethod
@@ -185,6 +186,11 @@ class ShardIndex(_Record):
                 f"{shard.num_samples}; restore the split from its source or pack it again"
             )
         return index
+
+    def last_byte(self, row: int) -> int:
+        """Where the last member of a sample ends."""
+        names = ("bands", "mask", "json")
+        return int(max(getattr(self, f"{name}_offset")[row] + getattr(self, f"{name}_bytes")[row] for name in names))
 
 
 COLUMNS = tuple(name for name in ShardIndex.model_fields if name != "sha256")

@@ -67,5 +67,5 @@ def _decode_any(png: bytes, leaf_mask: NDArray[np.bool_]) -> None:
             if image.size != leaf_mask.shape[::-1]:
                 raise ValueError(f"has a mask of {image.size} px, expected {leaf_mask.shape[::-1]}")
             leaf_mask[:] = np.asarray(image) > 0
-    except (UnidentifiedImageError, OSError, SyntaxError, zlib.error) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"has a mask that is no PNG ({error})") from error

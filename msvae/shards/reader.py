@@ -91,7 +91,7 @@ class ShardReader:
             "__url__": self.store.path(entry.name),
             "bands.npy": self._npy_header + tile.tobytes(),
             "mask.png": member(index.mask_offset[row], index.mask_bytes[row]),
-            "json": member(index.json_offset[row], index.json_bytes[row]),
+            **({"json": member(index.json_offset[row], num_bytes)} if (num_bytes := index.json_bytes[row]) else {}),
         }
 
     def _fetch(

@@ -82,6 +82,8 @@ class PinnedStaging:
     def __init__(
         self, reader: ShardReader, reads: SampleReads, batch_size: int, device: torch.device, stored: bool
     ) -> None:
+        if str(device) == "cuda":  # of a run on one GPU; set_device wants a number
+            device = torch.device("cuda", torch.cuda.current_device())
         self._reader, self._reads, self._batch_size, self._device = reader, reads, batch_size, device
         self._keep_stored = stored
         self._free: queue.SimpleQueue[_Pinned] = queue.SimpleQueue()
@@ -108,7 +110,7 @@ class PinnedStaging:
         buffer, samples = filled
         stored = buffer.tiles[: len(samples)].to(self._device, non_blocking=True)
         leaf_mask = buffer.leaf_mask[: len(samples)].to(self._device, non_blocking=True)
-        buffer.copied.record()
+        buffer.copied.record(torch.cuda.current_stream(self._device))
         self._free.put(buffer)
         if self._keep_stored:
             return stored, leaf_mask, samples

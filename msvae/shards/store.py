@@ -6,7 +6,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -91,31 +92,45 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         """A whole small file."""
-        return self._existing(name).read_bytes()
+        with self._readable(name):
+            return self._existing(name).read_bytes()
 
     def size_bytes(self, name: str) -> int:
         """From the file system."""
-        return self._existing(name).stat().st_size
+        with self._readable(name):
+            return self._existing(name).stat().st_size
 
     def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
         """One system call, straight into the buffers."""
-        file = self._open(name)
-        return os.preadv(file.descriptor, list(buffers), offset)
+        with self._readable(name):
+            file = self._open(name)
+            return os.preadv(file.descriptor, list(buffers), offset)
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
         """One system call."""
-        file = self._open(name)
-        return os.pread(file.descriptor, length, offset)
+        with self._readable(name):
+            file = self._open(name)
+            return os.pread(file.descriptor, length, offset)
 
     def names(self) -> list[str]:
         """From the file system."""
         if not self._folder.is_dir():
             raise MissingError(self.location)
-        return sorted(path.name for path in self._folder.iterdir() if path.is_file())
+        with self._readable(""):
+            return sorted(path.name for path in self._folder.iterdir() if path.is_file())
 
     def path(self, name: str) -> str:
         """Folder and name."""
         return str(self._folder / name)
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"{self.path(name)} cannot be read ({error.strerror}); check its permissions and the disk"
+            ) from error
 
     def _existing(self, name: str) -> Path:
         path = self._folder / name

@@ -51,7 +51,7 @@ def decompress_into(chunk: bytearray, tile: NDArray[Any]) -> None:
         may be plugins, which are code.
     """
     num_bytes, chunk_bytes = (int.from_bytes(chunk[start : start + 4], "little") for start in (4, 12))
-    known = len(chunk) > CHUNK_HEADER_BYTES and chunk[2] >> 5 == ZSTD and set(chunk[16:22]) <= {0, SHUFFLE}
+    known = len(chunk) >= CHUNK_HEADER_BYTES and chunk[2] >> 5 == ZSTD and set(chunk[16:22]) <= {0, SHUFFLE}
     if not known or num_bytes != tile.nbytes or chunk_bytes != len(chunk):
         raise ValueError(f"no Blosc2 chunk of {tile.nbytes} bytes made by zstd and shuffle")
     try:

@@ -28,7 +28,7 @@ def keep_gradients() -> None:
 
 
 optimizer.step = keep_gradients
-windows = trainer._windows()
+windows = trainer.stream.windows(trainer.step)
 window = next(windows)
 counts = trainer.ranks.sum(trainer.stepper.counts(window))
 totals, norm = trainer.stepper.step(window, counts, 1e-3)

@@ -185,3 +185,17 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_no_data_set(tmp_path, l
     assert not (small_disk / "out").exists()
     pack(images, tmp_path / "out", PackOptions(tile_px=32))
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.tar")) > 256_000
+
+
+def test_work_of_other_options_is_refused_and_kept(tmp_path, leaf_image):
+    """Its survey may have taken hours."""
+    image = leaf_image(tmp_path / "leaf.tif", size_px=64)
+    pack([image], tmp_path / "out", PackOptions(**OPTIONS, part=(1, 2)))
+    partial = tmp_path / ".out.partial"
+    for index in partial.glob("data/*/*.index.json"):
+        index.unlink()
+    survey = {path: path.read_bytes() for path in (partial / "survey").iterdir()}
+    assert survey
+    with pytest.raises(ValueError, match="seed was 3, is 4"):
+        pack([image], tmp_path / "out", PackOptions(**{**OPTIONS, "seed": 4}))
+    assert {path: path.read_bytes() for path in (partial / "survey").iterdir()} == survey

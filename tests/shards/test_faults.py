@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -162,3 +163,23 @@ def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, 
     for row in range(reader.samples_per_shard[0]):
         key = reader.read_into(0, row, tile, leaf_mask)
         np.testing.assert_array_equal(theirs[key], tile)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_tile_of_one_value_comes_back_compressed(value):
+    values = np.full((5, 64, 64), value, np.uint16)
+    tile = np.ones_like(values)
+    decompress_into(bytearray(encode(values, "blosc2")), tile)
+    np.testing.assert_array_equal(tile, values)
+
+
+def test_an_index_with_absurd_numbers_is_refused_before_anything_is_read(split):
+    path = split / "leaf-000000.index.json"
+    index = json.loads(path.read_text())
+    index["json_offset"][0] = 2**63
+    path.write_text(json.dumps(index))
+    manifest = json.loads((split / "manifest.json").read_text())
+    manifest["shards"]["index_sha256"][0] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (split / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"leaf-000000\.index\.json: json_offset"):
+        batches(split, 0)

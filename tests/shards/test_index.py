@@ -17,6 +17,7 @@ from msvae.cli import app
 from msvae.shards.audit.indexing import IndexOptions, index_data_set
 from msvae.shards.manifest import Manifest, ShardIndex
 from msvae.shards.reader import ShardReader
+from msvae.shards.wds_source import ExactSamples
 
 from .conftest import npy, png, random_tile
 
@@ -225,3 +226,21 @@ def test_memory_stays_flat_as_members_of_others_grow(tmp_path):
     extra_kib = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, check=True).stdout
     assert int(extra_kib) < 80_000
     assert list(all_samples(tmp_path)) == ["x", "y"]
+
+
+def test_a_mask_far_from_its_tile_is_refused_since_one_read_takes_both(tmp_path, write_tar):
+    (tile_name, tile), *others = sample("a")
+    mask = next(member for member in others if member[0].endswith(".png"))
+    write_tar(tmp_path / "a.tar", [(tile_name, tile), ("a.jpg", bytes(2**20)), mask])
+    with pytest.raises(ValueError, match=r"sample a has 1,052,032 bytes between tile and mask.*put the mask beside"):
+        index_data_set(str(tmp_path), None, OPTIONS)
+
+
+def test_samples_without_json_go_through_stages_of_webdataset(tmp_path, write_tar):
+    tar = [member for i, key in enumerate("abcd") for member in sample(key, i)]
+    write_tar(tmp_path / "a.tar", tar)
+    index_data_set(str(tmp_path), None, OPTIONS)
+    source = ExactSamples(tmp_path, seed=0, global_batch_size=4, micro_batch_size=4, num_positions=1)
+    seen = list(wds.DataPipeline(source, wds.decode("l8")))
+    assert sorted(sample["__key__"] for sample in seen) == ["a", "b", "c", "d"]
+    assert all("json" not in sample for sample in seen)

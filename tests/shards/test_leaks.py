@@ -71,3 +71,16 @@ def test_equal_checksums_of_other_bytes_are_no_leak(split, monkeypatch):
     train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
     val = split("val", ("b_r0_c0", "b.tif", (0, 0, 8, 8), 2))
     assert leaks(train=train, val=val) == []
+
+
+@pytest.mark.parametrize("about", [{"source": None, "window": [0, 0, 8, 8]}, {"source": ["a.tif"], "window": "all"}])
+def test_json_that_names_no_place_is_compared_by_its_bytes_alone(tmp_path, about):
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        with ShardWriter(tmp_path / name / "leaf-000000.tar") as shard:
+            shard.write(f"{name}_r0_c0", np.full((1, 8, 8), len(name), np.uint8), np.ones((8, 8), bool), about)
+        Manifest(
+            band_names=["red"], wavelengths_nm=[668], dtype="uint8", tile_px=8, scale=[1], offset=[0],
+            statistics=UNIT, shards=Shards.of([shard.entry]),
+        ).save(tmp_path / name)  # fmt: skip
+    assert leaks(train=tmp_path / "train", val=tmp_path / "val") == []

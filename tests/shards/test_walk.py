@@ -149,3 +149,14 @@ def test_a_header_is_not_believed(tmp_path):
         tar = extended(kind, size, records)
         with pytest.raises(ValueError, match=r"header (at|before) byte"):
             list(walk(lambda offset, length, tar=tar: tar.getbuffer()[offset : offset + length].tobytes(), 2048))
+
+
+def test_a_size_with_a_sign_is_refused_and_not_walked_for_ever(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("a.npy", bytes(1000))], tarfile.USTAR_FORMAT)
+    content = bytearray(path.read_bytes())
+    content[124:136] = b"-0000001750\0"
+    content[148:156] = b" " * 8
+    content[148:156] = f"{sum(content[:512]):06o}\0 ".encode()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="for a size"):
+        members(path)

@@ -28,6 +28,7 @@ from msvae.shards.manifest import (
     Shards,
     index_name,
 )
+from msvae.shards.reader import MAX_EXTRA_BYTES
 from msvae.shards.splits import SPLITS, find_splits
 from msvae.shards.store import Store
 
@@ -165,6 +166,7 @@ def _index_shard(
                 )
             seen.add(sample.key)
             decoded = decode(sample, endings, layout.tile_format)
+            _refuse_mask_far_away(decoded)
             leaf.add(decoded.tile, decoded.leaf_mask)
             for column, value in _row(decoded):
                 columns[column].append(value)
@@ -173,6 +175,17 @@ def _index_shard(
     if not seen:
         raise ValueError(f"{store.location}/{name} holds no sample; remove it")
     return ShardIndex(sha256=stream.sha256(), **columns), leaf
+
+
+def _refuse_mask_far_away(decoded: Decoded) -> None:
+    """One read takes tile and mask, and all that lies between."""
+    first, second = sorted((decoded.bands, decoded.mask), key=lambda member: member.offset)
+    between = second.offset - first.offset - first.size_bytes
+    if between + decoded.mask.size_bytes > MAX_EXTRA_BYTES:
+        raise ValueError(
+            f"sample {decoded.key} has {between:,} bytes between tile and mask, expected at most 1 MiB with the mask; "
+            "put the mask beside the tile and write the tar again"
+        )
 
 
 def _row(decoded: Decoded) -> Iterator[tuple[str, Any]]:

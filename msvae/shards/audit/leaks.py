@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,11 +72,21 @@ def _read(splits: Mapping[str, Store]) -> _Samples:
             abouts = zip(index.json_offset, index.json_bytes, strict=True)
             for row, (key, at) in enumerate(zip(index.keys, abouts, strict=True)):
                 about = json.loads(store.read_span(shard.name, *at) or b"{}")
-                if "source" in about and "window" in about:
+                if isinstance(about, dict) and _is_place(about.get("source"), about.get("window")):
                     # Images of one name in two folders differ in the start of their keys.
                     image = f"{', '.join(about['source'])} ({key.rsplit('_r', 1)[0]})"
                     samples.windows[image].append((first + row, tuple(about["window"])))
     return samples
+
+
+def _is_place(source: Any, window: Any) -> bool:
+    return (
+        isinstance(source, list)
+        and all(isinstance(name, str) for name in source)
+        and isinstance(window, list)
+        and len(window) == 4
+        and all(isinstance(number, int) for number in window)
+    )
 
 
 def _overlap(samples: _Samples, windows: list[tuple[int, Window]]) -> tuple[int, int] | None:

@@ -91,7 +91,7 @@ def decode(sample: Sample, endings: Endings, tile_format: TileFormat) -> Decoded
         tile, leaf_mask = tile_format.tile(npy), tile_format.mask(png)
         if about is not None:
             json.loads(about.content or b"")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"sample {sample.key} has a .json that does not parse ({error}); write it again") from None
     except ValueError as error:
         raise ValueError(f"sample {sample.key} {error}") from None

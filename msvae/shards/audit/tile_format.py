@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def _npy_header(npy: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(stream)
-    except (ValueError, TypeError, SyntaxError) as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError) as error:
         raise ValueError(f"holds no .npy array ({str(error).splitlines()[0][:80]})") from None
     if dtype.hasobject:
         raise ValueError("holds Python objects, which could run code; write numbers")

@@ -154,14 +154,13 @@ class ShardCheck:
             return
         lost = []
         for row in list(self._unseen.values()):
-            sample = self._by_offset(row, self._index)
-            last = max(part.member.offset + part.member.size_bytes for part in sample.parts.values())
+            key = self._index.keys[row]
             if whole:
-                self._fault(f"sample {sample.key} is in the index but not in the tar; {REPLACE}")
-            elif last > size_bytes:
-                lost.append(sample.key)
+                self._fault(f"sample {key} is in the index but not in the tar; {REPLACE}")
+            elif self._index.last_byte(row) > size_bytes:
+                lost.append(key)
             else:
-                self._check_indexed(sample, row, self._index)
+                self._check_indexed(self._by_offset(row, self._index), row, self._index)
         if lost:
             which = f"sample {lost[0]} is" if len(lost) == 1 else f"{len(lost)} samples, from {lost[0]} on, are"
             self._fault(f"{which} lost: the file ends before; {REPLACE}")

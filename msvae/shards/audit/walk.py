@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 BLOCK_BYTES = 512
-MAX_EXTENSION_BYTES = 2**20
+MAX_EXTENSION_BYTES = 2**16
 """Longest name or pax record that is read: names are short, and a header is not to be believed."""
 
 RESTORE = "restore it from its source"
@@ -97,8 +97,11 @@ def _number(field: bytes, offset: int) -> int:
 
 
 def _octal(field: bytes) -> int | None:
+    digits = field.strip(b" \0") or b"0"
+    if not digits.isdigit():  # a sign would pass for a number
+        return None
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return int(digits, 8)
     except ValueError:
         return None
 
