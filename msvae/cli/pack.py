@@ -87,11 +87,11 @@ def pack(
     ] = "auto",
     group_by: Annotated[
         str | None,
-        _option("Split", "Images in whose path this finds the same stay together: 'plant_(.)'.", metavar="REGEX"),
+        _option("Split", "Images in whose path this finds the same stay together: 'plant_([0-9]+)'.", metavar="REGEX"),
     ] = None,
     gap_px: Annotated[
-        int, _option("Split", "Pixels between tiles of different splits in one image; 0 lets them touch.")
-    ] = 1,
+        int, _option("Split", "Pixels between tiles of different splits in one image; drops what is nearer.")
+    ] = 0,
     seed: Annotated[int, _option("Split", "Decides which images or blocks go where.", min=0)] = 0,
     out: Annotated[Path, _option("Output", "Folder for train/, val/ and test/.")],
     compress: Annotated[bool, _option("Output", "Store tiles compressed, without loss.", "--compress")] = False,

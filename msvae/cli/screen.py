@@ -42,6 +42,9 @@ def user_errors() -> Iterator[None]:
     except ValueError as error:
         Console(stderr=True, highlight=False, markup=False).print(f"error: {error}", soft_wrap=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; `msvae pack` goes on where it was when the same command is given again")
+        raise typer.Exit(130) from None
 
 
 @contextmanager

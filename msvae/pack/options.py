@@ -67,8 +67,9 @@ class PackOptions:
     plant) stay together. Goes before `split_by`."""
     block_tiles: int | None = None
     """Side of a block in tiles; None makes about sixteen blocks."""
-    gap_px: int = 1
-    """Pixels between tiles of different splits in one image: 0 lets them touch, and they never overlap."""
+    gap_px: int = 0
+    """Least distance of tiles of different splits in one image. At 0 they may touch but share no pixel; more drops
+    every tile that lies nearer, a third of a small field already at 1."""
     seed: int = 0
     """Decides which images or blocks go where."""
     tiles_per_shard: int = 128

@@ -23,4 +23,8 @@ def save_contact_sheet(path: Path, readers: Mapping[str, ShardReader]) -> None:
         for name, reader in readers.items()
     ]
     bands = next(iter(readers.values())).manifest.bands
-    path.write_bytes(contact_sheet(sections, bands))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contact_sheet(sections, bands))
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}); choose a writable place") from error

@@ -140,7 +140,8 @@ class Manifest(_Record):
         try:
             manifest = _parse(cls, store, MANIFEST_NAME)
         except MissingError:
-            inside = next((path.parent for path in sorted(Path(store.location).glob(f"*/{MANIFEST_NAME}"))), None)
+            splits = [path.parent for path in sorted(Path(store.location).glob(f"*/{MANIFEST_NAME}"))]
+            inside = next((split for split in splits if split.name == "train"), splits[0] if splits else None)
             hint = f"did you mean {inside}?" if inside else "make shards with `msvae pack IMAGE… --out DIR`"
             raise ValueError(f"{store.location} holds no {MANIFEST_NAME}; {hint}") from None
         if not manifest.num_samples:

@@ -340,3 +340,8 @@ def test_samples_beyond_4_gib_are_indexed_read_and_verified(tmp_path):
         assert reader.read_into(0, row, tile, leaf_mask) == key
         np.testing.assert_array_equal(tile, tiles[key])
     assert faults(folder) == []
+
+
+def test_a_split_whose_manifest_is_lost_is_a_fault(train):
+    (train.parent / "val" / "manifest.json").unlink()
+    assert [fault for fault in faults(train.parent) if "val/manifest.json: is missing, though there are tars" in fault]

@@ -18,7 +18,7 @@ from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
 from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import MANIFEST_NAME, LeafStatistics, Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.splits import SPLITS, find_splits
-from msvae.shards.store import Store
+from msvae.shards.store import Store, open_store
 
 RELATIVE_TOLERANCE = 1e-6
 """Statistics are sums of many numbers, and their order may differ."""
@@ -63,6 +63,8 @@ def verify_data_set(
             on_fault(fault)
 
     stores, manifests = find_splits(location), {}
+    for fault in _lost_manifests(location, stores):
+        note(fault)
     for name, store in stores.items():
         try:
             manifests[name] = Manifest.load(store)
@@ -105,6 +107,17 @@ def _verify_split(
         for message in _statistics_faults(manifest.statistics, split.leaf):
             note(_manifest_fault(store, f"{message}; {AGAIN}"))
     return split
+
+
+def _lost_manifests(location: str, stores: dict[str, Store]) -> Iterator[Fault]:
+    """Splits beside the others that hold tars alone."""
+    for name in SPLITS if set(stores) & set(SPLITS) else ():
+        beside = open_store(f"{location.rstrip('/')}/{name}")
+        try:
+            if name not in stores and any(file.endswith(".tar") for file in beside.names()):
+                yield _manifest_fault(beside, f"is missing, though there are tars; restore it, or {AGAIN}")
+        except ValueError:
+            continue  # no such split, or a server that does not list its files
 
 
 def _listing_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
