@@ -120,6 +120,7 @@ def epochs(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[
 
 def resume(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[str, float]:
     """Opens at half an epoch, and whether the batch is the one that came next."""
+    # written by the process before this one; the loaders of others keep objects in their states
     state = torch.load(folder.with_suffix(".state"), weights_only=False)
     _, _, (tiles, _), resumed_s = first_batch(module, folder, num_readers, state)
     came_next = json.loads(folder.with_suffix(".seen").read_text())[num_tiles // BATCH // 2]

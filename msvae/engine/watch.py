@@ -80,7 +80,7 @@ class DataWatch:
             place = self._order.places(steps[row] - 1, bad_ST.shape[1], range(slot, slot + 1))[0][:2]
             if place not in self._bad:
                 self._bad.add(place)
-                new.append(self._name(*place))
+                new.append(sample_name(self._reader, *place))
         if len(self._bad) > self._config.max_bad_samples:
             raise ValueError(
                 f"{len(self._bad)} samples could not be read, more than data.max_bad_samples "
@@ -105,11 +105,8 @@ class DataWatch:
     def _named(self, step: int, coverage_T: Tensor, slots: list[int]) -> str:
         """Keys of tiles of the global batch of a step, which has position `step - 1`."""
         places = [self._order.places(step - 1, len(coverage_T), range(slot, slot + 1))[0] for slot in slots]
-        names = [self._name(place.shard, place.row) for place in places]
+        names = [sample_name(self._reader, place.shard, place.row) for place in places]
         return ", ".join(f"{name} ({coverage_T[slot]:.3f})" for name, slot in zip(names, slots, strict=True))
-
-    def _name(self, shard: int, row: int) -> str:
-        return sample_name(self._reader, shard, row)
 
 
 def coverage_row(counts: Mapping[str, Tensor]) -> dict[str, Any]:

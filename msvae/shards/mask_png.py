@@ -1,6 +1,6 @@
-"""Leaf masks as 1-bit PNG: any PNG can be read, and those that are written here four times as fast.
+"""Leaf masks as 1-bit PNG: any PNG can be read, and those that are written here faster.
 
-With Pillow alone, masks take as long as all else that reading a tile does.
+Pillow would take longer to decode a mask than the system to read the tile beside it.
 """
 
 from __future__ import annotations
