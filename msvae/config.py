@@ -179,8 +179,18 @@ class TrainConfig(_Section):
     """Newest checkpoints that are kept."""
     resume: str = "auto"
     """`auto` goes on from the newest checkpoint under `out`, `never` wants an empty one, or a checkpoint's path."""
+    patience: NonNegativeInt = 0
+    """Evaluations in a row without a lower validation loss after which training ends; 0 never ends it early."""
+    max_nonfinite_steps: PositiveInt = 10
+    """Steps in a row whose gradient may be NaN or infinite, and change nothing, before training stops."""
+    timeout_s: PositiveFloat = 1800.0
+    """How long a rank waits for the others before it gives up."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    channels_last: bool = False
+    """Keep images with bands innermost in memory."""
+    gradient_checkpointing: bool = False
+    """Compute the backbone's activations twice rather than keep them: less memory, more time."""
 
 
 class Config(BaseSettings):

@@ -74,9 +74,11 @@ def moto(leaf_shards: Path) -> Iterator[tuple[str, int]]:
 def launch() -> Launch:
     """Run a script in `processes` real processes and wait for it."""
 
-    def run(script: Path | str, *arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    def run(
+        script: Path | str, *arguments: object, processes: int = 2, engine: str = "cpu"
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            launch_command(script, *arguments, processes=processes),
+            launch_command(script, *arguments, processes=processes, engine=engine),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -86,9 +88,9 @@ def launch() -> Launch:
     return run
 
 
-def launch_command(script: Path | str, *arguments: object, processes: int) -> list[str]:
-    """`accelerate launch` with the configuration for CPUs."""
-    config = ROOT / "configs" / "accelerate" / "cpu.yaml"
+def launch_command(script: Path | str, *arguments: object, processes: int, engine: str = "cpu") -> list[str]:
+    """`accelerate launch` with one of the configurations of `configs/accelerate/`."""
+    config = ROOT / "configs" / "accelerate" / f"{engine}.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     return [*launcher, "--num_processes", str(processes), str(script), *map(str, arguments)]
 

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
+
+Found = TypeVar("Found")
 
 
 class Ranks:
     """The processes that train together."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         self.is_main: bool = accelerator.is_main_process
+        self.is_first_of_machine: bool = accelerator.is_local_main_process
         self.device: torch.device = accelerator.device
+
+    def add(self, values: Tensor) -> None:
+        """Replace a tensor by its sum over ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add tensors of any shapes over ranks, in one collective and in float64, so that counts stay exact."""
         shapes = {name: value.shape for name, value in values.items()}
-        flat = torch.cat([value.detach().to(self.device, torch.float64).reshape(-1) for value in values.values()])
-        joined = self._accelerator.reduce(flat, reduction="sum").split([shape.numel() for shape in shapes.values()])
-        return {name: part.reshape(shapes[name]) for name, part in zip(shapes, joined, strict=True)}
+        joined = torch.cat([value.detach().to(self.device, torch.float64).reshape(-1) for value in values.values()])
+        self.add(joined)
+        parts = torch.split(joined, [shape.numel() for shape in shapes.values()])
+        return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
     def gather(self, number: int) -> list[int]:
         """One whole number under 2^53 of every rank, in rank order."""
@@ -32,6 +43,50 @@ class Ranks:
         column[self.rank] = number
         return [int(value) for value in self.sum({"numbers": column})["numbers"].tolist()]
 
+    def send(self, values: Tensor, source: int = 0) -> None:
+        """Give every rank what one holds, in place."""
+        if self.world_size > 1:
+            dist.broadcast(values, source)
+
+    def told(self, find_out: Callable[[], Any], source: int = 0) -> Any:
+        """What one rank finds out, of JSON's kinds, on all of them.
+
+        Raises: ValueError on every rank when it finds an error.
+        """
+        text = b""
+        if self.rank == source:
+            try:
+                text = json.dumps({"found": find_out()}).encode()
+            except ValueError as error:
+                text = json.dumps({"error": str(error)}).encode()
+        length = torch.tensor(len(text), device=self.device)
+        self.send(length, source)
+        message = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.rank == source:
+            message.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        self.send(message, source)
+        told = json.loads(message.cpu().numpy().tobytes())
+        if "error" in told:
+            raise ValueError(told["error"])
+        return told["found"]
+
+    def together(self, act: Callable[[], Found]) -> Found:
+        """What every rank finds out for itself, unless one fails.
+
+        Raises: ValueError on every rank, that of the first one that fails.
+        """
+        found, failed = None, ""
+        try:
+            found = act()
+        except ValueError as error:
+            failed = str(error)
+        failures = self.gather(bool(failed))
+        if any(failures):
+            first = failures.index(True)
+            raise ValueError(self.told(lambda: failed, first))
+        return cast(Found, found)
+
     def wait(self) -> None:
         """Return when every rank has come here."""
-        self._accelerator.wait_for_everyone()
+        if self.world_size > 1:
+            dist.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -11,45 +12,83 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+
+from msvae.engine.precision import Precision
 
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 """Where Open MPI, other MPIs and srun say how many processes they started; torchrun's WORLD_SIZE goes before them."""
 
 MAIN_RANK_FIRST_S = 5.0
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.DEEPSPEED,
+)
 
 
 def join(timeout_s: float = 1800.0) -> Accelerator:
     """The accelerator of this process: GPUs where there are some, else CPU with gloo.
 
+    It is told of no mixed precision: `launched_precision` is for the step to apply, alike under every engine.
+
     Raises: ValueError when the launcher started more processes than joined, or asks for an unsupported engine.
     """
-    if torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         _make_cuda_repeatable()
     # torch renamed the option, accelerate still passes it under its old name
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if deepspeed:
+        _quieten_deepspeed(on_gpu)
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
+        # with cpu=True accelerate would leave DeepSpeed aside without a word
+        cpu=not on_gpu and not deepspeed,
+        mixed_precision="no",
         kwargs_handlers=[
             # buffers are constants here, and broadcasting them would be a collective in every forward pass
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+            InitProcessGroupKwargs(
+                backend="gloo" if deepspeed and not on_gpu else None, timeout=timedelta(seconds=timeout_s)
+            ),
         ],
     )
     refuse_alone(accelerator.num_processes)
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("mixed precision fp16 is not supported; use bf16, which needs no loss scaling")
+    launched_precision()
     if accelerator.distributed_type not in SUPPORTED:
         raise ValueError(
             f"the launcher asks for {accelerator.distributed_type}, this version trains on "
             f"{', '.join(str(kind.value) for kind in SUPPORTED)}; use a file of configs/accelerate/"
         )
     return accelerator
+
+
+def launched_precision() -> Precision:
+    """The mixed precision that the launcher asks for.
+
+    Raises: ValueError for one that is not known.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    for precision in get_args(Precision):
+        if asked == precision:
+            return precision  # type: ignore[no-any-return]
+    raise ValueError(
+        f"the launcher asks for mixed precision {asked}, expected one of {', '.join(get_args(Precision))}"
+    )
+
+
+def _quieten_deepspeed(on_gpu: bool) -> None:
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _make_cuda_repeatable() -> None:

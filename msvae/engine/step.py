@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from msvae.config import Config
+from msvae.engine.optim import AveragingAdamW
+from msvae.engine.parallel.trained import Trained
+from msvae.engine.precision import LossScale, Precision, autocast
+from msvae.engine.ranks import Ranks
+from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import LeafLosses, objective
 from msvae.losses.spectra import count_nonfinite
 from msvae.shards.loader import Batch
@@ -21,13 +25,13 @@ class Stepper:
     """Runs forward and backward passes of a window (this rank's micro batches of one global batch)."""
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config
-    ) -> None:
-        self._accelerator, self._model, self._optimizer, self._config = accelerator, model, optimizer, config
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._losses: LeafLosses = accelerator.unwrap_model(model).leaf_losses
-        # `backward` divides by the accumulation steps and DDP by the ranks; shares of the loss add up instead
-        self._gradient_scale = accelerator.gradient_accumulation_steps * accelerator.num_processes
+        self, config: Config, ranks: Ranks, losses: LeafLosses, trained: Trained, optimizer: AveragingAdamW,
+        precision: Precision,
+    ) -> None:  # fmt: skip
+        self._config, self._losses, self._trained, self._optimizer = config, losses, trained, optimizer
+        self._precision, self.loss_scale = precision, LossScale(precision, ranks.device)
+        # DDP and DeepSpeed average gradients over the ranks; shares of the loss add up instead
+        self._num_shares = ranks.world_size
         self.weights = config.loss.weights
 
     def counts(self, window: Sequence[Batch]) -> Sums:
@@ -58,41 +62,47 @@ class Stepper:
         }
 
     def settle(self, window: Sequence[Batch]) -> None:
-        """Run one pass whose gradient is thrown away.
+        """With this at every start, a resumed run adds ranks in the same order as one that never stopped."""
 
-        DDP lays out its buckets after the first backward pass, and the layout decides in which order ranks are added.
-        With this pass at every start, a resumed run adds in the same order as one that never stopped.
-        """
-        _, losses = self._model(sample=window[0].tiles, mask=window[0].leaf_mask)
-        self._accelerator.backward(objective(losses["sums"], self.counts(window[:1]), self.weights))
-        self._optimizer.zero_grad()
+        def loss() -> Tensor:
+            return objective(self._forward(window[0]), self.counts(window[:1]), self.weights)
+
+        self._trained.settle(loss)
 
     def step(self, window: Sequence[Batch], counts: Mapping[str, Tensor], lr_share: float) -> tuple[Sums, Tensor]:
-        """Change the weights by the gradient of the global loss.
+        """Change the weights by the gradient of the global loss, unless it is not finite or there is no leaf.
 
         Args: this rank's micro batches; the counts of the whole global batch, joined over ranks; and the share of each
             group's peak learning rate.
-        Returns: this rank's sums behind each term, to be joined; and the norm of the gradient before clipping.
+        Returns: this rank's sums behind each term, to be joined; and the norm of the gradient before clipping, not
+            finite when nothing was changed.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_share
+        has_leaf = counts["valid_pixels"] > 0
+        # without leaf there is no gradient, rather than one of 0 that moments and weight decay would act on
+        num_shares = torch.where(has_leaf, float(self._num_shares), torch.nan)
         totals = []
-        for batch in window:
-            with self._accelerator.accumulate(self._model):
-                _, losses = self._model(
-                    sample=batch.tiles,
-                    mask=batch.leaf_mask,
-                    sample_posterior=self._config.model.sample_posterior,
-                    generator=self._noise(batch),
-                )
-                share = objective(losses["sums"], counts, self.weights)
-                self._accelerator.backward(share * self._gradient_scale)
-            totals.append({term: masked_sum.total.detach() for term, masked_sum in losses["sums"].items()})
-        limit = self._config.optim.max_grad_norm or float("inf")
-        norm = self._accelerator.clip_grad_norm_(self._parameters, limit)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        for number, batch in enumerate(window, start=1):
+            with self._trained.micro_batch(last=number == len(window)):
+                sums = self._forward(batch)
+                share = objective(sums, counts, self.weights)
+                self._trained.backward(share * num_shares, self.loss_scale)
+            totals.append({term: masked_sum.total.detach() for term, masked_sum in sums.items()})
+        norm = self._trained.update(self.loss_scale)
+        self.loss_scale.follow(~norm.isfinite() & has_leaf)
         return added(totals), norm
+
+    def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:
+        with autocast(self._precision, batch.tiles.device):
+            _, losses = self._trained.forward(
+                sample=batch.tiles,
+                mask=batch.leaf_mask,
+                sample_posterior=self._config.model.sample_posterior,
+                generator=self._noise(batch),
+            )
+        sums: Mapping[str, MaskedSum] = losses["sums"]
+        return sums
 
     def _noise(self, batch: Batch) -> list[torch.Generator] | None:
         if not self._config.model.sample_posterior:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
-from crc32c import crc32c
 from torch import Tensor
 
 from msvae.config import Config
-from msvae.engine import checkpoint
+from msvae.engine.build import JudgedModel, build
+from msvae.engine.checkpoints.folder import save_model
+from msvae.engine.checkpoints.identity import identity
+from msvae.engine.checkpoints.writer import CheckpointWriter
+from msvae.engine.lock import RunLock
 from msvae.engine.logging import RunLog
-from msvae.engine.optim import MovingAverage, make_optimizer, schedule
+from msvae.engine.optim import make_optimizer, schedule
+from msvae.engine.parallel.spread import spread
+from msvae.engine.parallel.trained import Named
 from msvae.engine.ranks import Ranks
+from msvae.engine.resume import Start
+from msvae.engine.setup import launched_precision
+from msvae.engine.skipped import SkippedSteps
 from msvae.engine.step import Stepper, Sums
-from msvae.engine.stream import TrainingStream, accumulation_steps
+from msvae.engine.step_row import step_row
+from msvae.engine.stop import Late, StopRequest
+from msvae.engine.stream import TrainingStream
 from msvae.engine.validation import Validation
-from msvae.engine.watch import DataWatch, coverage_row
-from msvae.losses.masked_sum import MaskedSum
-from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.model.build import build_model
+from msvae.engine.watch import DataWatch
+from msvae.engine.watchdog import Watchdog
 from msvae.shards.loader import Batch
 
 
@@ -32,140 +39,100 @@ class Trainer:
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.config, self.ranks = config, Ranks(accelerator)
-        accelerator.gradient_accumulation_steps = accumulation_steps(config, self.ranks.world_size)
         self.stream = TrainingStream(config, self.ranks)
-        self.reader = self.stream.reader
-        self.watch = DataWatch(config.data, self.reader, self.stream.order)
-        model = self._build(accelerator)
+        manifest = self.stream.reader.manifest
+        model = build(config, manifest, accelerator)
+        self.judged = JudgedModel(model, averages=bool(config.optim.ema_decay))
+        self.validation = Validation(config, self.ranks, self.judged)
+        self.identity = identity(config, manifest.digest(), model)
+        start = Start(config, self.ranks, self.identity)
+        self.step, resumed = start.step, start.state
+        self.ranks.told(self._take_folder)
+        self._keep_untrained(begins=resumed is None)
+        if resumed is not None:
+            start.put_weights(model)
+        if config.train.compile:
+            model.compile()
         optimizer = make_optimizer(model, config.optim)
-        self.model, self.average = model, MovingAverage(model.get_trainable_params(), config.optim.ema_decay)
-        self.trained = checkpoint.TrainedState(model, optimizer, self.average)
-        self.identity = checkpoint.identity(config, self.reader.manifest.digest(), model)
-        self.validation = Validation(config, self.ranks, model, self.average)
-        self.changes = ""
-        self.step = self._resume()
-        wrapped, stepping = accelerator.prepare(model, optimizer)
-        self.stepper = Stepper(accelerator, wrapped, stepping, config)
-        self.log = self._open_log()
+        self.trained = spread(accelerator, self.ranks, model, optimizer, config)
+        self.stepper = Stepper(config, self.ranks, model.leaf_losses, self.trained, optimizer, launched_precision())
+        self.kept = optimizer.kept
+        self.watch = DataWatch(config.data, self.stream.reader, self.stream.order)
+        self.skipped = SkippedSteps(config, self.stream.order, self.stream.reader)
+        if resumed is not None:
+            start.put_moments(self.trained, self.kept)
+            self.stepper.loss_scale.resume(resumed["loss_scale"])
+            self.validation.resume(resumed["validation"])
+            self.skipped.resume(resumed["skipped_steps"])
+        self.log = self._open_log(start) if self.ranks.is_main else None
+        self.writer = CheckpointWriter(config.out, config.train.keep_checkpoints)
         self.data_wait_s, self.logged_step, self.logged_at_s = 0.0, self.step, time.monotonic()
 
-    def fit(self) -> None:
-        """Train up to `train.max_steps`, then save the model."""
+    def fit(self) -> bool:
+        """Train up to `train.max_steps`, then save the model.
+
+        Returns: whether it came to its end, rather than being asked to stop before.
+        """
+        watchdog = Watchdog(self.config.out, self.ranks.rank, self.config.train.timeout_s)
         try:
-            if self.step == 0:
-                self.validation.run(0, self.log)
-            if self.step < self.config.train.max_steps:
-                self._train()
-            elif self.log is not None:
-                self.log.say(f"nothing left to train: train.max_steps is {self.config.train.max_steps}")
-            if self.log is not None:
-                with self.average.in_place():
-                    checkpoint.save_model(self.model, self.config.out / "model")
-                self.log.say(f"finished at step {self.step}; the model is in {self.config.out / 'model'}")
+            finished = self._train(watchdog)
+            self.writer.finish()
+            if finished:
+                self._save_model()
             self.ranks.wait()
         finally:
+            watchdog.close()
+            self.writer.close()
             if self.log is not None:
                 self.log.close()
+        return finished
 
-    def _train(self) -> None:
-        config, windows = self.config, self.stream.windows(self.step)
+    def _train(self, watchdog: Watchdog) -> bool:
+        config, max_steps = self.config, self.config.train.max_steps
+        if self.step == 0:
+            self.validation.run(0, self.log, self.trained)
+        if self.step >= max_steps or self.validation.exhausted:
+            self._say(f"nothing left to train after step {self.step}")
+            return True
+        stop, stops = StopRequest(), Late()
+        windows = self.stream.windows(self.step)
         window = next(windows)
         self.stepper.settle(window)
         counts = self.ranks.sum(self.stepper.counts(window))
         self.logged_at_s = time.monotonic()
-        while self.step < config.train.max_steps:
-            lr_share = schedule(self.step, config.train.max_steps, config.optim)
+        while self.step < max_steps and not self.validation.exhausted:
+            watchdog.feed()
+            lr_share = schedule(self.step, max_steps, config.optim)
             totals, grad_norm = self.stepper.step(window, counts, lr_share)
-            self.average.update()
             self.step += 1
             finished = counts
-            if self.step < config.train.max_steps:
-                window = self._next(windows)
-                # what was learned of this global batch and what must be known of the next travel together
-                totals, counts = self._join(totals, self.stepper.counts(window))
-            else:
-                totals, _ = self._join(totals, {})
+            window = self._next(windows) if self.step < max_steps else []
+            # what was learned of this global batch and what must be known of the next travel together
+            totals, counts, asked = self._join(totals, window, stop.vote(self.ranks.device))
             self.watch.add(self.step, finished)
-            # a checkpoint forgets what was seen, so it is judged before
-            if self._due(config.data.check_every) or self._due(config.train.checkpoint_every) or self.step == 1:
-                self.watch.look(None if self.log is None else self.log.say)
-            if self._due(config.train.log_every) or self.step == 1:
-                self._check_finite(grad_norm)
-                self._log_step(totals, finished, lr_share, float(grad_norm))
-            self._judge_and_save(grad_norm)
+            self.skipped.add(self.step, grad_norm, finished)
+            self._look_and_log(totals, finished, lr_share, grad_norm)
+            stopped = stops.swap(asked) > 0
+            self._judge_and_save(stopped)
+            if stopped:
+                self._say(f"asked to stop: saved at step {self.step}; run the same command again to go on")
+                return self.step == max_steps
+        return True
 
-    def _judge_and_save(self, grad_norm: Tensor) -> None:
-        began_s, train = time.monotonic(), self.config.train
-        if self._due(train.eval_every):
-            self.validation.run(self.step, self.log)
-        if self._due(train.checkpoint_every):
-            self._check_finite(grad_norm)
-            if self.ranks.is_main:
-                state = {
-                    "identity": self.identity,
-                    "validation": self.validation.state(),
-                    "config": self.config.model_dump(mode="json"),
-                }
-                checkpoint.save(self.config.out, self.step, self.trained, state, train.keep_checkpoints)
-            self.ranks.wait()
-        self.logged_at_s += time.monotonic() - began_s
-
-    def _build(self, accelerator: Accelerator) -> AutoencoderKLMultispectralAdapter:
-        config = self.config
-        with accelerator.local_main_process_first():
-            model = build_model(
-                config.model, config.loss, config.data.background, self.reader.manifest, config.train.seed
-            )
-        if config.train.compile:
-            model.compile()
-        model.to(accelerator.device).train()
-        return model
-
-    def _resume(self) -> int:
-        """The step to go on from, agreed by all ranks."""
-        path = checkpoint.choose(self.config)
-        state: dict[str, Any] = {"step": 0, "identity": self.identity} if path is None else checkpoint.load_state(path)
-        self._agree(state)
-        if path is not None:
-            checkpoint.check_identity(path, state["identity"], self.identity)
-            self.changes = checkpoint.changes(state["config"], self.config.model_dump(mode="json"))
-        untrained = self.config.out / "untrained"
-        if self.ranks.is_main and (path is None or not untrained.exists()):
-            checkpoint.save_model(self.model, untrained)
-        if path is not None:
-            checkpoint.restore(path, self.trained)
-            self.average.resume(state["step"])
-            self.validation.resume(state["validation"])
-        return int(state["step"])
-
-    def _agree(self, state: Mapping[str, Any]) -> None:
-        """Compare what this rank found with what the others did.
-
-        Raises: ValueError on every rank when one sees another run, step or data set.
-        """
-        places = self.ranks.gather(state["step"])
-        identity = json.dumps([state["identity"], self.identity], sort_keys=True)
-        identities = self.ranks.gather(crc32c(identity.encode()))
-        if len(set(places)) > 1 or len(set(identities)) > 1:
-            raise ValueError(
-                f"ranks would start apart, at steps {places}, on data and settings {identities}; "
-                "every node must see the same `out`, shards and configuration"
-            )
-
-    def _open_log(self) -> RunLog | None:
-        """The main process writes the log; a run that begins anew starts it anew."""
-        if not self.ranks.is_main:
-            return None
-        out = self.config.out
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(self.config.dump())
-        log = RunLog(out, self.step or -1, self.config.train.max_steps)
-        log.text("config", self.config.dump())
-        if self.step:
-            log.say(f"resumed at step {self.step}{self.changes}")
-        if self.config.model.pretrained == "tiny" and self.config.model.train_backbone != "all":
-            log.say("warning: `tiny` has no trained weights, and what is frozen stays random; use train_backbone: all")
-        return log
+    def _join(self, totals: Sums, window: list[Batch], vote: Tensor) -> tuple[Sums, Sums, Tensor]:
+        counts = self.stepper.counts(window) if window else {}
+        joined = self.ranks.sum(
+            {
+                **{f"total/{term}": total for term, total in totals.items()},
+                **{f"count/{name}": count for name, count in counts.items()},
+                "stop": vote,
+            }
+        )
+        return (
+            {term: joined[f"total/{term}"] for term in totals},
+            {name: joined[f"count/{name}"] for name in counts},
+            joined["stop"],
+        )
 
     def _next(self, windows: Iterator[list[Batch]]) -> list[Batch]:
         began_s = time.monotonic()
@@ -173,50 +140,95 @@ class Trainer:
         self.data_wait_s += time.monotonic() - began_s
         return window
 
-    def _join(self, totals: Sums, next_counts: Sums) -> tuple[Sums, Sums]:
-        joined = self.ranks.sum({**{f"total/{term}": total for term, total in totals.items()}, **next_counts})
-        return {term: joined[f"total/{term}"] for term in totals}, {name: joined[name] for name in next_counts}
-
     def _due(self, every: int) -> bool:
         return self.step == self.config.train.max_steps or (bool(every) and self.step % every == 0)
 
-    def _check_finite(self, grad_norm: Tensor) -> None:
-        """Stop before a broken model is saved. The norm is of the joined gradient, so all ranks stop alike."""
-        if not math.isfinite(grad_norm):
-            raise ValueError(
-                f"the gradient of step {self.step} is {float(grad_norm)}; checkpoints are from before it. "
-                "Lower optim.lr, or find the tiles of this step with data.trace: true"
-            )
+    def _look_and_log(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: Tensor) -> None:
+        train, warn = self.config.train, None if self.log is None else self.log.say
+        logs = self._due(train.log_every) or self.step == 1
+        # a checkpoint forgets what was seen, so it is judged before
+        looks = self._due(self.config.data.check_every) or self._due(train.checkpoint_every) or self.step == 1
+        if logs or looks:
+            self.skipped.look(warn)
+        if looks:
+            self.watch.look(warn)
+        if logs and self.log is not None:
+            self.log.step(self._row(totals, counts, lr_share, float(grad_norm)))
+            self.logged_step, self.logged_at_s, self.data_wait_s = self.step, time.monotonic(), 0.0
 
-    def _log_step(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: float) -> None:
-        if self.log is None:
+    def _row(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: float) -> dict[str, Any]:
+        manifest, global_batch_size = self.stream.reader.manifest, self.config.data.global_batch_size
+        steps = self.step - self.logged_step
+        return {
+            "step": self.step,
+            "epoch": self.step * global_batch_size / manifest.num_samples,
+            **step_row(self.config, manifest.bands, totals, counts, lr_share),
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "skipped_steps": self.skipped.empty + self.skipped.nonfinite,
+            "samples_per_s": steps * global_batch_size / (time.monotonic() - self.logged_at_s),
+            "data_wait_s": self.data_wait_s / steps,
+        }
+
+    def _judge_and_save(self, stopped: bool) -> None:
+        began_s, train = time.monotonic(), self.config.train
+        if self._due(train.eval_every) and not stopped:
+            self.validation.run(self.step, self.log, self.trained)
+        if self._due(train.checkpoint_every) or stopped or self.validation.exhausted:
+            self.skipped.look(None if self.log is None else self.log.say)
+            self._save()
+        self.logged_at_s += time.monotonic() - began_s
+
+    def _save(self) -> None:
+        if not self.ranks.is_main:
+            # ranks that hold shares of the weights must hand them over
+            for _ in self._tensors():
+                pass
             return
-        sums = {term: MaskedSum(total, counts[term]) for term, total in totals.items()}
-        means = {term: float(masked_sum.overall()) for term, masked_sum in sums.items()}
-        now_s, global_batch_size = time.monotonic(), self.config.data.global_batch_size
-        self.log.step(
-            {
-                "step": self.step,
-                "epoch": self.step * global_batch_size / self.reader.manifest.num_samples,
-                "loss": sum(weight * means[term] for term, weight in self.stepper.weights.items()),
-                **means,
-                **coverage_row(counts),
-                **self._rates(lr_share),
-                "grad_norm": grad_norm,
-                "samples_per_s": (self.step - self.logged_step) * global_batch_size / (now_s - self.logged_at_s),
-                "data_wait_s": self.data_wait_s / (self.step - self.logged_step),
-                **self._per_band(sums),
-            }
-        )
-        self.logged_step, self.logged_at_s, self.data_wait_s = self.step, now_s, 0.0
+        state = {
+            "identity": self.identity,
+            "config": self.config.model_dump(mode="json"),
+            "updates": self.trained.updates,
+            "averages": bool(self.config.optim.ema_decay),
+            "loss_scale": self.stepper.loss_scale.state(),
+            "skipped_steps": self.skipped.state(),
+            "validation": self.validation.state(),
+            "score": self.validation.score_at(self.step),
+        }
+        self.writer.save(self.step, self._tensors(), state)
 
-    def _rates(self, lr_share: float) -> dict[str, float]:
-        optim = self.config.optim
-        own = {} if optim.backbone_lr is None else {"lr_backbone": optim.backbone_lr * lr_share}
-        return {"lr": optim.lr * lr_share, **own}
+    def _tensors(self) -> Iterator[Named]:
+        for kind in ("model", *self.kept):
+            for name, value in self.trained.values(kind):
+                yield f"{kind}/{name}", value
 
-    def _per_band(self, sums: Mapping[str, MaskedSum]) -> dict[str, dict[str, float]]:
-        if "mse" not in sums:
-            return {}
-        per_band = sums["mse"].mean().tolist()
-        return {"mse_per_channel": dict(zip(self.reader.manifest.bands.tags, per_band, strict=True))}
+    def _save_model(self) -> None:
+        model = self.judged.follow(self.trained)
+        if self.ranks.is_main:
+            save_model(model, self.config.out / "model")
+        self._say(f"finished at step {self.step}; the model is in {self.config.out / 'model'}")
+
+    def _take_folder(self) -> None:
+        self._lock = RunLock(self.config.out)
+
+    def _keep_untrained(self, begins: bool) -> None:
+        untrained = self.config.out / "untrained"
+        if self.ranks.is_main and (begins or not untrained.exists()):
+            save_model(self.judged.model, untrained)
+
+    def _open_log(self, start: Start) -> RunLog:
+        """Of the main process; a run that begins anew starts it anew."""
+        out = self.config.out
+        (out / "config.yaml").write_text(self.config.dump())
+        log = RunLog(out, self.step or -1, self.config.train.max_steps)
+        log.text("config", self.config.dump())
+        for fault in start.faults:
+            log.say(f"warning: {fault}; going on from the checkpoint before")
+        if self.step:
+            log.say(f"resumed at step {self.step}{start.changes}")
+        if self.config.model.pretrained == "tiny" and self.config.model.train_backbone != "all":
+            log.say("warning: `tiny` has no trained weights, and what is frozen stays random; use train_backbone: all")
+        return log
+
+    def _say(self, line: str) -> None:
+        if self.log is not None:
+            self.log.say(line)

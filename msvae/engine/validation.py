@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from msvae.config import Config
-from msvae.engine.checkpoint import save_model
+from msvae.engine.build import JudgedModel
+from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.evaluation import Evaluator, by_model
 from msvae.engine.logging import RunLog
-from msvae.engine.optim import MovingAverage
+from msvae.engine.parallel.trained import Trained
 from msvae.engine.ranks import Ranks
 from msvae.engine.stream import cache_for
 from msvae.metrics.accumulate import summarise
-from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.card import METRICS
 from msvae.report.pictures import comparison_figure, spectra_figure
 from msvae.shards.reader import ShardReader
@@ -25,12 +25,13 @@ NUM_PICTURES = 4
 class Validation:
     """Judges the averaged weights on `data.val`; without one it does nothing."""
 
-    def __init__(
-        self, config: Config, ranks: Ranks, model: AutoencoderKLMultispectralAdapter, average: MovingAverage
-    ) -> None:
-        self._config, self._ranks, self._model, self._average = config, ranks, model, average
+    def __init__(self, config: Config, ranks: Ranks, judged: JudgedModel) -> None:
+        self._config, self._ranks, self._judged, self._model = config, ranks, judged, judged.model
         self._best_loss: float | None = None
+        self._last: tuple[int, float] | None = None
+        self._since_best = 0
         self._evaluator = None
+        model = judged.model
         if config.data.val is not None:
             reader = ShardReader(config.data.val, cache_for(config.data))
             if reader.manifest.bands != model.bands:
@@ -45,6 +46,7 @@ class Validation:
         config = self._model.config
         return {
             "best_loss": self._best_loss,
+            "since_best": self._since_best,
             "manifest_digest": self._manifest_digest(),
             "loss_weights": self._config.loss.weights,
             "band_importance": config.band_importance,
@@ -56,24 +58,33 @@ class Validation:
         if state["manifest_digest"] == self._manifest_digest():
             self._model.register_to_config(metrics=state["metrics"], band_importance=state["band_importance"])
             if state["loss_weights"] == self._config.loss.weights:
-                self._best_loss = state["best_loss"]
+                self._best_loss, self._since_best = state["best_loss"], state["since_best"]
 
-    def run(self, step: int, log: RunLog | None) -> None:
+    @property
+    def exhausted(self) -> bool:
+        """Whether `train.patience` evaluations in a row brought no lower loss. Equal on all ranks."""
+        return 0 < self._config.train.patience <= self._since_best
+
+    def score_at(self, step: int) -> float | None:
+        """The loss, if it was measured at this very step."""
+        return self._last[1] if self._last is not None and self._last[0] == step else None
+
+    def run(self, step: int, log: RunLog | None, trained: Trained) -> None:
         """Evaluate on all ranks; the main process, which has the log, writes, and saves `best/` when it is."""
         if self._evaluator is None:
             return
-        self._model.eval()
-        with self._average.in_place():
-            row = self._judge(self._evaluator, step)
-            self._model.register_to_config(metrics={name: row[name] for name in METRICS if row[name] is not None})
-            if log is not None:
-                log.validation(row)
-                self._draw(self._evaluator, step, log)
-            if self._best_loss is None or row["loss"] < self._best_loss:
-                self._best_loss = row["loss"]
-                if self._ranks.is_main:
-                    save_model(self._model, self._config.out / "best")
-        self._model.train()
+        self._judged.follow(trained)
+        row = self._judge(self._evaluator, step)
+        self._model.register_to_config(metrics={name: row[name] for name in METRICS if row[name] is not None})
+        if log is not None:
+            log.validation(row)
+            self._draw(self._evaluator, step, log)
+        self._last = step, row["loss"]
+        self._since_best += 1
+        if self._best_loss is None or row["loss"] < self._best_loss:
+            self._best_loss, self._since_best = row["loss"], 0
+            if self._ranks.is_main:
+                save_model(self._model, self._config.out / "best")
 
     def _manifest_digest(self) -> str | None:
         return None if self._evaluator is None else self._evaluator.reader.manifest.digest()

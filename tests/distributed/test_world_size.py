@@ -26,7 +26,7 @@ def uneven_shards(leaf_images, tmp_path_factory) -> Path:
     return out
 
 
-def gradients(launch, shards: Path, out: Path, processes: int, micro: int) -> tuple[dict, dict]:
+def gradients(launch, shards: Path, out: Path, processes: int, micro: int, engine: str = "cpu") -> tuple[dict, dict]:
     out.mkdir()
     arguments = tiny_run(
         shards,
@@ -40,25 +40,46 @@ def gradients(launch, shards: Path, out: Path, processes: int, micro: int) -> tu
         **{f"loss__{term}_weight": 0.3 for term in ("l1", "huber", "cosine", "signature", "range", "index")},
         train__seed=4,
     )
-    done = launch(SCRIPT, out, *arguments, processes=processes)
+    done = launch(SCRIPT, out, *arguments, processes=processes, engine=engine)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out / "gradients.safetensors"), json.loads((out / "numbers.json").read_text())
 
 
-def test_gradient_loss_and_coverage_are_the_same_on_one_two_and_four_ranks(launch, uneven_shards, tmp_path):
-    alone, alone_numbers = gradients(launch, uneven_shards, tmp_path / "1x8", processes=1, micro=8)
-    assert len(alone) > 50
-    for processes, micro in ((1, 2), (2, 4), (2, 1), (4, 2)):
-        split, numbers = gradients(launch, uneven_shards, tmp_path / f"{processes}x{micro}", processes, micro)
-        assert split.keys() == alone.keys()
-        scale = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in alone.values()))
-        for name, gradient in split.items():
-            difference = np.linalg.norm((gradient.astype(np.float64) - alone[name]).ravel())
-            assert difference <= 1e-6 * scale, (processes, micro, name, difference / scale)
-        assert numbers.keys() == alone_numbers.keys()
-        for name, number in numbers.items():
-            # what lies outside 0..1 is a small difference of large numbers
-            rtol = 5e-5 if name == "total/range" else 1e-6
-            np.testing.assert_allclose(number, alone_numbers[name], rtol=rtol, err_msg=f"{processes}x{micro} {name}")
-        for exact in ("mse", "sam", "valid_pixels", "total_pixels", "tile_coverage"):
-            assert numbers[exact] == alone_numbers[exact]
+@pytest.fixture(scope="module")
+def alone(launch, uneven_shards, tmp_path_factory) -> tuple[dict, dict]:
+    """One process that takes the global batch at once."""
+    found = gradients(launch, uneven_shards, tmp_path_factory.mktemp("alone") / "1x8", processes=1, micro=8)
+    assert len(found[0]) > 50
+    return found
+
+
+@pytest.mark.parametrize(
+    ("engine", "processes", "micro"),
+    [
+        ("cpu", 1, 2),
+        ("cpu", 2, 4),
+        ("cpu", 2, 1),
+        ("cpu", 4, 2),
+        ("zero1", 2, 2),
+        ("zero2", 2, 1),
+        ("zero2", 4, 2),
+        ("zero3", 2, 2),
+    ],
+)
+def test_gradient_loss_and_coverage_are_the_same_however_a_batch_is_split(
+    launch, uneven_shards, alone, tmp_path, engine, processes, micro
+):
+    split, numbers = gradients(launch, uneven_shards, tmp_path / "split", processes, micro, engine)
+    expected, expected_numbers = alone
+    assert split.keys() == expected.keys()
+    scale = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in expected.values()))
+    for name, gradient in split.items():
+        difference = np.linalg.norm((gradient.astype(np.float64) - expected[name]).ravel())
+        assert difference <= 1e-6 * scale, (name, difference / scale)
+    assert numbers.keys() == expected_numbers.keys()
+    for name, number in numbers.items():
+        # what lies outside 0..1 is a small difference of large numbers
+        rtol = 5e-5 if name == "total/range" else 1e-6
+        np.testing.assert_allclose(number, expected_numbers[name], rtol=rtol, err_msg=name)
+    for exact in ("mse", "sam", "valid_pixels", "total_pixels", "tile_coverage"):
+        assert numbers[exact] == expected_numbers[exact]

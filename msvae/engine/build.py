@@ -1,0 +1,59 @@
+"""The model of a run as it is trained, and as it is judged and saved."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from msvae.config import Config
+from msvae.engine.optim import AVERAGE
+from msvae.engine.parallel.trained import Trained
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.model.build import build_model
+from msvae.shards.manifest import Manifest
+
+
+def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> AutoencoderKLMultispectralAdapter:
+    """The model on this rank's device, in the form that it is trained in, not yet compiled."""
+    with accelerator.local_main_process_first():
+        model = build_model(config.model, config.loss, config.data.background, manifest, config.train.seed)
+    if config.train.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    model.to(accelerator.device).train()
+    return model
+
+
+class JudgedModel:
+    """A whole copy of the model on every rank, however training spreads its own: averaged where there is an average.
+
+    It is for evaluation and saving. Frozen weights are not copied.
+    """
+
+    def __init__(self, model: AutoencoderKLMultispectralAdapter, averages: bool) -> None:
+        frozen: dict[int, object] = {id(p): _alias(p) for p in model.parameters() if not p.requires_grad}
+        self.model: AutoencoderKLMultispectralAdapter = copy.deepcopy(model, frozen).eval().requires_grad_(False)
+        self.model.disable_gradient_checkpointing()
+        self._weights = {name: dict(self.model.named_parameters())[name] for name in trainable_names(model)}
+        self._kind = AVERAGE if averages else "model"
+
+    def follow(self, trained: Trained) -> AutoencoderKLMultispectralAdapter:
+        """The model with the weights of now. All ranks."""
+        with torch.no_grad():
+            for name, value in trained.values(self._kind):
+                self._weights[name].copy_(value)
+        return self.model
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Of the weights that training changes."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    """Another parameter on the same memory: DeepSpeed's stage 3 takes the memory away from the first."""
+    return nn.Parameter(parameter.detach(), requires_grad=False)

@@ -1,0 +1,154 @@
+"""Checkpoints on disk: tensors in safetensors, the rest in JSON, and checksums of both; whole or not there at all.
+
+Everything random in a run is a function of (seed, step, sample), so no generator state needs keeping.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crc32c import crc32c
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+
+FOLDER, LATEST = "checkpoints", "latest"
+TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
+LIBRARIES = ("msvae", "torch", "accelerate", "deepspeed", "diffusers", "numpy")
+READ_BYTES = 2**24
+
+
+def write(out: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
+    """Write `out/checkpoints/step-…` under a temporary name, rename it, point `latest` at it, and tidy up.
+
+    Args: contiguous tensors on the CPU; `state["score"]`, the validation loss measured at this very step, or None.
+    Keeps: the newest `keep`, and the one of the lowest score.
+    """
+    final = out / FOLDER / f"step-{step:08d}"
+    for leftover in final.parent.glob(".*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    partial = final.with_name(f".{final.name}.partial")
+    partial.mkdir(parents=True)
+    try:
+        save_file(dict(tensors), partial / TENSORS)
+        (partial / STATE).write_text(json.dumps({"step": step, "versions": _versions(), **state}, indent=1) + "\n")
+        sums = {name: _checksum(partial / name) for name in (TENSORS, STATE)}
+        (partial / CHECKSUMS).write_text(json.dumps(sums) + "\n")
+        put_in_place(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    pointer = final.with_name(f".{LATEST}")
+    pointer.write_text(f"{final.name}\n")
+    pointer.rename(final.with_name(LATEST))
+    for old in _superfluous(out, keep):
+        shutil.rmtree(old)
+    return final
+
+
+def found(out: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first, not looked into."""
+    return sorted((out / FOLDER).glob("step-*"))
+
+
+def newest_whole(out: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is as it was written, and what is wrong with those after it."""
+    faults = []
+    for path in reversed(found(out)):
+        try:
+            check(path)
+        except ValueError as fault:
+            faults.append(str(fault))
+        else:
+            return path, faults
+    return None, faults
+
+
+def check(path: Path) -> None:
+    """Compare a checkpoint with its checksums.
+
+    Raises: ValueError saying what is wrong.
+    """
+    if not all((path / name).is_file() for name in (TENSORS, STATE, CHECKSUMS)):
+        raise ValueError(f"{path} is not a checkpoint: it lacks {TENSORS}, {STATE} or {CHECKSUMS}")
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text())
+        damaged = [name for name in (TENSORS, STATE) if sums[name] != _checksum(path / name)]
+    except (ValueError, KeyError, TypeError):
+        damaged = [CHECKSUMS]
+    if damaged:
+        raise ValueError(f"{path / damaged[0]} is damaged: it is not what was written")
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    state: dict[str, Any] = json.loads((path / STATE).read_text())
+    return state
+
+
+def open_tensors(path: Path) -> Any:
+    """The tensors of a checkpoint by name, each read when asked for.
+
+    Raises: ValueError when the file is not readable.
+    """
+    try:
+        return safe_open(path / TENSORS, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path / TENSORS} is damaged: {error}") from error
+
+
+def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
+    """Write a model in diffusers format, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    put_in_place(partial, folder)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Rename a folder once its content is on the disk. What stood there before is moved aside until then."""
+    for file in (*partial.iterdir(), partial):
+        _flush_to_disk(file)
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    partial.rename(final)
+    _flush_to_disk(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _superfluous(out: Path, keep: int) -> list[Path]:
+    older = found(out)[:-keep]
+    scores = {path: load_state(path).get("score") for path in found(out)}
+    measured = {path: score for path, score in scores.items() if score is not None}
+    best = min(measured, key=lambda path: measured[path], default=None)
+    return [path for path in older if path != best]
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            checksum = crc32c(chunk, checksum)
+    return checksum
+
+
+def _versions() -> dict[str, str]:
+    return {library: importlib.metadata.version(library) for library in LIBRARIES}
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""Checkpoints are copied between two steps and written beside the next ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msvae.engine.checkpoints import folder
+
+
+class CheckpointWriter:
+    """Of the main process. The copy lies in buffers that are made once."""
+
+    def __init__(self, out: Path, keep: int) -> None:
+        self._out, self._keep = out, keep
+        self._buffers: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Copy the tensors and begin to write; return before that is done.
+
+        Raises: ValueError when the checkpoint before could not be written.
+        """
+        self.finish()
+        names, devices = [], set()
+        for name, tensor in tensors:
+            names.append(name)
+            devices.add(tensor.device)
+            if name not in self._buffers:
+                self._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name].copy_(tensor, non_blocking=True)
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        copied = {name: self._buffers[name] for name in names}
+        self._writing = self._thread.submit(folder.write, self._out, step, copied, state, self._keep)
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises: ValueError when it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except OSError as error:
+            raise ValueError(
+                f"a checkpoint could not be written to {self._out / folder.FOLDER}: {error}; those before it are "
+                "whole. Make room, then run the same command again"
+            ) from error
+
+    def close(self) -> None:
+        """Finish and end the thread."""
+        try:
+            self.finish()
+        finally:
+            self._thread.shutdown()

@@ -1,0 +1,74 @@
+"""Every rank holds all weights: one process, or DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from msvae.engine.optim import AveragingAdamW
+from msvae.engine.parallel.trained import Named, Trained
+from msvae.engine.precision import LossScale
+
+
+class Replicated(Trained):
+    """Gradients are summed over ranks; then every rank takes the same step."""
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: AveragingAdamW, max_norm: float) -> None:
+        super().__init__(model)
+        self.forward = accelerator.prepare_model(model)
+        self._optimizer, self._max_norm = optimizer, max_norm or float("inf")
+        for parameter in self.named.values():
+            optimizer.begin(parameter)
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks meet in the backward pass of the last micro batch alone."""
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        no_sync: AbstractContextManager[None] = self.forward.no_sync()
+        return no_sync
+
+    def backward(self, loss: Tensor, scale: LossScale) -> None:
+        """Add to the gradients."""
+        (loss * scale.value).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, scale: LossScale) -> Tensor:
+        """Take a step, all on the device."""
+        gradients = [p.grad for p in self.named.values() if p.grad is not None]
+        norm = get_total_norm(gradients) / scale.value
+        self._optimizer.found_inf = (~norm.isfinite()).float()
+        torch._foreach_mul_(gradients, (self._max_norm / (norm + 1e-6)).clamp(max=1.0) / scale.value)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
+
+    def settle(self, loss: Callable[[], Tensor]) -> None:
+        """DDP lays out its buckets after the first backward pass, so there is one whose gradient is thrown away."""
+        if isinstance(self.forward, DistributedDataParallel):
+            loss().backward()  # type: ignore[no-untyped-call]
+            self._optimizer.zero_grad()
+
+    def values(self, kind: str) -> Iterator[Named]:
+        """The tensors themselves."""
+        for name, parameter in self.named.items():
+            yield name, parameter.detach() if kind == "model" else self._optimizer.state[parameter][kind]
+
+    def put(self, kind: str, name: str, value: Tensor) -> None:
+        """Copy."""
+        parameter = self.named[name]
+        (parameter.detach() if kind == "model" else self._optimizer.state[parameter][kind]).copy_(value)
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights."""
+        return int(next(iter(self._optimizer.state.values()))["step"])
+
+    @updates.setter
+    def updates(self, number: int) -> None:
+        for state in self._optimizer.state.values():
+            state["step"].fill_(float(number))

@@ -1,0 +1,27 @@
+"""Spreads a model over the ranks in the way that the launcher asks for."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from msvae.config import Config
+from msvae.engine.optim import AveragingAdamW
+from msvae.engine.parallel.replicated import Replicated
+from msvae.engine.parallel.trained import Trained
+from msvae.engine.ranks import Ranks
+from msvae.engine.stream import accumulation_steps
+
+
+def spread(
+    accelerator: Accelerator, ranks: Ranks, model: nn.Module, optimizer: AveragingAdamW, config: Config
+) -> Trained:
+    """One process and DDP keep all weights on every rank, DeepSpeed splits them."""
+    max_norm = config.optim.max_grad_norm
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return Replicated(accelerator, model, optimizer, max_norm)
+    # imported here: DeepSpeed looks for compilers when it is
+    from msvae.engine.parallel.zero import Zero
+
+    return Zero(accelerator, ranks, model, optimizer, max_norm, accumulation_steps(config, ranks.world_size))

@@ -1,0 +1,64 @@
+"""What training changes, however it is spread over the ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from msvae.engine.precision import LossScale
+
+Named = tuple[str, Tensor]
+
+
+class Trained(ABC):
+    """The trainable weights, their gradients and what the optimizer keeps of them.
+
+    `forward` is called like the model. Every rank calls every method, in the same order.
+    """
+
+    forward: nn.Module
+
+    def __init__(self, model: nn.Module) -> None:
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.shapes = {name: weight.shape for name, weight in self.named.items()}
+
+    @abstractmethod
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Surrounds the forward and backward pass of a micro batch; `last` of its global batch."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, scale: LossScale) -> None:
+        """Add the gradient of this rank's loss; the gradient of a step is the mean over ranks of these sums."""
+
+    @abstractmethod
+    def update(self, scale: LossScale) -> Tensor:
+        """Change the weights by the gradient, unless it is not finite, and forget it.
+
+        Returns: the norm of the gradient before clipping, without the loss scale; not finite when nothing was changed.
+        """
+
+    def settle(self, loss: Callable[[], Tensor]) -> None:  # noqa: B027 most have nothing to settle
+        """Do before the first step what would otherwise happen in it and change the order in which ranks are added."""
+
+    @abstractmethod
+    def values(self, kind: str) -> Iterator[Named]:
+        """Name and whole tensor of every weight, valid until the next is asked for.
+
+        Args: `model`, or what the optimizer keeps (`AveragingAdamW.kept`).
+        """
+
+    @abstractmethod
+    def put(self, kind: str, name: str, value: Tensor) -> None:
+        """Set one of `values` to a whole tensor that every rank holds."""
+
+    @property
+    @abstractmethod
+    def updates(self) -> int:
+        """Steps that changed the weights."""
+
+    @updates.setter
+    @abstractmethod
+    def updates(self, number: int) -> None: ...

@@ -1,0 +1,59 @@
+"""A polite end: a signal to any rank lets all of them finish the step, save and leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+EXIT_CODE = 75
+"""Of a run that was asked to stop and has saved itself: run the same command again (EX_TEMPFAIL of sysexits.h)."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAME_REQUEST_S = 1.0
+"""A launcher that passes on what its whole group has got sends the same request twice."""
+
+
+class StopRequest:
+    """Whether this process was asked to stop. A second request ends it at once."""
+
+    def __init__(self) -> None:
+        self._asked_at_s: float | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._ask)
+
+    def vote(self, device: torch.device) -> Tensor:
+        """1 when this rank was asked, to be added over ranks."""
+        return torch.tensor(float(self._asked_at_s is not None), device=device)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if self._asked_at_s is not None and now_s - self._asked_at_s > SAME_REQUEST_S:
+            os._exit(128 + number)
+        self._asked_at_s = self._asked_at_s or now_s
+
+
+class Late:
+    """Numbers of the step before, on the host: no step waits for its own."""
+
+    def __init__(self) -> None:
+        self._on_host: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def swap(self, number: Tensor) -> float:
+        """Give the number of this step, get that of the one before; 0 at first."""
+        before = self._read()
+        self._on_host = torch.empty((), dtype=number.dtype, pin_memory=number.is_cuda)
+        self._on_host.copy_(number, non_blocking=True)
+        if number.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+        return before
+
+    def _read(self) -> float:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return 0.0 if self._on_host is None else float(self._on_host)
