@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from msvae.config import Config
 from msvae.engine.optim import MovingAverage
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.wording import counted
 
 FOLDER = "checkpoints"
 TENSORS, STATE = "tensors.safetensors", "state.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MANIFEST, FROZEN = "manifest_digest", "frozen_parameters"
+"""Digests among what identifies a run: they tell that something differs, not what."""
 LIBRARIES = ("msvae", "torch", "accelerate", "diffusers", "numpy")
 
 
@@ -55,8 +58,8 @@ class TrainedState:
         wrong += [name for name in weights if name in tensors and weights[name].shape != tensors[name].shape]
         if wrong:
             raise ValueError(
-                f"{path} does not fit the model: {len(wrong)} tensors differ, first {wrong[0]}; "
-                "resume with the model section of the run's config.yaml, or choose another `out`"
+                f"{path} does not fit the model: {counted(len(wrong), 'tensor')} of other names or shapes, first "
+                f"{wrong[0]}; resume with the model section of the run's config.yaml, or choose another `out`"
             )
         for name, weight in weights.items():
             weight.copy_(tensors[name])
@@ -161,25 +164,37 @@ def identity(config: Config, manifest_digest: str, model: nn.Module) -> dict[str
     """
     values = config.model_dump(mode="json")
     return {
-        "manifest_digest": manifest_digest,
+        MANIFEST: manifest_digest,
         "train.seed": config.train.seed,
         "data.global_batch_size": config.data.global_batch_size,
         **{f"data.{name}": values["data"][name] for name in ("background", "flips", "quarter_turns", "crop_px")},
-        "frozen_parameters": _frozen_digest(model),
+        FROZEN: _frozen_digest(model),
         **{f"model.{name}": value for name, value in values["model"].items()},
     }
 
 
-def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Compare the identity in a checkpoint with that of the run at hand.
+def check_identity(path: Path, state: Mapping[str, Any], current: Mapping[str, Any], config: Config) -> None:
+    """Compare the identity in the state of a checkpoint with that of the run at hand.
 
-    Raises: ValueError listing each key that differs.
+    Raises: ValueError naming each thing that differs.
     """
-    differing = [f"{key}: {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value]
+    saved = state["identity"]
+    differing = [key for key, value in current.items() if saved.get(key) != value]
+    told = {
+        MANIFEST: _data_that_differ(state["config"]["data"]["train"], config.data.train),
+        FROZEN: "the frozen weights differ (model.pretrained names another backbone, or its files have changed)",
+    }
     if differing:
+        texts = [told.get(key, f"{key}: {saved.get(key)} -> {current[key]}") for key in differing]
         raise ValueError(
-            f"{path} belongs to another run ({'; '.join(differing)}); put these back, or choose another `out`"
+            f"{path} belongs to another run ({'; '.join(texts)}); put these back, or choose another `out`"
         )
+
+
+def _data_that_differ(before: str, now: str) -> str:
+    if before != now:
+        return f"the training data differ: data.train: {before} -> {now}"
+    return f"the training data differ: {now} was packed or indexed anew since"
 
 
 def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:

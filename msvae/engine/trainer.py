@@ -127,7 +127,7 @@ class Trainer:
         state: dict[str, Any] = {"step": 0, "identity": self.identity} if path is None else checkpoint.load_state(path)
         self._agree(state)
         if path is not None:
-            checkpoint.check_identity(path, state["identity"], self.identity)
+            checkpoint.check_identity(path, state, self.identity, self.config)
             self.changes = checkpoint.changes(state["config"], self.config.model_dump(mode="json"))
         untrained = self.config.out / "untrained"
         if self.ranks.is_main and (path is None or not untrained.exists()):
