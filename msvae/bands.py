@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msvae.wording import counted
+
 DEFAULT_NAMES = ("blue", "green", "red", "red_edge", "nir")
 DEFAULT_WAVELENGTHS_NM = (474.73, 538.71, 650.665, 730.635, 850.59)
 
@@ -32,7 +34,7 @@ class Bands:
     def __post_init__(self) -> None:
         if len(self.wavelengths_nm) != len(self.names):
             raise ValueError(
-                f"got {len(self.names)} band names for {len(self.wavelengths_nm)} wavelengths; "
+                f"got {counted(len(self.names), 'band name')} for {counted(len(self.wavelengths_nm), 'wavelength')}; "
                 "give one name and one wavelength for every band"
             )
 
@@ -41,7 +43,7 @@ class Bands:
 
     def __str__(self) -> str:
         wavelengths = ", ".join(f"{nm:.0f}" for nm in self.wavelengths_nm)
-        return f"{len(self)} bands ({wavelengths} nm)"
+        return f"{counted(len(self), 'band')} ({wavelengths} nm)"
 
     @property
     def tags(self) -> list[str]:

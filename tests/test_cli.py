@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from msvae.bands import Bands
 from msvae.cli import app
+from msvae.wording import counted
 
 from .conftest import ROOT
 
@@ -39,6 +41,44 @@ def test_parts_say_what_is_missing_and_merging_shows_what_was_dropped(leaf_image
     assert "coverage below 0.60" in output
     assert "leaf pixels" in output and "tiles cover" in output
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_part_that_comes_late_finds_its_work_complete(leaf_images, tmp_path):
+    command = ["pack", leaf_images, "--out", tmp_path / "shards", "--tile", 32]
+    assert run(*command)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, output = run(*command, "--part", "2/3")
+    assert (code, output.split(";")[0]) == (0, f"{tmp_path}/shards is complete, so part 2/3 has nothing left to do")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    code, output = run(*command[:-1], 16, "--part", "2/3")
+    assert code == 2 and "exists and is not empty; name another folder or give --overwrite" in output
+
+
+def test_parts_that_replace_a_data_set_name_the_command_that_ends_them(leaf_images, tmp_path):
+    command = ["pack", leaf_images, "--out", tmp_path / "shards", "--tile", 32]
+    assert run(*command)[0] == 0
+    told = [run(*command, "--part", f"{part}/2", "--overwrite")[1].split(";")[1] for part in (1, 2)]
+    first, last = (line.removeprefix(f" {tmp_path}/shards is replaced ") for line in told)
+    assert first == "when all parts are made, with --merge --overwrite instead of --part\n"
+    assert last == "with --merge --overwrite instead of --part\n"
+    assert run(*command, "--merge", "--overwrite")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_message_on_a_terminal_breaks_between_words_and_keeps_paths_whole(tmp_path):
+    folder = tmp_path / ("a-rather-long-name-" * 4) / "images"
+    command = f"stty cols 80; {sys.executable} -c 'from msvae.cli import app; app()' verify {folder}"
+    shown = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True)
+    lines = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.stdout).splitlines() if "━" not in line]
+    assert shown.returncode == 2 and str(folder) in shown.stdout
+    told = " ".join(line.strip() for line in lines if line.strip())
+    assert f"error: neither {folder} nor train, val, test inside it holds a manifest.json; make shards" in told
+    assert all(len(line) <= 80 or " " not in line for line in lines)
+
+
+def test_one_of_a_thing_is_not_spoken_of_as_many():
+    assert [counted(n, "tile") for n in (0, 1, 2, 1024)] == ["0 tiles", "1 tile", "2 tiles", "1,024 tiles"]
+    assert [counted(n, "micro batch", "micro batches") for n in (1, 2)] == ["1 micro batch", "2 micro batches"]
 
 
 def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
@@ -82,7 +122,7 @@ def test_bands_are_found_by_wavelength():
     assert [Bands().index(role) for role in ("blue", "green", "red", "red_edge", "nir")] == [0, 1, 2, 3, 4]
     nominal = Bands.of_wavelengths((840.0, 717.0, 668.0, 560.0, 475.0))
     assert [nominal.index(role) for role in ("blue", "green", "red", "red_edge", "nir")] == [4, 3, 2, 1, 0]
-    with pytest.raises(ValueError, match=r"got 1 bands \(475 nm\), expected one in 760 to 950 nm to serve as nir"):
+    with pytest.raises(ValueError, match=r"got 1 band \(475 nm\), expected one in 760 to 950 nm to serve as nir"):
         Bands.of_wavelengths((475.0,)).index("nir")
 
 

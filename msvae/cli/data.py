@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from msvae.cli.data_tables import bands_table, coverage_chart, new_table, schedule_notes, schedule_table, splits_table
-from msvae.cli.screen import numbers, progress, user_errors
+from msvae.cli.screen import numbers, progress, say, user_errors
 from msvae.pack.sheet import save_contact_sheet
 from msvae.shards.audit.indexing import IndexedSplit, IndexOptions, index_data_set
 from msvae.shards.audit.verify import verify_data_set
@@ -17,9 +17,11 @@ from msvae.shards.audit.verify_shard import Fault
 from msvae.shards.manifest import Manifest
 from msvae.shards.overview import measure_coverage
 from msvae.shards.reader import ShardReader
+from msvae.shards.reflectance import brightness_notice
 from msvae.shards.schedule import Cluster
 from msvae.shards.schedule import simulate as plan
 from msvae.shards.splits import find_splits
+from msvae.wording import counted
 
 app = typer.Typer()
 
@@ -60,7 +62,6 @@ def index(
 
 
 def _show_indexed(splits: dict[str, IndexedSplit]) -> None:
-    console = Console(highlight=False)
     table = new_table("split", "shards", "tiles", "leaf pixels", "MB")
     for name, split in splits.items():
         size = sum(entry.size_bytes for entry in split.entries)
@@ -71,40 +72,40 @@ def _show_indexed(splits: dict[str, IndexedSplit]) -> None:
             f"{split.leaf.leaf_pixels:,}",
             f"{size / 1e6:,.1f}",
         )
-    console.print(table)
+    Console(highlight=False).print(table)
     for name, split in splits.items():
         if split.leaf.empty_tiles:
-            console.print(f"note: {split.leaf.empty_tiles:,} tiles of {name} have an empty mask", soft_wrap=True)
+            say(f"note: empty mask in {counted(split.leaf.empty_tiles, 'tile')} of {name}")
         if split.leaf.nonfinite_pixels:
-            console.print(
-                f"note: {split.leaf.nonfinite_pixels:,} leaf pixels of {name} are not finite and were left out of the "
-                "statistics",
-                soft_wrap=True,
+            say(
+                "note: not finite and left out of the statistics: "
+                f"{counted(split.leaf.nonfinite_pixels, 'leaf pixel')} of {name}"
             )
+    manifest = Manifest.load(next(iter(splits.values())).folder)
+    if (bright := brightness_notice(manifest.statistics.mean, manifest.dtype)) is not None:
+        say(f"note: {bright}")
 
 
 @app.command()
 def verify(location: Location, threads: Threads = 4) -> None:
     """Read every byte again: name every fault and exit with 1, or say that all is sound."""
-    console = Console(highlight=False, markup=False)
     with user_errors(), progress("verifying", is_bytes=True) as advance_to:
 
         def name(fault: Fault) -> None:
-            console.print(f"{fault.file}: {fault.message}", soft_wrap=True)
+            say(f"{fault.file}: {fault.message}")
 
         found = verify_data_set(location, num_threads=threads, on_fault=name, on_progress=advance_to)
     if found.faults:
         files = len({fault.file for fault in found.faults})
-        console.print(f"{len(found.faults):,} faults in {files:,} files", soft_wrap=True)
+        say(f"{counted(len(found.faults), 'fault')} in {counted(files, 'file')}")
         raise typer.Exit(1)
     for split, read in found.splits.items():
-        console.print(
-            f"{split}: sound; {read.num_shards:,} shards, {read.num_samples:,} tiles, {read.num_bytes / 1e6:,.1f} MB, "
-            f"{read.leaf.leaf_pixels:,} leaf pixels",
-            soft_wrap=True,
+        say(
+            f"{split}: sound; {counted(read.num_shards, 'shard')}, {counted(read.num_samples, 'tile')}, "
+            f"{read.num_bytes / 1e6:,.1f} MB, {counted(read.leaf.leaf_pixels, 'leaf pixel')}"
         )
         if read.nonfinite_background:
-            console.print(f"note: {read.nonfinite_background:,} background pixels of {split} are not finite")
+            say(f"note: not finite: {counted(read.nonfinite_background, 'background pixel')} of {split}")
 
 
 @app.command()
@@ -124,7 +125,7 @@ def inspect(
             console.print(coverage_chart(name, coverage, manifests[name].num_samples))
         if png is not None:
             save_contact_sheet(png, {name: ShardReader(store.location) for name, store in stores.items()})
-            console.print(f"contact sheet: {png}", soft_wrap=True)
+            say(f"contact sheet: {png}")
 
 
 @app.command()
@@ -140,18 +141,16 @@ def simulate(
     cache_gb: Annotated[float | None, typer.Option(min=0, help="Cache of a machine, to be judged.")] = None,
 ) -> None:
     """Show what a cluster would read, from the manifest alone."""
-    console = Console(highlight=False)
     with user_errors():
         cluster = Cluster(nodes, gpus, global_batch, micro_batch)
         store = next(iter(find_splits(location).values()))
         manifest = Manifest.load(store)
         schedule = plan(manifest, cluster, seed=seed, num_steps=steps)
         share = min(1.0, schedule.num_steps / schedule.steps_an_epoch)
-        console.print(
-            f"{store.location}: {manifest.num_samples:,} tiles in {len(manifest.shards):,} shards; "
-            f"{schedule.steps_an_epoch:,.1f} steps an epoch, {schedule.num_steps:,} followed",
-            soft_wrap=True,
+        say(
+            f"{store.location}: {counted(manifest.num_samples, 'tile')} in {counted(len(manifest.shards), 'shard')}; "
+            f"{schedule.steps_an_epoch:,.1f} steps an epoch, {schedule.num_steps:,} followed"
         )
-        console.print(schedule_table(schedule, cluster, bandwidth_gbit))
+        Console(highlight=False).print(schedule_table(schedule, cluster, bandwidth_gbit))
         for line in schedule_notes(schedule, cluster, share, cache_gb):
-            console.print(line, soft_wrap=True)
+            say(line)

@@ -11,6 +11,7 @@ from rich.table import Table
 from msvae.shards.manifest import Manifest
 from msvae.shards.overview import Coverage
 from msvae.shards.schedule import Cluster, Schedule
+from msvae.wording import counted
 
 BAR_CHARS = 40
 SHOWN_PERCENTILES = ("5", "50", "95")
@@ -56,11 +57,13 @@ def bands_table(manifest: Manifest) -> Table:
 
 
 def coverage_chart(name: str, coverage: Coverage, num_tiles: int) -> Table:
-    """Tiles by coverage, a bar for each tenth."""
-    looked_at = "" if coverage.num_tiles == num_tiles else f", of {coverage.num_tiles:,} tiles in even steps"
+    """Tiles by coverage, a bar for each tenth from the first to the last that has tiles."""
+    looked_at = "" if coverage.num_tiles == num_tiles else f", of {counted(coverage.num_tiles, 'tile')} in even steps"
     table = Table(title=f"coverage, {name}{looked_at}", box=None, show_header=False, title_justify="left")
     largest = max(coverage.histogram)
-    for tenth, count in enumerate(coverage.histogram):
+    filled = np.flatnonzero(coverage.histogram)
+    for tenth in range(filled[0], filled[-1] + 1):
+        count = coverage.histogram[tenth]
         bar = "█" * round(BAR_CHARS * count / largest) or ("▏" if count else "")
         table.add_row(f"{tenth / 10:.1f}–{(tenth + 1) / 10:.1f}", f"{count:>7,}", bar)
     return table
@@ -94,7 +97,8 @@ def schedule_notes(schedule: Schedule, cluster: Cluster, share: float, cache_gb:
     """How the table is meant, and whether a cache is large enough."""
     if cluster.micro_batch_size:
         accumulated = cluster.global_batch_size // (cluster.world_size * cluster.micro_batch_size)
-        yield f"{accumulated:,} micro batches of {cluster.micro_batch_size:,} a GPU and step"
+        batches = counted(accumulated, "micro batch", "micro batches")
+        yield f"{batches} of {cluster.micro_batch_size:,} a GPU and step"
     yield (
         "Tile by tile, a request reads one sample from the start of its tile to the end of its mask; one a shard, all "
         "that a node's step takes from it. Whole shards are fetched once by each node and kept until their last tile."

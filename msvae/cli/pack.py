@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from msvae.cli.screen import numbers, progress, user_errors
+from msvae.cli.screen import numbers, progress, say, user_errors
 from msvae.pack.job import pack as pack_images
 from msvae.pack.options import PackOptions, PackSummary
+from msvae.pack.output import is_merged
 from msvae.pack.synthetic.images import synthesise
+from msvae.wording import counted
 
 app = typer.Typer()
 
@@ -39,7 +41,7 @@ def synth(
             advance_to(done, images)
 
         synthesise(out, num_images=images, size_px=size, seed=seed, on_image=count)
-    Console().print(f"{images} leaf images and their masks are in {out}", soft_wrap=True, highlight=False)
+    say(f"{counted(images, 'leaf image')} and {'its mask' if images == 1 else 'their masks'} are in {out}")
 
 
 @app.command()
@@ -66,7 +68,7 @@ def pack(
     offset: Annotated[float | None, _option("Bands", "Reflectance of the value 0: -0.1.")] = None,
     mask: Annotated[
         str,
-        _option("Mask", "auto (NAME_mask file, else nodata or NaN), 'ndvi>0.3 and green<0.4', or 'otsu(ndvi)'."),
+        _option("Mask", "auto (NAME_mask file, else nodata or NaN), 'ndvi>0.3', or 'otsu(ndvi) and green<0.4'."),
     ] = "auto",
     mask_files: Annotated[str, _option("Mask", "Where masks lie: 'masks/{stem}.tif'.", metavar="PATTERN")] = "",
     min_object_px: Annotated[int, _option("Mask", "Drop connected leaf objects of fewer pixels.")] = 0,
@@ -137,18 +139,23 @@ def pack(
             merge=merge,
             overwrite=overwrite,
         )
+        if part and not overwrite and is_merged(out, options):
+            say(
+                f"{out} is complete, so part {part} has nothing left to do; for another data set name another --out, "
+                "or give --overwrite"
+            )
+            return
         with progress("tiles") as advance_to:
             summary = pack_images(images, out, options, advance_to)
     if summary.shards_missing or part:
-        _show_part(summary, out)
+        _show_part(summary, out, overwrite)
     else:
         _show(summary)
 
 
 def _show(summary: PackSummary) -> None:
     console = Console(highlight=False)
-    images = "1 image" if summary.num_images == 1 else f"{summary.num_images} images"
-    console.print(f"{summary.out}: {images}, {summary.num_bytes / 1e6:.1f} MB", soft_wrap=True)
+    say(f"{summary.out}: {counted(summary.num_images, 'image')}, {summary.num_bytes / 1e6:.1f} MB")
     table = Table()
     for heading in ("split", "tiles", "shards", "leaf pixels"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
@@ -156,19 +163,18 @@ def _show(summary: PackSummary) -> None:
         table.add_row(name, str(num_tiles), str(summary.num_shards[name]), f"{summary.leaf_pixels[name]:,}")
     console.print(table)
     covered = summary.leaf_pixels_covered / max(summary.leaf_pixels_in_images, 1)
-    console.print(
+    say(
         f"{summary.bands}, {summary.dtype}, tiles of {summary.tile_px} px, mean coverage {summary.coverage_mean:.2f}, "
-        f"split by {summary.split_by}",
-        soft_wrap=True,
+        f"split by {summary.split_by}"
     )
     before_gap = " before the gap" if summary.num_in_gap else ""
-    console.print(
-        f"tiles cover {covered:.1%} of {summary.leaf_pixels_in_images:,} leaf pixels{before_gap}", soft_wrap=True
-    )
+    repeated = summary.leaf_pixels_repeated
+    overlaps = f"; in tiles that overlap, {counted(repeated, 'leaf pixel')} came again" if repeated else ""
+    say(f"tiles cover {covered:.1%} of {counted(summary.leaf_pixels_in_images, 'leaf pixel')}{before_gap}{overlaps}")
     if summary.dropped:
         console.print(_dropped(summary))
     for notice in summary.notices:
-        console.print(f"note: {notice}", soft_wrap=True)
+        say(f"note: {notice}")
 
 
 def _dropped(summary: PackSummary) -> Table:
@@ -180,13 +186,12 @@ def _dropped(summary: PackSummary) -> Table:
     return table
 
 
-def _show_part(summary: PackSummary, out: Path) -> None:
+def _show_part(summary: PackSummary, out: Path, overwrite: bool) -> None:
     num_shards = sum(summary.num_shards.values())
-    Console(highlight=False).print(
-        f"{num_shards - summary.shards_missing} of {num_shards} shards are made; {out} appears when all parts are, "
-        "with --merge instead of --part",
-        soft_wrap=True,
-    )
+    done = f"{num_shards - summary.shards_missing} of {counted(num_shards, 'shard')} "
+    becomes, option = ("is replaced", "--merge --overwrite") if overwrite else ("appears", "--merge")
+    when = "when all parts are made, " if summary.shards_missing else ""
+    say(f"{done}{'is' if num_shards == 1 else 'are'} made; {out} {becomes} {when}with {option} instead of --part")
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

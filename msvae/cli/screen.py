@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -34,16 +35,26 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.0f} {self._what}/s")
 
 
+def say(text: str, *, stderr: bool = False) -> None:
+    """A message in one line; on a terminal broken between words, so that a path can be copied whole."""
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    if console.is_terminal:
+        text = textwrap.fill(
+            text, console.width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+        )
+    console.print(text, soft_wrap=True)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """What is wrong with the input is one line and exit code 2."""
     try:
         yield
     except ValueError as error:
-        Console(stderr=True, highlight=False, markup=False).print(f"error: {error}", soft_wrap=True)
+        say(f"error: {error}", stderr=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; `msvae pack` goes on where it was when the same command is given again")
+        say("stopped; `msvae pack` goes on where it was when the same command is given again", stderr=True)
         raise typer.Exit(130) from None
 
 

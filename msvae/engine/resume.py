@@ -20,6 +20,7 @@ from msvae.engine.checkpoints.identity import changes, check_identity
 from msvae.engine.optim import AVERAGE
 from msvae.engine.parallel.trained import Trained
 from msvae.engine.ranks import Ranks
+from msvae.wording import counted
 
 
 class Start:
@@ -37,7 +38,7 @@ class Start:
         self._refuse_apart(identity)
         self.changes = ""
         if self.state is not None:
-            check_identity(Path(found["path"]), self.state["identity"], identity)
+            check_identity(Path(found["path"]), self.state, identity, config)
             self.changes = changes(self.state["config"], config.model_dump(mode="json"))
 
     def _describe(self, faults: list[str]) -> Callable[[], dict[str, Any]]:
@@ -94,8 +95,8 @@ class Start:
 
         if wrong := self._ranks.told(differing, self._source):
             raise ValueError(
-                f"the checkpoint does not fit the model: {len(wrong)} tensors differ, first {wrong[0]}; "
-                "resume with the model section of the run's config.yaml, or choose another `out`"
+                f"the checkpoint does not fit the model: {counted(len(wrong), 'tensor')} of other names or shapes, "
+                f"first {wrong[0]}; resume with the model section of the run's config.yaml, or choose another `out`"
             )
 
     def _refuse_apart(self, identity: dict[str, Any]) -> None:

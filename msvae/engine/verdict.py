@@ -24,6 +24,7 @@ from msvae.report.pictures import comparison_figure, curves_figure, spectra_figu
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.reader import ShardReader
 from msvae.shards.store import MissingError, open_store
+from msvae.wording import counted
 
 BATCH_SIZE = 8
 FEW_TILES = 10
@@ -56,7 +57,7 @@ def evaluate(model_folder: Path, data: str, out: Path, ranks: Ranks) -> None:
     say = _announcer(ranks)
     sums = {}
     for name, reconstruct in reconstructions.items():
-        say(f"judging {name} on {split}: {evaluator.reader.manifest.num_samples} tiles")
+        say(f"judging {name} on {split}: {counted(evaluator.reader.manifest.num_samples, 'tile')}")
         sums[name] = evaluator.tile_sums(reconstruct)
     if ranks.is_main:
         summaries = {name: summarise(columns, evaluator.bands) for name, columns in sums.items()}
@@ -152,8 +153,8 @@ def _write_report(
         sections=sections,
         facts={
             "model": str(model_folder),
-            "split": f"{split}: {manifest.num_samples} tiles of {manifest.tile_px} px, "
-            f"{summaries['model'].num_leaf_pixels:,} leaf pixels",
+            "split": f"{split}: {counted(manifest.num_samples, 'tile')} of {manifest.tile_px} px, "
+            f"{counted(summaries['model'].num_leaf_pixels, 'leaf pixel')}",
             "bands": ", ".join(
                 f"{n} {nm:.0f} nm" for n, nm in zip(manifest.band_names, manifest.wavelengths_nm, strict=True)
             ),
@@ -184,7 +185,8 @@ def verdict(summaries: dict[str, Summary]) -> str:
 def _caution(split: str, num_tiles: int) -> str:
     if Path(split).name == "train":
         return "The model was trained on these very tiles: on leaves it has not seen it will do worse."
-    return f"Only {num_tiles} tiles were judged, so the numbers are rough." if num_tiles < FEW_TILES else ""
+    judged = f"{counted(num_tiles, 'tile')} {'was' if num_tiles == 1 else 'were'} judged"
+    return f"Only {judged}, so the numbers are rough." if num_tiles < FEW_TILES else ""
 
 
 def _training_curves(path: Path) -> list[Section]:

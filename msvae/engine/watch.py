@@ -13,6 +13,7 @@ from msvae.losses.coverage import tile_stats
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
 from msvae.shards.samples import sample_name
+from msvae.wording import counted
 
 NUM_NAMED = 3
 """Tiles that a warning names."""
@@ -55,8 +56,9 @@ class DataWatch:
         if warn is None:
             return
         if new_bad:
+            were = "was" if len(new_bad) == 1 else "were"
             warn(
-                f"warning: {len(new_bad)} samples {_span(steps)} could not be read and were replaced: "
+                f"warning: {counted(len(new_bad), 'sample')} {_span(steps)} could not be read and {were} replaced: "
                 f"{_some(new_bad)}; the reasons are in bad-samples/"
             )
         if nonfinite:
@@ -83,7 +85,7 @@ class DataWatch:
                 new.append(sample_name(self._reader, *place))
         if len(self._bad) > self._config.max_bad_samples:
             raise ValueError(
-                f"{len(self._bad)} samples could not be read, more than data.max_bad_samples "
+                f"{counted(len(self._bad), 'sample')} could not be read, more than data.max_bad_samples "
                 f"{self._config.max_bad_samples} allows, the last ones {_some(new)}; restore them from their source"
             )
         return new
@@ -95,10 +97,11 @@ class DataWatch:
         coverage_S = coverage_ST.mean(dim=1)
         if number := int((sign * coverage_S < sign * limit).sum()):
             worst = int((sign * coverage_S).argmin())
+            batches = counted(len(steps), "global batch", "global batches")
             slots = (sign * coverage_ST[worst]).argsort(stable=True)[:NUM_NAMED].tolist()
             warn(
-                f"warning: {kind} coverage: {number} of {len(steps)} global batches {_span(steps)} have a leaf share "
-                f"{side} {limit:g}; step {steps[worst]} has {coverage_S[worst]:.3f}, its {tiles} tiles are "
+                f"warning: {kind} coverage: {number} of {batches} {_span(steps)} with a leaf share {side} {limit:g}; "
+                f"step {steps[worst]} has {coverage_S[worst]:.3f}, its {tiles} tiles are "
                 f"{self._named(steps[worst], coverage_ST[worst], slots)}"
             )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msvae.bands import Bands
 from msvae.model.initialise import SMALLEST_STD
+from msvae.wording import counted
 
 
 class HoldsLeafStatistics(ModelMixin):  # type: ignore[misc]
@@ -39,5 +40,7 @@ class HoldsLeafStatistics(ModelMixin):  # type: ignore[misc]
 
 def _per_band(values: Sequence[float] | None, default: float, num_bands: int) -> Tensor:
     if values is not None and len(values) != num_bands:
-        raise ValueError(f"got statistics of {len(values)} bands for a model of {num_bands}; give one value a band")
+        raise ValueError(
+            f"got statistics of {counted(len(values), 'band')} for a model of {num_bands}; give one value a band"
+        )
     return torch.tensor([default] * num_bands if values is None else list(values), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Leaf by arithmetic over bands: `ndvi>0.3 and green<0.4`, or the threshold of Otsu (1979): `otsu(ndvi)`.
+"""Leaf by arithmetic over bands: `ndvi>0.3 and green<0.4`; `otsu(ndvi)` is above the threshold of Otsu (1979).
 
 Read by Python's own parser, checked against a short list of what is allowed, and never run as code.
 """
@@ -36,11 +36,13 @@ COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.LtE: operator.le,
 }
 CONNECTIVES: dict[type, Callable[[Any, Any], Any]] = {ast.And: operator.and_, ast.Or: operator.or_}
+WORDS: dict[type, tuple[str, str]] = {ast.BitAnd: ("&", "and"), ast.BitOr: ("|", "or"), ast.Invert: ("~", "not")}
+"""Signs of NumPy, which bind tighter than comparisons, and what to write instead."""
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A condition on bands, or with `finds_threshold` a quantity of which Otsu's threshold parts leaf from the rest.
+    """A condition on bands; with `finds_threshold` one that compares a quantity with Otsu's threshold.
 
     Bands go by their name, by their role (blue, green, red, red_edge, nir), or as an index (ndvi, ndre, gndvi).
     """
@@ -50,23 +52,21 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str) -> Expression:
-        """Read `ndvi>0.3`, `(nir-red)/(nir+red)>0.3 and green<0.4` or `otsu(ndvi)`.
+        """Read `ndvi>0.3`, `(nir-red)/(nir+red)>0.3 and green<0.4` or `otsu(ndvi) and green<0.4`.
 
-        Raises: ValueError for anything but numbers, names, + - * /, comparisons, and, or, not.
+        Raises: ValueError for anything but numbers, names, + - * /, comparisons, and, or, not, and one otsu().
         """
         text = text.strip()
         tree = _parse(text)
-        finds_threshold = isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == OTSU
-        if isinstance(tree, ast.Call) and finds_threshold:
-            if len(tree.args) != 1 or tree.keywords:
-                raise _refusal(text, f"{OTSU}() takes one quantity, such as {OTSU}(ndvi)")
-            tree = tree.args[0]
-        wanted = "a number" if finds_threshold else "a condition"
-        if _check(tree, text) != wanted:
-            raise _refusal(text, f"{ast.unparse(tree)} is not {wanted}")
-        if not any(isinstance(node, ast.Name) for node in ast.walk(tree)):
+        if _check(tree, text) != "a condition":
+            raise _refusal(text, f"{ast.unparse(tree)} is not a condition")
+        num_calls = sum(isinstance(node, ast.Call) for node in ast.walk(tree))
+        if num_calls > 1:
+            raise _refusal(text, f"{OTSU}() stands {num_calls} times, and one threshold an image is found")
+        expression = cls(text, num_calls == 1)
+        if not expression._names():
             raise _refusal(text, "it names no band")
-        return cls(text, finds_threshold)
+        return expression
 
     def band_indices(self, bands: Bands) -> dict[str, int]:
         """Position of each band by the name or role that the expression needs.
@@ -84,10 +84,14 @@ class Expression:
                     raise ValueError(f"--mask {need}: {error}; choose other bands or mask files") from error
         return needed
 
+    def otsu_text(self) -> str:
+        """The part that finds a threshold, such as `otsu(ndvi)`."""
+        return ast.unparse(self._otsu())
+
     def quantity(self, reflectance: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """What Otsu's threshold is sought for (H, W), NaN where it is not finite."""
         evaluation = _Evaluation(reflectance)
-        value = evaluation.of(self._tree())
+        value = evaluation.of(self._otsu().args[0])
         return np.where(evaluation.finite, value, np.nan)
 
     def leaf(self, reflectance: Mapping[str, NDArray[np.float64]], threshold: float | None = None) -> Any:
@@ -96,26 +100,23 @@ class Expression:
         Where anything on the way is not finite, a quotient by 0 above all, there is no leaf. `threshold` is for
         expressions that find one.
         """
-        if self.finds_threshold:
-            assert threshold is not None
-            return self.quantity(reflectance) > threshold
-        evaluation = _Evaluation(reflectance)
-        value = evaluation.of(self._tree())
+        evaluation = _Evaluation(reflectance, threshold)
+        value = evaluation.of(_parse(self.text))
         return value & evaluation.finite
 
-    def _tree(self) -> ast.expr:
-        tree = _parse(self.text)
-        return tree.args[0] if isinstance(tree, ast.Call) else tree
+    def _otsu(self) -> ast.Call:
+        return next(node for node in ast.walk(_parse(self.text)) if isinstance(node, ast.Call))
 
     def _names(self) -> list[str]:
-        return list(dict.fromkeys(node.id for node in ast.walk(self._tree()) if isinstance(node, ast.Name)))
+        names = [node.id for node in ast.walk(_parse(self.text)) if isinstance(node, ast.Name) and node.id != OTSU]
+        return list(dict.fromkeys(names))
 
 
 class _Evaluation:
     """One walk through an expression over arrays; `finite` is where every quotient and result was."""
 
-    def __init__(self, reflectance: Mapping[str, NDArray[np.float64]]) -> None:
-        self._reflectance = reflectance
+    def __init__(self, reflectance: Mapping[str, NDArray[np.float64]], threshold: float | None = None) -> None:
+        self._reflectance, self._threshold = reflectance, threshold
         self.finite: Any = np.ones(next(iter(reflectance.values())).shape, bool)
 
     def of(self, node: ast.expr) -> Any:
@@ -142,6 +143,9 @@ class _Evaluation:
                     pairs = zip(node.ops, sides, sides[1:], strict=False)
                     holds = [COMPARISONS[type(op)](left, right) for op, left, right in pairs]
                     return np.logical_and.reduce(np.broadcast_arrays(*holds))
+                case ast.Call():
+                    assert self._threshold is not None
+                    return self.of(node.args[0]) > self._threshold
         raise AssertionError(f"{type(node)} passed the check")
 
     def _name(self, name: str) -> Any:
@@ -189,12 +193,12 @@ def _check(node: ast.expr, text: str, depth: int = 0) -> str:
             return "a number"
         case ast.UnaryOp(op=ast.Not()) | ast.BoolOp():
             expected, result = "a condition", "a condition"
-        case ast.Compare():
+        case ast.Compare() | ast.Call():
             expected, result = "a number", "a condition"
         case _:
             expected, result = "a number", "a number"
     if set(kinds) != {expected}:
-        raise _refusal(text, f"{ast.unparse(node)} joins what is not {expected}")
+        raise _refusal(text, f"{ast.unparse(node)} takes what is not {expected}")
     return result
 
 
@@ -215,8 +219,13 @@ def _children(node: ast.expr, text: str) -> Iterator[ast.expr]:
             yield from node.values
         case ast.Compare() if all(type(op) in COMPARISONS for op in node.ops):
             yield from (node.left, *node.comparators)
-        case ast.Name():
-            raise _refusal(text, f"{OTSU} takes a quantity")
+        case ast.Call(func=ast.Name(id=name), args=[quantity], keywords=[]) if name == OTSU:
+            yield quantity
+        case ast.Name() | ast.Call(func=ast.Name(id="otsu")):
+            raise _refusal(text, f"{OTSU}() takes one quantity, such as {OTSU}(ndvi)")
+        case ast.BinOp(op=op) | ast.UnaryOp(op=op) if type(op) in WORDS:
+            sign, word = WORDS[type(op)]
+            raise _refusal(text, f"{sign} is not allowed; write `{word}`")
         case _:
             raise _refusal(text, f"{ast.unparse(node)} is not allowed")
 
@@ -230,6 +239,7 @@ def _is_finite(value: float) -> bool:
 
 def _refusal(text: str, why: str) -> ValueError:
     return ValueError(
-        f"got --mask {text!r}: {why}; expected auto, a condition such as 'ndvi>0.10 and green<0.4' (names of bands, "
-        f"{', '.join(INDEX_ROLES)}, numbers, + - * /, < <= > >=, and, or, not), or '{OTSU}(ndvi)'"
+        f"got --mask {text!r}: {why}; expected auto, or a condition such as 'ndvi>0.10 and green<0.4' or "
+        f"'{OTSU}(ndvi) and green<0.4' (names of bands, {', '.join(INDEX_ROLES)}, numbers, + - * /, < <= > >=, and, "
+        f"or, not, and {OTSU}() once)"
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM, Bands
 from msvae.pack.options import PackOptions
 from msvae.pack.raster import STORED_DTYPES, WIDE_DTYPES, RasterInfo
+from msvae.shards.reflectance import usual_scale
 
 
 @dataclass(frozen=True)
@@ -195,11 +196,10 @@ def _scale(
     if any(scale != 1 for scale in scales) or any(info.offsets[i] for i in positions) or dtype.kind == "f":
         return scales, offsets, None
     if dtype.kind == "i" or dtype.itemsize > 2:
-        raise ValueError(
-            f"{path} holds {dtype} and states no scale; give --scale, such as 0.0001 where 10000 means reflectance 1"
-        )
+        raise ValueError(f"{path} holds {dtype} and states no scale; give --scale, such as {usual_scale(info.dtype)}")
     largest = int(np.iinfo(dtype).max)
     notice = (
-        f"no scale stated: {dtype} 0..{largest} taken as 0..1; give --scale 0.0001 if values are reflectance x 10000"
+        f"no scale stated: {dtype} 0..{largest} taken as 0..1; give --scale if that is wrong, such as "
+        f"{usual_scale(info.dtype)}"
     )
     return (1 / largest,) * len(positions), offsets, notice

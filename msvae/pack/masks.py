@@ -19,10 +19,9 @@ from msvae.pack.mask_file import MaskFile
 from msvae.pack.options import PackOptions
 from msvae.pack.raster import Raster, RasterInfo
 from msvae.pack.sources import MASK_ENDING, ImageSource, mask_paths
+from msvae.shards.reflectance import BRIGHT, too_bright
 
 MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
-BRIGHT_REFLECTANCE = 2.0
-"""No leaf reflects that much: a float raster with half its leaf values above is not in reflectance."""
 WINDOW_ROWS, WINDOW_BYTES = 256, 2**23
 
 
@@ -122,11 +121,7 @@ class MaskedImage:
     def check_reflectance(self) -> None:
         """Raises: ValueError when what was read so far of a float raster can be no reflectance."""
         if 2 * self._num_bright_values > self._num_leaf_values:
-            raise ValueError(
-                f"{self.raster.source.path} cannot hold reflectance from 0 to 1: the median leaf value is above "
-                f"{BRIGHT_REFLECTANCE:g}; give --scale, such as 0.0001 for reflectance x 10000, 0.01 for percent, "
-                "or 1 if it is right"
-            )
+            raise too_bright(self.raster.source.path)
 
     def quantity_windows(self) -> Iterator[NDArray[np.float64]]:
         """What the threshold of this image is sought for, at its valid pixels (P,), window by window."""
@@ -179,4 +174,4 @@ class MaskedImage:
         if self._looks_for_brightness:
             reflectance_CP = self._layout.reflectance(stored_CHW[:, leaf_HW])
             self._num_leaf_values += reflectance_CP.size
-            self._num_bright_values += int(np.count_nonzero(reflectance_CP > BRIGHT_REFLECTANCE))
+            self._num_bright_values += int(np.count_nonzero(reflectance_CP > BRIGHT))

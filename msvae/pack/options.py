@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from msvae.bands import Bands
+from msvae.shards.reflectance import check_offset, check_scale
 from msvae.shards.splits import SPLITS as SPLITS
 from msvae.shards.tile_codec import Compression
+from msvae.wording import counted
 
 TILE_STEP_PX = 8
 """The backbone halves a tile three times."""
@@ -42,7 +44,7 @@ class PackOptions:
     offset: float | None = None
     """Reflectance of the value 0; None takes what the rasters state, or 0 where `scale` is given."""
     mask: str = "auto"
-    """`auto` (mask file, else nodata or NaN), an expression such as `ndvi>0.10`, or `otsu(ndvi)`."""
+    """`auto` (mask file, else nodata or NaN), or a condition such as `ndvi>0.10` or `otsu(ndvi)`."""
     mask_files: str | None = None
     """Pattern of mask files, seen from the folder of an image or from here, such as `masks/{stem}.tif`; None is
     `{stem}_mask` with any usual ending."""
@@ -101,8 +103,8 @@ class PackOptions:
             )
         if self.split_by not in ("auto", "image", "block"):
             raise ValueError(f"got --split-by {self.split_by}, expected auto, image or block")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"got --scale {self.scale}, expected a number above 0, such as 0.0001")
+        if self.scale is not None:
+            check_scale([self.scale])
         for name in ("block_tiles", "tiles_per_shard", "num_workers", "stride_px"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"got {name} {value}, expected 1 or more")
@@ -119,8 +121,8 @@ class PackOptions:
             raise ValueError(f"got --axes {self.axes} with --band-files, whose files hold one band each; give one")
         if len(set(self.bands)) < len(self.bands):
             raise ValueError(f"got --bands {','.join(self.bands)}, expected different bands")
-        if self.offset is not None and not math.isfinite(self.offset):
-            raise ValueError(f"got --offset {self.offset}, expected a number, such as -0.1")
+        if self.offset is not None:
+            check_offset([self.offset])
 
     def _check_mask(self) -> None:
         if self.mask_files is not None and self.mask.strip().lower() != "auto":
@@ -167,7 +169,7 @@ class PackOptions:
             )
         if self.band_files and len(self.band_files) != len(wanted):
             raise ValueError(
-                f"got {len(self.band_files)} band files but {len(wanted)} wavelengths; "
+                f"got {counted(len(self.band_files), 'band file')} but {counted(len(wanted), 'wavelength')}; "
                 "give one wavelength for every band file"
             )
 
@@ -197,6 +199,8 @@ class PackSummary:
     """Of all images, in tiles or not."""
     leaf_pixels_covered: int
     """Of those, in at least one tile that was kept or left out for the gap."""
+    leaf_pixels_repeated: int
+    """How often such tiles hold a leaf pixel that another holds too, where they overlap."""
     shards_missing: int
     """Shards that other parts have yet to make; until then there is no output."""
     num_bytes: int

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from msvae.pack.options import SPLITS
+from msvae.pack.options import SPLITS, PackOptions
 from msvae.pack.sheet import SHEET_NAME
-from msvae.shards.manifest import MANIFEST_NAME
+from msvae.shards.manifest import MANIFEST_NAME, Manifest
 
 
 def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -39,6 +39,15 @@ def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
             f"--overwrite would delete {', '.join(foreign[:5]) or 'the images'} in {out}, which is no packed data; "
             "name another --out"
         )
+
+
+def is_merged(out: Path, options: PackOptions) -> bool:
+    """Whether the data set whose parts these options make is there already, as far as its manifest tells."""
+    try:
+        manifest = Manifest.load(out / SPLITS[0])
+    except ValueError:
+        return False
+    return (manifest.tile_px, manifest.compression) == (options.tile_px, options.compression)
 
 
 @contextmanager

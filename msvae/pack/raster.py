@@ -18,6 +18,7 @@ from msvae.pack.npy import NpyPlanes
 from msvae.pack.options import TILE_STEP_PX, PackOptions
 from msvae.pack.planes import Planes
 from msvae.pack.sources import ImageSource
+from msvae.wording import counted
 
 STORED_DTYPES = {name: name for name in ("uint8", "uint16", "int16", "float32")}
 STORED_DTYPES |= {"int8": "int16", "float16": "float32"}
@@ -48,7 +49,7 @@ class RasterInfo:
             inside = ", ".join(f"{nm:.0f}" for nm in self.wavelengths_nm) + " nm"
         else:
             inside = ", ".join(self.names) if self.names else "neither names nor wavelengths stated"
-        return f"{num_bands} band{'s' if num_bands > 1 else ''} ({inside})"
+        return f"{counted(num_bands, 'band')} ({inside})"
 
 
 class Raster:
@@ -231,11 +232,11 @@ def _check_axes(source: ImageSource, axes: str | None, num_bands: int, info: Ras
     short, long = sorted((info.height, info.width))
     if info.names or info.wavelengths_nm or long < TILE_STEP_PX:
         return
-    taken = f"{num_bands} bands of {info.height} x {info.width} px"
+    taken = f"{counted(num_bands, 'band')} of {info.height} x {info.width} px"
     better = _axes_with_bands_on(axes or "chw", "h" if info.height == short else "w")
     if axes is None and min(num_bands, long) > 2 * short:
         raise ValueError(
-            f"{source.path} would be {taken}, which looks like {short} bands along another axis; "
+            f"{source.path} would be {taken}, which looks like {counted(short, 'band')} along another axis; "
             f"give --axes {better}, or --axes chw if it is right"
         )
     if axes is not None and num_bands > short and short < TILE_STEP_PX:

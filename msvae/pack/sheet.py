@@ -8,6 +8,7 @@ from pathlib import Path
 from msvae.report.contact_sheet import contact_sheet
 from msvae.shards.overview import reflectance_tiles
 from msvae.shards.reader import ShardReader
+from msvae.wording import counted
 
 SHEET_NAME = "contact-sheet.png"
 TILES_A_SPLIT = 18
@@ -19,7 +20,7 @@ def save_contact_sheet(path: Path, readers: Mapping[str, ShardReader]) -> None:
     Raises: ValueError naming a tile that cannot be read.
     """
     sections = [
-        (f"{name}: {sum(reader.samples_per_shard):,} tiles", reflectance_tiles(reader, TILES_A_SPLIT))
+        (f"{name}: {counted(sum(reader.samples_per_shard), 'tile')}", reflectance_tiles(reader, TILES_A_SPLIT))
         for name, reader in readers.items()
     ]
     bands = next(iter(readers.values())).manifest.bands

@@ -12,6 +12,15 @@ from msvae.pack.shard_job import ShardJob
 from msvae.pack.split import SplitTiles
 from msvae.pack.survey import Survey
 from msvae.shards.manifest import Manifest
+from msvae.shards.reflectance import brightness_notice
+from msvae.wording import counted
+
+MORE_OF = {
+    "group": "pack images of more groups, or give another --group-by",
+    "image": "pack more images, or give --split-by block",
+    "block": "pack more images, or give a smaller --tile",
+}
+"""What makes enough of what a data set is split by."""
 
 
 def summarise(
@@ -49,6 +58,7 @@ def summarise(
         num_in_gap=splits.num_in_gap,
         leaf_pixels_in_images=survey.leaf_pixels,
         leaf_pixels_covered=survey.covered_pixels,
+        leaf_pixels_repeated=sum(tile.leaf_pixels for tile in survey.tiles) - survey.covered_pixels,
         shards_missing=shards_missing,
         num_bytes=sum(file.stat().st_size for file in folder.rglob("[!.]*") if file.is_file()),
         notices=(*layout.notices, *_notices(data_set, tiles, train, splits.split_by), *duplicates),
@@ -62,17 +72,13 @@ def _notices(data_set: DataSet, splits: Collection[str], train: Manifest | None,
     by_validity = sum(1 for rule in rules if rule.file is None and rule.expression is None)
     if by_validity:
         yield (
-            f"leaf mask of {by_validity} of {len(data_set.images)} images taken from nodata or NaN: "
+            f"leaf mask of {by_validity} of {counted(len(data_set.images), 'image')} taken from nodata or NaN: "
             "everything else in them counts as leaf"
         )
-    if train is not None and (brightest := max(train.statistics.mean)) > 1:
-        yield (
-            f"mean leaf reflectance is {brightest:g}, expected 0 to 1; give --scale, such as 0.0001 for "
-            "reflectance x 10000"
-        )
+    if train is not None:
+        bright = brightness_notice(train.statistics.mean, data_set.layout.source_dtype)
+        if bright is not None:
+            yield bright
     for name, share in zip(SPLITS, data_set.options.split, strict=True):
         if share > 0 and name not in splits:
-            yield (
-                f"no {name} split: too few {split_by}s with leaf for a share of {share:g}; "
-                "pack more images, or give --split-by block or a smaller --tile"
-            )
+            yield f"no {name} split: too few {split_by}s with leaf for a share of {share:g}; {MORE_OF[split_by]}"

@@ -12,6 +12,8 @@ from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import LeafStatistics
 
 COVERAGE_BINS = 10
+MAX_BYTES_IN_FLIGHT = 2**30
+"""Of the counts of shards that are read at the same time or wait for their turn."""
 
 
 def coverage_bin(leaf_pixels: int, num_pixels: int) -> int:
@@ -56,6 +58,17 @@ class LeafCounts:
         self.coverage_histogram = [
             a + b for a, b in zip(self.coverage_histogram, other.coverage_histogram, strict=True)
         ]
+
+    def share_above(self, reflectance: float) -> float:
+        """Share of the finite leaf values, over all bands, above a reflectance."""
+        return self._values.share_above(reflectance)
+
+    def threads_that_fit(self, num_threads: int) -> int:
+        """As many of `num_threads` as memory allows when each shard has counts like these: floats of hundreds of
+        bands take hundreds of MiB."""
+        # `in_order` has two shards a thread and one more, and they are joined to one
+        fitting = (MAX_BYTES_IN_FLIGHT // self._values.num_bytes - 2) // 2
+        return max(1, min(num_threads, fitting))
 
     def statistics(self) -> LeafStatistics:
         """For the manifest.

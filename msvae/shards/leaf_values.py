@@ -43,6 +43,20 @@ class LeafValues:
     def _is_float(self) -> bool:
         return self._dtype.kind == "f"
 
+    @property
+    def num_bytes(self) -> int:
+        """Of memory."""
+        return self._counts.nbytes
+
+    def share_above(self, reflectance: float) -> float:
+        """Share of all values, over all bands, above a reflectance; of float32 tiles within 0.2 % of it."""
+        above = 0
+        for counts, scale, offset in zip(self._counts, self._scale, self._offset, strict=True):
+            keys = np.flatnonzero(counts)
+            bright = _values_of_keys(keys, self._dtype) * scale + offset > reflectance
+            above += int(counts[keys[bright]].sum())
+        return above / max(1, int(self._counts.sum()))
+
     def add(self, stored_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
         """Take in the leaf pixels of one tile."""
         leaf = np.flatnonzero(leaf_HW)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from msvae.shards.manifest import Manifest
 from msvae.shards.order import WINDOW_SHARDS, permutation
+from msvae.wording import counted
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,21 @@ def training_windows(
 
 
 def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int) -> Schedule:
-    """Follow the order of samples for `num_steps` steps, at most an epoch."""
+    """Follow the order of samples for `num_steps` steps, at most an epoch.
+
+    Raises: ValueError when an epoch is less than a step.
+    """
     sizes, size_bytes = (
         np.array(column, np.int64) for column in (manifest.shards.num_samples, manifest.shards.size_bytes)
     )
     batch, nodes = cluster.global_batch_size, cluster.num_nodes
+    if batch > sizes.sum():
+        raise ValueError(
+            f"global batch {batch:,} is more than the {counted(int(sizes.sum()), 'tile')} of the data set: every step "
+            "would read all of it, some tiles several times; give a smaller one, or pack more tiles"
+        )
     steps_an_epoch = sizes.sum() / batch
-    steps = max(1, min(num_steps, int(steps_an_epoch)))
+    steps = min(num_steps, int(steps_an_epoch))
     sample_bytes = size_bytes / np.maximum(sizes, 1)
     rank_samples = np.zeros(cluster.world_size, np.int64)
     step_bytes, step_shards = np.zeros(steps * nodes), np.zeros(steps * nodes, np.int64)

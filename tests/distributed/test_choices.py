@@ -112,8 +112,8 @@ def test_leaf_values_that_are_not_finite_are_left_out_counted_and_told(launch, s
     told = [line for line in done.stdout.splitlines() if line.startswith("warning")]
     assert len([line for line in told if "are not finite and were left out" in line]) == 3, "after step 1, 2 and 4"
     first, second, third = [line for line in told if "low coverage" in line]
-    assert "1 of 1 global batches at step 1" in first
-    assert "1 of 1 global batches at step 2" in second
+    assert "1 of 1 global batch at step 1" in first
+    assert "1 of 1 global batch at step 2" in second
     assert "2 of 2 global batches from step 3 to 4" in third
     reader = ShardReader(shards_with_nan / "train")
     keys = {reader.key(shard, row) for shard, rows in enumerate(reader.samples_per_shard) for row in range(rows)}

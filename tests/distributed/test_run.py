@@ -170,6 +170,7 @@ def test_evaluation_gives_the_same_numbers_on_one_and_two_ranks(launch, undistur
         ({"train__resume": "/nowhere"}, "/nowhere is not a checkpoint"),
         ({"out": "/proc/run"}, "cannot write /proc/run (No such file or directory: /proc); choose a writable folder"),
         ({"data__train": "{shards}"}, "holds no manifest.json; did you mean"),
+        ({"data__train": "{shards}/val"}, "(the training data differ: data.train: {shards}/train -> {shards}/val)"),
         ({"data__global_batch_size": 7}, "data.global_batch_size is 7, expected a multiple of 3 ranks x"),
         ({"data__train": "/nowhere"}, "/nowhere holds no manifest.json; make shards with `msvae pack"),
         ({"train__resume": "{out}/checkpoints/step-00000006"}, "goes on to step-00000012 after step-00000006"),
@@ -189,6 +190,7 @@ def test_a_run_that_cannot_be_meant_is_refused_in_one_line(launch, undisturbed, 
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
+    message = message.replace("{shards}", str(leaf_shards))
     assert message in lines[0]
     last = done.stderr[done.stderr.rindex("Root Cause") :]
     assert message in last

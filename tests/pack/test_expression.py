@@ -79,21 +79,27 @@ def test_an_index_that_divides_by_zero_is_no_leaf():
         ("1e999>ndvi", "not allowed"),
         ("ndvi**2>0.1", "not allowed"),
         ("2<<9>ndvi", "not allowed"),
+        ("(ndvi>0.1) & (green<0.4)", "& is not allowed; write `and`"),
+        ("(ndvi>0.1) | (green<0.4)", "| is not allowed; write `or`"),
+        ("~(ndvi>0.1)", "~ is not allowed; write `not`"),
         ("nir/0>1", "divides by zero"),
         ("2>1", "names no band"),
         ("nir>0 and " * 40 + "nir>0", "longer than 300"),
         ("-" * 40 + "nir>0", "nested more than 30"),
         ("(" * 148 + "nir", "cannot be read"),
-        ("otsu", "otsu takes a quantity"),
+        ("otsu", "takes one quantity, such as otsu(ndvi)"),
         ("otsu()", "takes one quantity"),
         ("otsu(ndvi, red)", "takes one quantity"),
         ("otsu(ndvi>0.1)", "is not a number"),
-        ("otsu(otsu(ndvi))", "not allowed"),
-        ("otsu(ndvi) and red<1", "not allowed"),
+        ("otsu(ndvi)>0.2", "otsu(ndvi) > 0.2 takes what is not a number"),
+        ("otsu(otsu(ndvi))", "not a number"),
+        ("otsu(ndvi) and otsu(red)", "otsu() stands 2 times"),
+        ("otsu(ndvi=3)", "takes one quantity"),
+        ("otsu(2)", "names no band"),
     ],
 )  # fmt: skip
 def test_all_but_arithmetic_and_comparisons_is_refused(text, why):
-    with pytest.raises(ValueError, match=r"got --mask .*expected auto, a condition such as") as caught:
+    with pytest.raises(ValueError, match=r"got --mask .*expected auto, or a condition such as") as caught:
         Expression.parse(text)
     assert why in str(caught.value) and "\n" not in str(caught.value)
 

@@ -50,6 +50,10 @@ def test_leaf_tiling_covers_99_percent_with_markedly_fewer_tiles_than_the_grid(
     assert len(tiles) <= 0.75 * touched
     assert leaf.leaf_pixels_in_images == mask.sum()
     assert leaf.leaf_pixels_covered == round(share_covered(mask, tiles) * mask.sum())
+    times = np.zeros(shape, int)
+    for row, col, height, width in tiles:
+        times[row : row + height, col : col + width] += 1
+    assert leaf.leaf_pixels_repeated == (times - 1)[mask & (times > 0)].sum()
     for row, col, height, width in tiles:
         assert 0 <= row <= shape[0] - height and 0 <= col <= shape[1] - width
         assert mask[row : row + height, col : col + width].mean() >= 0.1

@@ -151,3 +151,12 @@ def test_a_few_glints_and_a_bright_background_are_still_reflectance(tmp_path, wr
     values[:, 14:] = 4000
     image = write_raster(tmp_path / "a.tif", values, mask=np.arange(16)[:, None].repeat(16, 1) < 14)
     pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"), [("uint8", "such as 0.01 for percent"), ("uint16", "such as 0.0001 for reflectance x 10000")]
+)
+def test_the_note_on_a_missing_scale_names_one_that_the_type_can_hold(tmp_path, write_raster, dtype, said):
+    image = write_raster(tmp_path / "a.tif", constant_bands(*[50] * 5, dtype=dtype), mask=LEAF)
+    (note,) = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY)).notices
+    assert note.startswith(f"no scale stated: {dtype} 0..") and note.endswith(said)

@@ -136,6 +136,18 @@ def test_otsu_takes_any_quantity_and_each_image_has_its_own(tmp_path, write_rast
     assert any("leaf is above" in notice and "by image" in notice for notice in summary.notices)
 
 
+def test_otsu_may_be_one_of_several_conditions(tmp_path, field, read_tars):
+    image, (_, green, red, _, nir), valid = field
+    threshold = threshold_otsu((nir - red)[valid])
+    mask = "not green > 0.3 and otsu(nir-red) or green < 0.1"
+    leaf, summary = packed_mask(image, tmp_path / "out", read_tars, mask=mask)
+    with np.errstate(invalid="ignore"):
+        expected = valid & (((green <= 0.3) & (nir - red > threshold)) | (green < 0.1))
+    assert 0 < expected.sum() < (valid & (nir - red > threshold)).sum()
+    np.testing.assert_array_equal(leaf, expected[:112, :80])
+    assert f"otsu(nir - red): leaf is above {threshold:.4g}" in summary.notices
+
+
 def test_an_image_without_contrast_has_no_threshold(tmp_path, write_raster):
     image = write_raster(tmp_path / "flat.tif", np.full((5, 32, 32), 500, np.uint16), scale=1e-4)
     with pytest.raises(ValueError, match=r"flat.tif has the same value 0 everywhere, so otsu\(\) finds no threshold"):

@@ -38,8 +38,9 @@ def refuse(images, out, match, **options):
         ({"split": (0, 0.5, 0.5)}, "the first above 0"),
         ({"split": (1.2, -0.1, -0.1)}, "three shares"),
         ({"split_by": "field"}, "expected auto, image or block"),
-        ({"scale": 0.0}, "--scale 0.0"),
+        ({"scale": 0.0}, "--scale 0, "),
         ({"scale": float("nan")}, "--scale nan"),
+        ({"scale": 10_000.0}, "--scale 10000, expected .* at most 10; give 0.0001"),
         ({"offset": float("inf")}, "--offset inf"),
         ({"tolerance_nm": -1.0}, "--tolerance-nm -1"),
         ({"axes": "xyz"}, "--axes xyz, expected the letters c, h and w"),
@@ -54,7 +55,7 @@ def refuse(images, out, match, **options):
         ({"wavelengths_nm": ()}, "--wavelengths"),
         ({"wavelengths_nm": (475, 475)}, "one different"),
         ({"wavelengths_nm": (0.475,)}, "in nm"),
-        ({"wavelengths_nm": (475,), "band_files": ("a.tif", "b.tif")}, "2 band files but 1 wavelengths"),
+        ({"wavelengths_nm": (475,), "band_files": ("a.tif", "b.tif")}, "2 band files but 1 wavelength"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused(options, match):
@@ -142,7 +143,7 @@ def test_masks_that_are_missing_or_do_not_fit_are_named(tmp_path, leaf_image, wr
     refuse([floats], out, "b.tif has no leaf mask")
     wrong = leaf_image(tmp_path / "c.tif", mask=np.ones((32, 64), bool))
     refuse([wrong], out, "c_mask.png has 32 x 64 px but .*64 x 64")
-    refuse([wrong], out, "otsu takes a quantity; expected auto", mask="otsu")
+    refuse([wrong], out, r"otsu\(\) takes one quantity.*expected auto", mask="otsu")
     broken = leaf_image(tmp_path / "d.tif", size_px=128)
     mask = tmp_path / "d_mask.png"
     mask.write_bytes(mask.read_bytes()[:1000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -119,3 +120,17 @@ def test_tiles_of_different_splits_in_one_image_lie_the_gap_apart(tmp_path, leaf
     assert summary.num_in_gap == sum(count for reason, count in summary.dropped.items() if "nearer than" in reason)
     assert (summary.num_in_gap > 0) is (gap_px > 0 or stride < 16)
     assert sum(summary.tiles.values()) > num_places / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"split_by": "image"}, "too few images .*; pack more images, or give --split-by block$"),
+        ({"split_by": "block"}, "too few blocks .*; pack more images, or give a smaller --tile$"),
+        ({"group_by": "leaf"}, "too few groups .*; pack images of more groups, or give another --group-by$"),
+    ],
+)
+def test_a_split_that_stays_empty_is_told_with_what_would_fill_it(tmp_path, leaf_image, options, hint):
+    image = leaf_image(tmp_path / "leaf.tif", size_px=16)
+    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, **options))
+    assert [bool(re.search(hint, notice)) for notice in summary.notices] == [True, True]

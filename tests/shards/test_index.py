@@ -174,7 +174,7 @@ def test_nan_on_leaf_and_empty_masks_are_left_out_and_counted(tmp_path, write_ta
     arguments = ["index", str(tmp_path), "--wavelengths", "668,840", "--bands", "red,nir"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "1 tiles of" in result.output
+    assert "empty mask in 1 tile of" in result.output
     assert "2 leaf pixels of" in result.output
     statistics = Manifest.load(tmp_path).statistics
     assert (statistics.num_pixels, statistics.mean) == (6, pytest.approx([(0.25 + 5 * 0.5) / 6, 0.5]))
@@ -186,9 +186,9 @@ def test_nan_on_leaf_and_empty_masks_are_left_out_and_counted(tmp_path, write_ta
     [
         ({"scale": (1e-4,)}, r"tiles of 5 bands; give --wavelengths, 5 of them"),
         ({"wavelengths_nm": WAVELENGTHS}, "holds uint16 tiles; give --scale"),
-        ({"wavelengths_nm": (475.0,), "scale": (1.0,)}, "got 1 wavelengths, .* 5 bands"),
+        ({"wavelengths_nm": (475.0,), "scale": (1.0,)}, "got 1 wavelength, .* 5 bands"),
         ({"wavelengths_nm": WAVELENGTHS, "scale": (1.0, 2.0)}, "got 2 values for --scale"),
-        ({"wavelengths_nm": WAVELENGTHS, "scale": (1.0,), "band_names": ("red",)}, "1 band names for 5 wavelengths"),
+        ({"wavelengths_nm": WAVELENGTHS, "scale": (1.0,), "band_names": ("red",)}, "1 band name for 5 wavelengths"),
     ],
 )
 def test_what_tars_do_not_say_is_asked_for(foreign, options, message):
@@ -244,3 +244,55 @@ def test_samples_without_json_go_through_stages_of_webdataset(tmp_path, write_ta
     seen = list(wds.DataPipeline(source, wds.decode("l8")))
     assert sorted(sample["__key__"] for sample in seen) == ["a", "b", "c", "d"]
     assert all("json" not in sample for sample in seen)
+
+
+@pytest.mark.parametrize(("scale", "hint"), [("0", "such as 0.0001"), ("nan", "such as"), ("10000", "give 0.0001 to")])
+def test_a_scale_that_gives_no_reflectance_is_refused_as_in_packing(foreign, scale, hint):
+    index = ["index", str(foreign), "--wavelengths", "475,560,668,717,840", "--scale", scale]
+    pack = ["pack", str(foreign), "--out", str(foreign / "out"), "--scale", scale]
+    indexed, packed = (CliRunner().invoke(app, command) for command in (index, pack))
+    assert (indexed.exit_code, indexed.output) == (packed.exit_code, packed.output)
+    assert indexed.exit_code == 2 and f"got --scale {scale}, expected a number above 0" in indexed.output
+    assert hint in indexed.output
+    assert not list(foreign.rglob("*.json"))
+
+
+def test_floats_that_cannot_be_reflectance_are_refused_unless_their_scale_is_given(tmp_path, write_tar):
+    tile, mask = random_tile(1)
+    mask[:, :2] = True
+    tile = np.where(np.arange(16) < 2, 0.1, 3000).astype(np.float32) + tile * np.float32(1e-6)
+    write_tar(tmp_path / "a.tar", [("x.npy", npy(tile)), ("x.png", png(mask))])
+    with pytest.raises(ValueError, match=r"cannot hold reflectance.*median leaf value is above 2; give --scale"):
+        index_data_set(str(tmp_path), None, IndexOptions(wavelengths_nm=WAVELENGTHS))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+    arguments = ["index", str(tmp_path), "--wavelengths", "475,560,668,717,840", "--scale", "1"]
+    insisted = CliRunner().invoke(app, arguments)
+    assert insisted.exit_code == 0
+    assert re.search("note: mean leaf reflectance is [0-9.]+, expected 0 to 1", insisted.output)
+    scaled = CliRunner().invoke(app, [*arguments[:-1], "1e-4", "--overwrite"])
+    assert scaled.exit_code == 0 and "note" not in scaled.output
+
+
+def test_compressed_tars_are_refused_with_the_command_that_unpacks_them(foreign):
+    name = foreign / "val" / "plot-0.tar"
+    subprocess.run(["gzip", name], check=True)
+    with pytest.raises(ValueError, match=r"val holds plot-0.tar.gz, a compressed tar.*`gunzip .*/val/\*.tar.gz`"):
+        index_data_set(str(foreign), None, OPTIONS)
+    assert not list(foreign.rglob("*.json"))
+    subprocess.run(f"gunzip {foreign}/val/*.tar.gz", shell=True, check=True)
+    assert index_data_set(str(foreign), None, OPTIONS)["val"].num_samples == 4
+
+
+def test_peak_memory_of_floats_stays_bounded_as_bands_grow(tmp_path, write_tar):
+    """Counts of 250 float bands are 250 MiB a shard, and four threads would have nine shards in flight."""
+    tile, mask = np.full((250, 8, 8), 0.5, np.float32), np.ones((8, 8), bool)
+    for shard in range(8):
+        write_tar(tmp_path / f"{shard}.tar", [(f"x{shard}.npy", npy(tile)), (f"x{shard}.png", png(mask))])
+    code = """
+import resource, sys
+from msvae.shards.audit.indexing import IndexOptions, index_data_set
+index_data_set(sys.argv[1], None, IndexOptions(wavelengths_nm=tuple(range(400, 650))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 2**10 < 1.7 * 2**30

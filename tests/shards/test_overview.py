@@ -7,13 +7,15 @@ import sys
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from msvae.bands import Bands
 from msvae.cli import app
+from msvae.cli.data_tables import coverage_chart
 from msvae.report.contact_sheet import TILE_SIDE, contact_sheet
 from msvae.shards.manifest import Manifest
-from msvae.shards.overview import measure_coverage, places_in_even_steps
+from msvae.shards.overview import Coverage, measure_coverage, places_in_even_steps
 from msvae.shards.reader import ShardReader
 from msvae.shards.store import open_store
 
@@ -28,6 +30,14 @@ def test_inspect_shows_splits_bands_and_coverage(leaf_shards, tmp_path):
         assert re.search(rf"{name} .*{mean:.3f}", result.output)
     assert "coverage, val" in result.output
     assert Image.open(tmp_path / "sheet.png").size[0] > 1000
+
+
+def test_the_chart_runs_from_the_first_to_the_last_tenth_that_has_tiles():
+    console = Console(file=io.StringIO(), width=80)
+    console.print(coverage_chart("val", Coverage(3, 9, [0, 0, 1, 0, 2, 0, 0, 0, 0, 0]), 3))
+    title, *rows = console.file.getvalue().splitlines()
+    assert title.strip() == "coverage, val"
+    assert [row.split()[:2] for row in rows] == [["0.2–0.3", "1"], ["0.3–0.4", "0"], ["0.4–0.5", "2"]]
 
 
 def test_coverage_is_that_of_all_masks(leaf_shards):

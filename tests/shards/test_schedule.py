@@ -101,3 +101,12 @@ def test_the_command_shows_nodes_and_judges_a_cache(leaf_shards):
     assert "2 micro batches of 1 a GPU and step" in result.output
     assert "is too small to hold what a node needs" in result.output
     assert "tiles of a node a step" in result.output
+
+
+def test_a_global_batch_larger_than_the_data_set_is_refused(leaf_shards):
+    num_tiles = Manifest.load(leaf_shards / "train").num_samples
+    arguments = ["simulate", str(leaf_shards), "--nodes", "1", "--gpus", "1", "--global-batch"]
+    assert CliRunner().invoke(app, [*arguments, str(num_tiles)]).exit_code == 0
+    refused = CliRunner().invoke(app, [*arguments, str(num_tiles + 1)])
+    assert refused.exit_code == 2
+    assert f"global batch {num_tiles + 1} is more than the {num_tiles} tiles of the data set" in refused.output

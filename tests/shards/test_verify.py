@@ -286,7 +286,7 @@ def test_nan_and_inf_on_leaf_are_faults_and_on_background_are_counted(tmp_path):
     def on_background(tile, mask):
         tile[:, 12, :3] = np.nan
 
-    assert "sample t1 has 2 leaf pixels that are NaN or infinite" in faults(float_split(tmp_path / "a", on_leaf))[0]
+    assert "sample t1 has 2 leaf pixels of NaN or infinity" in faults(float_split(tmp_path / "a", on_leaf))[0]
     background = float_split(tmp_path / "b", on_background)
     assert faults(background) == []
     assert "3 background pixels of b are not finite" in CliRunner().invoke(app, ["verify", str(background)]).output

@@ -12,6 +12,9 @@ from torch import nn
 
 from msvae.config import Config
 
+MANIFEST, FROZEN = "manifest_digest", "frozen_parameters"
+"""Digests among what identifies a run: they tell that something differs, not what."""
+
 
 def identity(config: Config, manifest_digest: str, model: nn.Module) -> dict[str, Any]:
     """What must stay the same for a resumed run to be the same run, key by key.
@@ -20,25 +23,37 @@ def identity(config: Config, manifest_digest: str, model: nn.Module) -> dict[str
     """
     values = config.model_dump(mode="json")
     return {
-        "manifest_digest": manifest_digest,
+        MANIFEST: manifest_digest,
         "train.seed": config.train.seed,
         "data.global_batch_size": config.data.global_batch_size,
         **{f"data.{name}": values["data"][name] for name in ("background", "flips", "quarter_turns", "crop_px")},
-        "frozen_parameters": _frozen_digest(model),
+        FROZEN: _frozen_digest(model),
         **{f"model.{name}": value for name, value in values["model"].items()},
     }
 
 
-def check_identity(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Compare the identity in a checkpoint with that of the run at hand.
+def check_identity(path: Path, state: Mapping[str, Any], current: Mapping[str, Any], config: Config) -> None:
+    """Compare the identity in the state of a checkpoint with that of the run at hand.
 
-    Raises: ValueError listing each key that differs.
+    Raises: ValueError naming each thing that differs.
     """
-    differing = [f"{key}: {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value]
+    saved = state["identity"]
+    differing = [key for key, value in current.items() if saved.get(key) != value]
+    told = {
+        MANIFEST: _data_that_differ(state["config"]["data"]["train"], config.data.train),
+        FROZEN: "the frozen weights differ (model.pretrained names another backbone, or its files have changed)",
+    }
     if differing:
+        texts = [told.get(key, f"{key}: {saved.get(key)} -> {current[key]}") for key in differing]
         raise ValueError(
-            f"{path} belongs to another run ({'; '.join(differing)}); put these back, or choose another `out`"
+            f"{path} belongs to another run ({'; '.join(texts)}); put these back, or choose another `out`"
         )
+
+
+def _data_that_differ(before: str, now: str) -> str:
+    if before != now:
+        return f"the training data differ: data.train: {before} -> {now}"
+    return f"the training data differ: {now} was packed or indexed anew since"
 
 
 def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from msvae.bands import Bands
 from msvae.shards.audit.hashed_stream import HashedStream
 from msvae.shards.audit.keys import KeyRegister
 from msvae.shards.audit.members import Decoded, Endings, choose, decode, group
+from msvae.shards.audit.tar_folders import existing_manifest, output_folder, refuse_compressed, tar_names
 from msvae.shards.audit.threads import ByteProgress, OnProgress, in_order
 from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import walk
@@ -29,15 +30,20 @@ from msvae.shards.manifest import (
     index_name,
 )
 from msvae.shards.reader import MAX_EXTRA_BYTES
+from msvae.shards.reflectance import BRIGHT, check_offset, check_scale, too_bright, usual_scale
 from msvae.shards.splits import SPLITS, find_splits
 from msvae.shards.store import Store
+from msvae.wording import counted
 
 TRAIN = SPLITS[0]
 
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """What tars of others do not say of themselves. None takes what a manifest there says."""
+    """What tars of others do not say of themselves. None takes what a manifest there says.
+
+    Raises: ValueError for a scale or offset that cannot be meant.
+    """
 
     bands_member: str = ""
     """Such as `bands.npy`; empty for the only `.npy` of a sample."""
@@ -51,6 +57,10 @@ class IndexOptions:
     overwrite: bool = False
     """Replace the manifest that lies there."""
     num_threads: int = 4
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale or ())
+        check_offset(self.offset or ())
 
     @property
     def endings(self) -> Endings:
@@ -66,6 +76,8 @@ class Layout:
     bands: Bands
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    scale_assumed: bool
+    """Nothing says that floats are reflectance."""
 
 
 @dataclass
@@ -91,17 +103,19 @@ def index_data_set(
 
     Raises: ValueError naming the first shard that is not, its sample, and what to do.
     """
+    refuse_compressed(location)
     stores = find_splits(location, holds=".tar")
     if len(stores) > 1 and TRAIN not in stores:
         raise ValueError(
             f"{location} holds {', '.join(stores)} but no {TRAIN}, whose leaf pixels the statistics are of; add it, "
             "or index one split alone"
         )
-    existing = _existing(stores, options.overwrite)
+    existing = existing_manifest(stores, options.overwrite)
     folders = {
-        name: _folder(store, name if len(stores) > 1 else "", out, options.overwrite) for name, store in stores.items()
+        name: output_folder(store, name if len(stores) > 1 else "", out, options.overwrite)
+        for name, store in stores.items()
     }
-    tars = {name: _tars(store) for name, store in stores.items()}
+    tars = {name: tar_names(store) for name, store in stores.items()}
     sizes = {name: [store.size_bytes(tar) for tar in tars[name]] for name, store in stores.items()}
     first = next(iter(stores))
     layout = _layout(_first_format(stores[first], tars[first][0], options.endings), options, existing, location)
@@ -124,14 +138,14 @@ def _index_split(
     progress: ByteProgress,
 ) -> IndexedSplit:
     split = IndexedSplit(folder, LeafCounts(layout.tile_format.dtype.name, layout.scale, layout.offset))
-    register = KeyRegister()
+    register, num_threads = KeyRegister(), split.leaf.threads_that_fit(options.num_threads)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write {folder} ({error.strerror}); give another --out") from None
     with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as scratch:
         one = partial(_index_shard, store, layout=layout, endings=options.endings, progress=progress)
-        for number, (index, leaf) in enumerate(in_order(lambda shard: one(*shard), shards, options.num_threads)):
+        for number, (index, leaf) in enumerate(in_order(lambda shard: one(*shard), shards, num_threads)):
             name, size_bytes = shards[number]
             content = index.model_dump_json() + "\n"
             (Path(scratch) / index_name(name)).write_text(content)
@@ -144,6 +158,8 @@ def _index_split(
             manifest = _manifest(layout, statistics or split.leaf.statistics(), split.entries)
         except ValueError as error:
             raise ValueError(f"{store.location}: {error}") from None
+        if layout.scale_assumed and statistics is None and split.leaf.share_above(BRIGHT) > 0.5:
+            raise too_bright(store.location)
         for name, _ in shards:
             (Path(scratch) / index_name(name)).replace(folder / index_name(name))
         manifest.save(Path(scratch))
@@ -220,31 +236,6 @@ def _manifest(layout: Layout, statistics: LeafStatistics, entries: list[ShardEnt
     )
 
 
-def _existing(stores: dict[str, Store], overwrite: bool) -> Manifest | None:
-    manifests = [store for store in stores.values() if MANIFEST_NAME in store.names()]
-    if manifests and not overwrite:
-        raise ValueError(
-            f"{manifests[0].location} has a {MANIFEST_NAME}; check it with `msvae verify`, or give --overwrite to "
-            "take the tars as they are now"
-        )
-    return Manifest.load(manifests[0]) if manifests else None
-
-
-def _tars(store: Store) -> list[str]:
-    return sorted(name for name in store.names() if name.endswith(".tar"))
-
-
-def _folder(store: Store, name: str, out: Path | None, overwrite: bool) -> Path:
-    if out is None and "://" in store.location:
-        raise ValueError(
-            f"{store.location} is not written to; give --out FOLDER, and copy what it holds beside the tars"
-        )
-    folder = Path(store.location) if out is None else out / name
-    if not overwrite and (folder / MANIFEST_NAME).exists():
-        raise ValueError(f"{folder} has a {MANIFEST_NAME}; give --overwrite to replace it, or another --out")
-    return folder
-
-
 def _first_format(store: Store, name: str, endings: Endings) -> TileFormat:
     stream = HashedStream(store, name)
     try:
@@ -266,25 +257,33 @@ def _layout(tile_format: TileFormat, options: IndexOptions, existing: Manifest |
     wavelengths_nm = options.wavelengths_nm or (existing and tuple(existing.wavelengths_nm))
     names = options.band_names or (existing and not options.wavelengths_nm and tuple(existing.band_names)) or None
     if not wavelengths_nm:
-        raise ValueError(f"{location} holds tiles of {num_bands} bands; give --wavelengths, {num_bands} of them in nm")
+        raise ValueError(
+            f"{location} holds tiles of {counted(num_bands, 'band')}; give --wavelengths, {num_bands} of them in nm"
+        )
     if len(wavelengths_nm) != num_bands:
-        raise ValueError(f"got {len(wavelengths_nm)} wavelengths, the tiles of {location} have {num_bands} bands")
+        raise ValueError(
+            f"got {counted(len(wavelengths_nm), 'wavelength')}, the tiles of {location} have "
+            f"{counted(num_bands, 'band')}"
+        )
     kept_scale, kept_offset = (existing and tuple(existing.scale)), (existing and tuple(existing.offset))
     scale = options.scale or kept_scale or ((1.0,) if tile_format.dtype.kind == "f" else None)
     if scale is None:
         raise ValueError(
             f"{location} holds {tile_format.dtype} tiles; give --scale, the reflectance of the stored value 1, "
-            "such as 0.0001"
+            f"such as {usual_scale(tile_format.dtype.name)}"
         )
     return Layout(
         tile_format,
         Bands.named(wavelengths_nm, names),
         _one_a_band("--scale", scale, num_bands),
         _one_a_band("--offset", options.offset or kept_offset or (0.0,), num_bands),
+        scale_assumed=not (options.scale or kept_scale),
     )
 
 
 def _one_a_band(option: str, values: tuple[float, ...], num_bands: int) -> tuple[float, ...]:
     if len(values) not in (1, num_bands):
-        raise ValueError(f"got {len(values)} values for {option}, expected 1 or one for each of {num_bands} bands")
+        raise ValueError(
+            f"got {counted(len(values), 'value')} for {option}, expected 1 or one for each of {num_bands} bands"
+        )
     return values * num_bands if len(values) == 1 else values

@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from msvae.shards.manifest import Manifest, ShardIndex
 from msvae.shards.store import Store
+from msvae.wording import counted
 
 Window = tuple[int, int, int, int]
 """First row, first column, height, width in pixels."""
@@ -131,7 +132,7 @@ def _duplicates(samples: _Samples) -> Iterator[str]:
                 counts[samples.splits[sample]] += 1
                 example.setdefault(samples.splits[sample], f"{samples.keys[first]} and {samples.keys[sample]}")
     for split, count in counts.items():
-        tiles = "1 tile is" if count == 1 else f"{count} tiles are"
+        tiles = f"{counted(count, 'tile')} {'is' if count == 1 else 'are'}"
         yield f"{tiles} in {split} more than once, such as {example[split]}"
 
 

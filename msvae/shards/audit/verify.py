@@ -19,6 +19,7 @@ from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import MANIFEST_NAME, LeafStatistics, Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.splits import SPLITS, find_splits
 from msvae.shards.store import Store, open_store
+from msvae.wording import counted
 
 RELATIVE_TOLERANCE = 1e-6
 """Statistics are sums of many numbers, and their order may differ."""
@@ -85,6 +86,7 @@ def _verify_split(
     name: str, store: Store, manifest: Manifest, num_threads: int, progress: ByteProgress, note: OnFault
 ) -> VerifiedSplit:
     split, register = VerifiedSplit(LeafCounts(manifest.dtype, manifest.scale, manifest.offset)), KeyRegister()
+    num_threads = split.leaf.threads_that_fit(num_threads)
     for fault in _listing_faults(store, manifest):
         note(fault)
 
@@ -157,7 +159,7 @@ def _statistics_faults(stated: LeafStatistics, leaf: LeafCounts) -> Iterator[str
         yield f"statistics cannot be measured: {error}"
         return
     if stated.num_pixels != measured.num_pixels:
-        yield f"statistics are of {stated.num_pixels:,} leaf pixels, the tiles have {measured.num_pixels:,}"
+        yield f"statistics are of {counted(stated.num_pixels, 'leaf pixel')}, the tiles have {measured.num_pixels:,}"
     if stated.coverage_histogram and stated.coverage_histogram != measured.coverage_histogram:
         yield f"coverage_histogram is {stated.coverage_histogram}, the masks give {measured.coverage_histogram}"
     for name in ("mean", "std", "minimum", "maximum", "covariance", "percentiles"):

@@ -16,6 +16,7 @@ from msvae.shards.audit.walk import Member, walk
 from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.store import Store
+from msvae.wording import counted
 
 REPLACE = "restore it from its source, or make this split again"
 
@@ -142,8 +143,8 @@ class ShardCheck:
             self.result.nonfinite_background += all_nonfinite - num_nonfinite
         if num_nonfinite:
             self._fault(
-                f"sample {sample.key} has {num_nonfinite:,} leaf pixels that are NaN or infinite; mask them and make "
-                "this split again"
+                f"sample {sample.key} has {counted(num_nonfinite, 'leaf pixel')} of NaN or infinity; mask them and "
+                "make this split again"
             )
         if not decoded.leaf_mask.any():
             self._fault(f"sample {sample.key} has an empty mask: no pixel is leaf; leave it out")
