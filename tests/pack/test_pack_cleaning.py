@@ -139,10 +139,10 @@ def test_otsu_takes_any_quantity_and_each_image_has_its_own(tmp_path, write_rast
 def test_otsu_may_be_one_of_several_conditions(tmp_path, field, read_tars):
     image, (_, green, red, _, nir), valid = field
     threshold = threshold_otsu((nir - red)[valid])
-    mask = "not green > 0.3 and otsu(nir-red) or green < 0.1"
+    mask = "not green > 0.25 and otsu(nir-red) or green < 0.21"
     leaf, summary = packed_mask(image, tmp_path / "out", read_tars, mask=mask)
     with np.errstate(invalid="ignore"):
-        expected = valid & (((green <= 0.3) & (nir - red > threshold)) | (green < 0.1))
+        expected = valid & (((green <= 0.25) & (nir - red > threshold)) | (green < 0.21))
     assert 0 < expected.sum() < (valid & (nir - red > threshold)).sum()
     np.testing.assert_array_equal(leaf, expected[:112, :80])
     assert f"otsu(nir - red): leaf is above {threshold:.4g}" in summary.notices
