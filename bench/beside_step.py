@@ -1,9 +1,10 @@
 """A training step beside the loader that feeds it: readers as threads of the training process, or elsewhere.
 
 python bench/beside_step.py [--tiles 640] [--rounds 5]; medians of rounds that take turns, one torch thread.
-Steps of AdamW on 32 tiles of 5 x 256 x 256, whole or cut to 64 pixels as `data.crop_px` cuts them, so that reading weighs
-16 times as much. Each way reads whole tiles and hands over reflectance. `time` is of a step with its wait for data, over
-that of a step on one batch in memory; `wait` is the share of it that waits; `cpu` is that of the training process alone.
+Steps of AdamW on 32 tiles of 5 x 256 x 256, whole or cut to 64 pixels as `data.crop_px` cuts them, so that reading
+weighs 16 times as much. Each way reads whole tiles and hands over reflectance. `time` is of a step with its wait for
+data, over that of a step on one batch in memory; `wait` is the share of it that waits; `cpu` is that of the training
+process alone.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
 import torch
+from peers import msvae, wds
+from peers.stream import BATCH, TILE_PX, TILE_SHAPE, Batch, Stream
 from torch import Tensor, multiprocessing
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.model.build import TINY_BACKBONE
-from peers import msvae, wds
-from peers.stream import BATCH, TILE_PX, TILE_SHAPE, Batch, Stream
 
 CPU = torch.device("cpu")
 WARM_UP_S, ROUND_S = 1.5, 5.0

@@ -56,8 +56,8 @@ def make_tile(row: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
 
     A crop, perhaps mirrored, of one of 32 pictures: a lobed leaf with shading and veins on soil, and a sensor's noise,
     more of it where it is brighter. Loaders so decode what shards hold in earnest: these tiles shrink as far as
-    pictures of 12-bit cameras do (pcodec 2.4 times, JPEG XL 2.4, PNG 1.8), and a mask takes 0.8 kB. The pictures are few
-    because drawing noise takes long; no loader here gains by that. The first pixel holds `row`, so that any batch
+    pictures of 12-bit cameras do (pcodec 2.4 times, JPEG XL 2.4, PNG 1.8), and a mask takes 0.8 kB. The pictures are
+    few because drawing noise takes long; no loader here gains by that. The first pixel holds `row`, so that any batch
     tells which tiles it has.
     """
     random = np.random.default_rng(row)
