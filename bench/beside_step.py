@@ -27,7 +27,7 @@ from msvae import AutoencoderKLMultispectralAdapter
 from msvae.model.build import TINY_BACKBONE
 
 CPU = torch.device("cpu")
-WARM_UP_S, ROUND_S = 1.5, 5.0
+WARM_UP_S, ROUND_S = 1.0, 4.0
 """Every round throws away what was read ahead while others were measured."""
 NUM_SLOTS = 4
 WIDE = (16, 32, 64, 128)
