@@ -61,10 +61,13 @@ def distinct_shards(batches: list[list[int]], num_tiles: int) -> float:
     return mean(len({shard_of[row] for row in batch}) for batch in batches if len(batch) == BATCH)
 
 
-def rate(batches: Iterator[Batch]) -> tuple[float, float]:
+def rate(batches: Iterator[Batch], floats: bool) -> tuple[float, float]:
     """Tiles/s of a whole epoch, and CPU time of all processes in us/tile, which busy neighbours hardly change."""
     began_s, began_cpu_s = time.perf_counter(), _cpu_s()
-    num_tiles = sum(len(tiles) for tiles, _ in batches)
+    num_tiles = 0
+    for tiles, _ in batches:
+        assert tiles.is_floating_point() == floats, tiles.dtype
+        num_tiles += len(tiles)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return num_tiles / (time.perf_counter() - began_s), (_cpu_s() - began_cpu_s) / num_tiles * 1e6
@@ -102,10 +105,10 @@ def epochs(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[
             if number == half:
                 torch.save(stream.state(), folder.with_suffix(".state"))
     folder.with_suffix(".seen").write_text(json.dumps(seen))
-    integers_per_s, integers_cpu_us = rate(stream.integers())
+    integers_per_s, integers_cpu_us = rate(stream.integers(), floats=False)
     if type(stream).floats is not Stream.floats:
-        rate(stream.floats())
-    floats_per_s, floats_cpu_us = rate(stream.floats())
+        rate(stream.floats(), floats=True)
+    floats_per_s, floats_cpu_us = rate(stream.floats(), floats=True)
     return {
         "first_batch_s": first_batch_s,
         "memory_mb": memory.peak_mb,

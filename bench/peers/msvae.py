@@ -50,6 +50,7 @@ class Reader(Stream):
         super().__init__(device)
         self._reader, self._num_readers, self._position = ShardReader(folder), num_readers, state or 0
         self._batches: Iterator[Batch] | None = None
+        self._stored = True
 
     def integers(self) -> Iterator[Batch]:
         """As they are stored."""
@@ -60,7 +61,8 @@ class Reader(Stream):
         return self._epoch(stored=False)
 
     def _epoch(self, stored: bool) -> Iterator[Batch]:
-        self._batches = self._batches or self._open(stored)
+        if self._batches is None or stored != self._stored:
+            self._batches, self._stored = self._open(stored), stored
         for batch in islice(self._batches, self._reader.manifest.num_samples // BATCH):
             self._position += 1
             yield batch

@@ -12,4 +12,4 @@ __all__ = ["Reader", "write"]
 
 def write(folder: Path, num_tiles: int) -> None:
     """Tar shards with compressed tiles."""
-    msvae.write(folder, num_tiles, "blosc2")
+    msvae.write(folder, num_tiles, "delta-blosc2")

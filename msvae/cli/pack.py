@@ -133,7 +133,7 @@ def pack(
             group_by=group_by,
             gap_px=gap_px,
             seed=seed,
-            compression="blosc2" if compress else "none",
+            compression="delta-blosc2" if compress else "none",
             num_workers=workers,
             part=_part(part),
             merge=merge,

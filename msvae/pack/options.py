@@ -77,7 +77,7 @@ class PackOptions:
     tiles_per_shard: int = 128
     """Most tiles in one tar."""
     compression: Compression = "none"
-    """`blosc2` stores tiles compressed: smaller, and faster where storage is slow."""
+    """`delta-blosc2` stores tiles compressed: smaller, and faster where storage is slow."""
     overwrite: bool = False
     """Replace an earlier data set at the same place, once the new one is complete."""
     num_workers: int | None = 1

@@ -101,7 +101,7 @@ class Manifest(_Record):
     tile_px: PositiveInt
     scale: list[float]
     offset: list[float]
-    compression: Literal["none", "blosc2"] = "none"
+    compression: Literal["none", "delta-blosc2"] = "none"
     """How the bands member of every sample is stored."""
     statistics: LeafStatistics
     """Of the training split in every split, so that each can be read and judged alone."""

@@ -57,7 +57,8 @@ def _decode_plain(png: bytes, leaf_mask: NDArray[np.bool_]) -> bool:
     rows = np.frombuffer(content, np.uint8)
     if len(rows) != height * row_bytes or rows[::row_bytes].any():
         return False
-    leaf_mask[:] = np.unpackbits(rows.reshape(height, row_bytes)[:, 1:], axis=1, count=width)
+    # as bytes: casting them to bool would take longer than unpacking
+    leaf_mask.view(np.uint8)[:] = np.unpackbits(rows.reshape(height, row_bytes)[:, 1:], axis=1, count=width)
     return True
 
 

@@ -126,18 +126,21 @@ class _Pinned:
 
 
 class _Recycled:
-    """Arrays of one shape and type, each taken again once no array or tensor looks at it any more."""
+    """Arrays of one shape and type, each taken again once no array or tensor looks at it any more.
+
+    The one that became free last is taken first: it is the likeliest to be in a cache still.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._shape, self._dtype = shape, dtype
-        self._free: queue.SimpleQueue[NDArray[Any]] = queue.SimpleQueue()
+        self._free: list[NDArray[Any]] = []
 
     def take(self, length: int) -> NDArray[Any]:
         """The first `length` entries of one. Keep this very array: views of it do not keep the memory taken."""
         try:
-            array = self._free.get_nowait()
-        except queue.Empty:
+            array = self._free.pop()
+        except IndexError:
             array = np.empty(self._shape, self._dtype)
         taken = array[:length]
-        weakref.finalize(taken, self._free.put, array).atexit = False
+        weakref.finalize(taken, self._free.append, array).atexit = False
         return taken

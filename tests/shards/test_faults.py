@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import webdataset as wds
@@ -108,11 +109,30 @@ def test_compressed_tiles_come_back_bit_for_bit(dtype):
     values = np.random.default_rng(0).normal(0, 1000, (5, 32, 40)).astype(dtype)
     if dtype == "float32":
         values[0, 0, :3] = np.nan, np.inf, -0.0
-    member, tile = encode(values, "blosc2"), np.empty_like(values)
+    member, tile = encode(values, "delta-blosc2"), np.empty_like(values)
     decompress_into(bytearray(member), tile)
     assert tile.tobytes() == values.tobytes()
     smooth = np.sort(values, axis=-1)
-    assert len(encode(smooth, "blosc2")) < smooth.nbytes
+    assert len(encode(smooth, "delta-blosc2")) < smooth.nbytes
+
+
+def test_a_compressed_tile_is_what_the_format_says():
+    values = np.random.default_rng(0).integers(0, 65536, (2, 3, 50)).astype(np.uint16)
+    chunk = encode(values, "delta-blosc2")
+    stored = np.frombuffer(imagecodecs.blosc2_decode(chunk), np.uint16).reshape(values.shape)
+    for row, expected in zip(stored.reshape(-1, 50).tolist(), values.reshape(-1, 50).tolist(), strict=True):
+        left = 0
+        for plus_128, value in zip(row, expected, strict=True):
+            left = (left + plus_128 - 128) % 65536
+            assert left == value
+
+
+def test_tiles_compressed_before_the_format_changed_are_refused_and_not_misread(leaf_images, tmp_path):
+    pack([leaf_images], tmp_path / "old", PackOptions(tile_px=32, compression="delta-blosc2"))
+    path = tmp_path / "old" / "train" / "manifest.json"
+    path.write_text(path.read_text().replace('"delta-blosc2"', '"blosc2"'))
+    with pytest.raises(ValueError, match="delta-blosc2"):
+        ShardReader(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +150,11 @@ def test_compressed_tiles_come_back_bit_for_bit(dtype):
 def test_a_chunk_that_is_not_ours_is_refused_before_it_is_opened(change, reason):
     values = np.sort(np.random.default_rng(0).integers(0, 4096, (5, 32, 32)).astype(np.uint16))
     with pytest.raises(ValueError, match=reason):
-        decompress_into(bytearray(change(encode(values, "blosc2"))), np.empty_like(values))
+        decompress_into(bytearray(change(encode(values, "delta-blosc2"))), np.empty_like(values))
 
 
 def test_compressed_shards_hold_the_same_samples_as_plain_ones(leaf_images, leaf_shards, tmp_path):
-    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, tiles_per_shard=7, compression="blosc2"))
+    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, tiles_per_shard=7, compression="delta-blosc2"))
     plain, small = batches(leaf_shards / "train", 0), batches(tmp_path / "small" / "train", 0)
     for one, other in zip(plain, small, strict=True):
         assert one.keys == other.keys
@@ -145,7 +165,7 @@ def test_compressed_shards_hold_the_same_samples_as_plain_ones(leaf_images, leaf
 
 
 def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, tmp_path):
-    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, compression="blosc2"))
+    pack([leaf_images], tmp_path / "small", PackOptions(tile_px=32, compression="delta-blosc2"))
     folder = tmp_path / "small" / "train"
     shape = ShardReader(folder).tile_shape
 
@@ -169,7 +189,7 @@ def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, 
 def test_a_tile_of_one_value_comes_back_compressed(value):
     values = np.full((5, 64, 64), value, np.uint16)
     tile = np.ones_like(values)
-    decompress_into(bytearray(encode(values, "blosc2")), tile)
+    decompress_into(bytearray(encode(values, "delta-blosc2")), tile)
     np.testing.assert_array_equal(tile, values)
 
 
