@@ -1,0 +1,58 @@
+"""A step of msvae on one process, as `Trainer` takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from msvae import AutoencoderKLMultispectralAdapter
+from msvae.config import Config, DataConfig, ModelConfig, OptimConfig
+from msvae.engine.optim import make_optimizer
+from msvae.engine.parallel.replicated import Replicated
+from msvae.engine.precision import Precision
+from msvae.engine.ranks import Ranks
+from msvae.engine.step import Stepper
+from msvae.shards.loader import Batch
+from msvae.shards.order import MicroBatchPlan, Place
+
+VARIANTS = ("eager", "channels-last", "checkpointing", "compiled", "output")
+"""`output`: adapter placement `output`, whose frozen encoder keeps no graph."""
+
+
+def make_step(
+    backbone: dict[str, object], variants: list[str], width: int, full: bool, device: torch.device,
+    precision: Precision, batch_size: int,
+) -> Callable[[Tensor, Tensor], float | None]:  # fmt: skip
+    """A function that takes one step on tiles and leaf masks, and returns nothing: no step waits for its loss."""
+    config = Config(
+        model=ModelConfig(train_backbone="all" if full else "none"),
+        data=DataConfig(global_batch_size=batch_size, micro_batch_size=batch_size),
+        optim=OptimConfig(ema_decay=0.0),
+    )
+    placement = "output" if "output" in variants else "both"
+    model = AutoencoderKLMultispectralAdapter(**backbone, adapter_placement=placement, adapter_width=width)
+    model.choose_losses(tuple(config.loss.weights))
+    if not full:
+        model.freeze_backbone()
+    if "checkpointing" in variants:
+        model.enable_gradient_checkpointing()
+    if "channels-last" in variants:
+        model.to(memory_format=torch.channels_last)
+    model.to(device).train()
+    if "compiled" in variants:
+        model.compile()
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    ranks, optimizer = Ranks(accelerator), make_optimizer(model, config.optim)
+    trained = Replicated(accelerator, model, optimizer, config.optim.max_grad_norm)
+    stepper = Stepper(config, ranks, model.leaf_losses, trained, optimizer, precision)
+    places = tuple(Place(0, slot, slot) for slot in range(batch_size))
+
+    def step(tiles: Tensor, leaf_mask: Tensor) -> None:
+        batch = Batch(tiles, leaf_mask, ("",) * batch_size, MicroBatchPlan(0, places))
+        counts = ranks.sum(stepper.counts([batch]))
+        stepper.step([batch], counts, 1.0)
+
+    return step
