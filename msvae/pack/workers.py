@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from types import ModuleType
 from typing import Any, TypeVar
 
 from msvae.pack.data_set import DataSet
@@ -50,8 +52,9 @@ class Workers:
             return
         pending: set[Future[None]] = set()
         try:
-            for argument in arguments:
-                pending.add(self._pool.submit(_do, task, argument))
+            with _without_main():
+                for argument in arguments:
+                    pending.add(self._pool.submit(_do, task, argument))
             while pending:
                 done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
                 for future in done:
@@ -89,6 +92,17 @@ def workers(
         forkserver.ensure_running()
     with ProcessPoolExecutor(num_workers, context, _start, (data_set, work, counter)) as pool:
         yield Workers(data_set, work, on_count, pool, counter)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started here imports nothing of the script that packs: that may take longer than packing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager
