@@ -15,6 +15,8 @@ from multiprocessing import forkserver
 from types import ModuleType
 from typing import Any, TypeVar
 
+import numpy as np
+
 from msvae.pack.data_set import DataSet
 from msvae.pack.gdal import gdal_session
 from msvae.pack.work import WorkFolder
@@ -23,6 +25,8 @@ TaskT = TypeVar("TaskT")
 Task = Callable[[DataSet, WorkFolder, TaskT, Callable[[int], None]], None]
 """Does one task and counts the tiles it has dealt with."""
 POLL_S = 0.2
+KEPT_BYTES = 2**24
+"""More than the arrays of a tile take, and little beside the memory of a process."""
 
 _here: tuple[DataSet, WorkFolder, Callable[[int], None]]
 """Of a worker process, from its start."""
@@ -82,6 +86,7 @@ def workers(
 ) -> Iterator[Workers]:
     """`num_workers` processes that end with the block, or with this process."""
     if num_workers == 1:
+        _keep_freed_memory()
         yield Workers(data_set, work, on_count, None, None)
         return
     # Workers must inherit neither open files of GDAL nor threads: a server that has imported all forks them.
@@ -119,8 +124,17 @@ def _one_thread_a_process() -> Iterator[None]:
             os.environ["OPENBLAS_NUM_THREADS"] = before
 
 
+def _keep_freed_memory() -> None:
+    """A fifth of the time of packing would be the system's, clearing pages for tiles that were just given back to it.
+
+    Once an array of some size was freed, glibc keeps what is smaller (`M_MMAP_THRESHOLD` in mallopt(3)).
+    """
+    np.empty(KEPT_BYTES, np.uint8)
+
+
 def _start(data_set: DataSet, work: WorkFolder, counter: Any) -> None:
     global _here
+    _keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
