@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from msvae.bands import Bands
-from msvae.report.pictures import GAMMA, STRETCH_PERCENTILES, Composite, composites
+from msvae.report.composites import GAMMA, STRETCH_PERCENTILES, Composite, composites
 
 LabelledTile = tuple[str, NDArray[np.float32], NDArray[np.bool_]]
 """Key, reflectance (C, H, W), leaf mask (H, W)."""
