@@ -38,7 +38,7 @@ from msvae.shards.store import open_store
 
 OnProgress = Callable[[int, int], None]
 TaskT = TypeVar("TaskT")
-PIXELS_WORTH_A_PROCESS = 2**24
+PIXELS_WORTH_A_PROCESS = 2**25
 """Fewer are packed sooner than a process has started."""
 OPTIONS_OF_A_RUN = ("overwrite", "num_workers", "part", "merge")
 """They decide how the work is done and not what is made."""
