@@ -3,8 +3,8 @@
 python bench/step.py [--px 128] [--batch 2] [--full] [--rounds 3] [--steps 3] [--precision no|bf16]
 
 Every measurement is a fresh process; rounds take turns; medians, as ratios to the plain loop. Memory is the peak
-beyond what the imported libraries take: of the process on a CPU, of the allocator on a GPU. MFU is the share of the measured
-rate of one large matrix product in the same precision.
+beyond what the imported libraries take: of the process on a CPU, of the allocator on a GPU. MFU is the share of the
+measured rate of one large matrix product in the same precision.
 """
 
 from __future__ import annotations

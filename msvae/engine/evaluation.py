@@ -15,7 +15,7 @@ from msvae.metrics.accumulate import TileSums
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.report.pictures import Example
+from msvae.report.composites import Example
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import MicroBatchPlan, Place, evaluation_plans
 from msvae.shards.reader import ShardReader

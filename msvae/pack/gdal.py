@@ -62,11 +62,14 @@ class GdalPlanes:
         grid = _Grid(first)
         self._planes: list[tuple[int, int]] = []
         self._alpha: list[tuple[int, int]] = []
+        self._masked_files: set[int] = set()
         self.facts: list[PlaneFacts] = []
         for file in range(len(self._paths)):
             dataset = self._dataset(file)
             grid.check(dataset)
             self._alpha += [(file, number) for number in dataset.indexes if _is_alpha(dataset, number)]
+            if _has_mask_band(dataset):
+                self._masked_files.add(file)
             # Of a band file only the first plane is data.
             for number in [1] if source.one_file_per_band else dataset.indexes:
                 self._planes.append((file, number))
@@ -97,6 +100,11 @@ class GdalPlanes:
             done += len(numbers)
         return values
 
+    def hides_pixels(self, planes: Sequence[int]) -> bool:
+        """Whether there is transparency or a mask band."""
+        hiding = self._masked_files | {file for file, _ in self._alpha}
+        return any(self._planes[plane][0] in hiding for plane in planes)
+
     def valid(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[np.bool_]:
         """Where neither transparency nor a mask band (of these planes) hides a pixel (rows, columns)."""
         valid_HW = np.ones((rows.stop - rows.start, cols.stop - cols.start), bool)
@@ -105,11 +113,9 @@ class GdalPlanes:
             if file in files:
                 with _damage_named(self._dataset(file), rows) as dataset:
                     valid_HW &= dataset.read(number, window=_window(rows, cols)) > 0
-        for file in files:
+        for file in files & self._masked_files:
             with _damage_named(self._dataset(file), rows) as dataset:
-                flags = dataset.mask_flag_enums[0]
-                if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-                    valid_HW &= dataset.read_masks(1, window=_window(rows, cols)) > 0
+                valid_HW &= dataset.read_masks(1, window=_window(rows, cols)) > 0
         return valid_HW
 
     def place(self, row: int, col: int) -> dict[str, Any]:
@@ -244,6 +250,11 @@ def _scale(dataset: Any, number: int) -> float:
             f"{dataset.name} states reflectance scale factor {factor!r}, expected a number such as 10000; "
             "correct the header, or give --scale"
         ) from error
+
+
+def _has_mask_band(dataset: Any) -> bool:
+    flags = dataset.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def _is_alpha(dataset: Any, number: int) -> bool:

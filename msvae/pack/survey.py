@@ -169,13 +169,13 @@ def _count_cells(data_set: DataSet, band: Band) -> tuple[NDArray[np.uint32], boo
                 # A window that would reach beyond the image starts earlier; its first pixels are not counted again.
                 from_row = min(row, where.height - _read_px(where))
                 from_col = min(col, where.width - _read_px(where))
-                _, leaf_HW = opened.read(from_row, from_col, _read_px(where))
+                leaf_HW = opened.read_leaf(from_row, from_col, _read_px(where))
                 leaf_HW = leaf_HW[row - from_row : end_row - from_row, col - from_col : end_col - from_col]
                 background_seen = background_seen or not leaf_HW.all()
                 first_row, at_rows = _cells_from(row_edges, row, end_row)
                 first_col, at_cols = _cells_from(col_edges, col, end_col)
-                counts_RC = np.add.reduceat(leaf_HW.view(np.uint8), at_rows, axis=0, dtype=np.uint32)
-                counts_RC = np.add.reduceat(counts_RC, at_cols, axis=1)
+                counts_RC = np.add.reduceat(leaf_HW.view(np.uint8), at_cols, axis=1, dtype=np.uint32)
+                counts_RC = np.add.reduceat(counts_RC, at_rows, axis=0)
                 rows, cols = counts_RC.shape
                 cells_RC[first_row : first_row + rows, first_col : first_col + cols] += counts_RC
         opened.check_reflectance()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
+from types import ModuleType
 from typing import Any, TypeVar
+
+import numpy as np
 
 from msvae.pack.data_set import DataSet
 from msvae.pack.gdal import gdal_session
@@ -21,6 +25,8 @@ TaskT = TypeVar("TaskT")
 Task = Callable[[DataSet, WorkFolder, TaskT, Callable[[int], None]], None]
 """Does one task and counts the tiles it has dealt with."""
 POLL_S = 0.2
+KEPT_BYTES = 2**24
+"""More than the arrays of a tile take, and little beside the memory of a process."""
 
 _here: tuple[DataSet, WorkFolder, Callable[[int], None]]
 """Of a worker process, from its start."""
@@ -38,22 +44,17 @@ class Workers:
     ) -> None:  # fmt: skip
         self._data_set, self._work, self._on_count = data_set, work, on_count
         self._pool, self._counter, self._counted = pool, counter, 0
+        self._pending: set[Future[None]] = set()
 
     def run(self, task: Task[TaskT], arguments: Sequence[TaskT]) -> None:
-        """Do a task once for every argument.
+        """Do a task once for every argument, and what was started before.
 
         Raises: what a task raises; ValueError when a process was killed.
         """
-        if self._pool is None:
-            for argument in arguments:
-                task(self._data_set, self._work, argument, self._on_count)
-            return
-        pending: set[Future[None]] = set()
         try:
-            for argument in arguments:
-                pending.add(self._pool.submit(_do, task, argument))
-            while pending:
-                done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
+            self.start(task, arguments)
+            while self._pending:
+                done, self._pending = wait(self._pending, POLL_S, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
                 self._tell()
@@ -63,8 +64,17 @@ class Workers:
                 "on, with fewer --workers"
             ) from error
         finally:
-            for future in pending:
+            for future in self._pending:
                 future.cancel()
+
+    def start(self, task: Task[TaskT], arguments: Sequence[TaskT]) -> None:
+        """Begin what the next `run` waits for. Without other processes it is done here and now."""
+        if self._pool is None:
+            for argument in arguments:
+                task(self._data_set, self._work, argument, self._on_count)
+            return
+        with _without_main():
+            self._pending |= {self._pool.submit(_do, task, argument) for argument in arguments}
 
     def _tell(self) -> None:
         counted = self._counter.value
@@ -79,6 +89,7 @@ def workers(
 ) -> Iterator[Workers]:
     """`num_workers` processes that end with the block, or with this process."""
     if num_workers == 1:
+        _keep_freed_memory()
         yield Workers(data_set, work, on_count, None, None)
         return
     # Workers must inherit neither open files of GDAL nor threads: a server that has imported all forks them.
@@ -89,6 +100,17 @@ def workers(
         forkserver.ensure_running()
     with ProcessPoolExecutor(num_workers, context, _start, (data_set, work, counter)) as pool:
         yield Workers(data_set, work, on_count, pool, counter)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started here imports nothing of the script that packs: that may take longer than packing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager
@@ -105,8 +127,17 @@ def _one_thread_a_process() -> Iterator[None]:
             os.environ["OPENBLAS_NUM_THREADS"] = before
 
 
+def _keep_freed_memory() -> None:
+    """A fifth of the time of packing would be the system's, clearing pages for tiles that were just given back to it.
+
+    Once an array of some size was freed, glibc keeps what is smaller (`M_MMAP_THRESHOLD` in mallopt(3)).
+    """
+    np.empty(KEPT_BYTES, np.uint8)
+
+
 def _start(data_set: DataSet, work: WorkFolder, counter: Any) -> None:
     global _here
+    _keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from msvae.bands import Bands
-from msvae.report.pictures import GAMMA, STRETCH_PERCENTILES, Composite, composites
+from msvae.report.composites import GAMMA, STRETCH_PERCENTILES, Composite, composites
 
 LabelledTile = tuple[str, NDArray[np.float32], NDArray[np.bool_]]
 """Key, reflectance (C, H, W), leaf mask (H, W)."""
@@ -82,7 +82,9 @@ def contact_sheet(sections: Sequence[tuple[str, Iterable[LabelledTile]]], bands:
 def _stretch(thumbnails: Sequence[Thumbnail], composite: Composite) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Low and high of each channel; true colour shares one, so that leaves are green."""
     pixels_P3 = np.concatenate([thumbnail.colour.reshape(-1, 3) for thumbnail in thumbnails])
-    pixels_P3 = pixels_P3[np.isfinite(pixels_P3).all(axis=1)]
+    is_finite_P3 = np.isfinite(pixels_P3)
+    if not is_finite_P3.all():
+        pixels_P3 = pixels_P3[is_finite_P3.all(axis=1)]
     if not len(pixels_P3):
         return np.zeros(3), np.ones(3)
     low, high = np.percentile(pixels_P3, STRETCH_PERCENTILES, axis=None if composite.shared_stretch else 0)

@@ -1,79 +1,18 @@
-"""Pictures of tiles and their reconstructions: composites, error maps and leaf spectra."""
+"""Figures of tiles and their reconstructions: composites, error maps and leaf spectra."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from msvae.bands import Bands
+from msvae.report.composites import Example, Picture, composites
 
-Picture = NDArray[np.float64]
 LEAF, RECON = "#1b7f3b", "#d1495b"
 MASK_COLOURS = np.array([[0.93, 0.93, 0.93], [0.11, 0.50, 0.23]])
-STRETCH_PERCENTILES = (1.0, 99.0)
-GAMMA = 0.7
-"""Lifts leaves, which are dark in visible light, above black."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One tile: original and reconstruction (C, H, W), reflectance, and its leaf mask (H, W)."""
-
-    key: str
-    original: NDArray[np.float32]
-    reconstruction: NDArray[np.float32]
-    leaf_mask: NDArray[np.bool_]
-
-    @classmethod
-    def of_tensors(cls, key: str, original: Any, reconstruction: Any, leaf_mask: Any) -> Example:
-        """From torch tensors on any device."""
-        return cls(key, original.cpu().numpy(), reconstruction.float().cpu().numpy(), leaf_mask.cpu().numpy())
-
-    def rmse(self) -> NDArray[np.float64]:
-        """Root mean squared error over bands at each leaf pixel, NaN elsewhere, (H, W)."""
-        error = np.sqrt(np.mean(np.square(self.reconstruction - self.original), axis=0, dtype=np.float64))
-        return np.where(self.leaf_mask, error, np.nan)
-
-
-@dataclass(frozen=True)
-class Composite:
-    """A picture of three bands. True colour shares one stretch over its bands, so that leaves are green."""
-
-    name: str
-    channels: tuple[int, int, int]
-    shared_stretch: bool
-
-    def draw(self, example: Example, reconstructed: bool) -> Picture:
-        """(H, W, 3) in 0..1, stretched by the original alone, so that both sides compare.
-
-        A reconstruction is shown on the leaf alone: nothing was learned of the rest.
-        """
-        original = np.stack([example.original[channel] for channel in self.channels], axis=-1)
-        original = np.where(np.isfinite(original), original, np.nan)
-        axis = None if self.shared_stretch else (0, 1)
-        low, high = np.nanpercentile(original, STRETCH_PERCENTILES, axis=axis)
-        source = example.reconstruction[list(self.channels)].transpose(1, 2, 0) if reconstructed else original
-        picture: Picture = np.clip((source - low) / np.maximum(high - low, 1e-6), 0, 1).astype(np.float64) ** GAMMA
-        if reconstructed:
-            picture[~example.leaf_mask] = 1.0
-        return picture
-
-
-def composites(bands: Bands) -> list[Composite]:
-    """The pictures that the bands allow: true colour and colour infrared, else the first bands."""
-    found = []
-    if bands.has("red", "green", "blue"):
-        found.append(Composite("true colour", _indices(bands, ("red", "green", "blue")), shared_stretch=True))
-    if bands.has("nir", "red", "green"):
-        found.append(Composite("colour infrared", _indices(bands, ("nir", "red", "green")), shared_stretch=False))
-    first, second, third = (min(i, len(bands) - 1) for i in range(3))
-    return found or [Composite("first bands", (first, second, third), shared_stretch=False)]
 
 
 def comparison_figure(examples: Sequence[Example], bands: Bands) -> Figure:
@@ -121,11 +60,6 @@ def curves_figure(steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -
         axes.set(xlabel="step", title=name)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _indices(bands: Bands, roles: tuple[str, str, str]) -> tuple[int, int, int]:
-    first, second, third = (bands.index(role) for role in roles)
-    return first, second, third
 
 
 def _show(axes: Axes, picture: Picture, title: str) -> None:

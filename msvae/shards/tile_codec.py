@@ -26,7 +26,7 @@ def encode(tile: NDArray[Any], compression: Compression) -> bytes:
     """
     little_endian = np.ascontiguousarray(tile, dtype=tile.dtype.newbyteorder("<"))
     if compression == "none":
-        return npy_header(tile.shape, little_endian.dtype) + little_endian.tobytes()
+        return npy_header(tile.shape, little_endian.dtype) + little_endian.data
     differences = imagecodecs.delta_encode(_as_integers(little_endian), axis=-1)
     compressed = imagecodecs.blosc2_encode(
         np.add(differences, BIAS, dtype=differences.dtype).tobytes(),

@@ -118,6 +118,24 @@ def test_workers_end_when_the_run_that_started_them_is_killed(tmp_path, leaves, 
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
+def test_workers_do_not_run_the_script_that_packs(tmp_path, leaves):
+    """It has no `if __name__ == "__main__"`, and may take long to import."""
+    script, runs = tmp_path / "script.py", tmp_path / "runs"
+    options = f"PackOptions(num_workers=2, **{OPTIONS})"
+    script.write_text(
+        f"""
+from pathlib import Path
+from msvae.pack.job import pack
+from msvae.pack.options import PackOptions
+with open({str(runs)!r}, "a") as file:
+    file.write("x")
+pack([Path({str(leaves)!r})], Path({str(tmp_path / "out")!r}), {options})
+"""
+    )
+    subprocess.run([sys.executable, script], check=True)
+    assert runs.read_text() == "x"
+
+
 def test_going_on_with_other_options_or_images_is_refused_and_says_what_differs(tmp_path, leaves, start):
     out = tmp_path / "out"
     kill_once_shards_are_done(start(leaves, out), out, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.enums import ColorInterp
 
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
@@ -89,6 +90,32 @@ def test_non_finite_pixels_are_never_leaf_and_stored_as_zero(tmp_path, write_ras
     expected[2, 5] = False
     np.testing.assert_array_equal(leaf, expected)
     assert bands[3, 2, 5] == 0 and np.isfinite(bands).all() and bands.sum() == 5 * 256 - 1
+
+
+@pytest.mark.parametrize("hidden_by", ["nodata", "mask band", "alpha", "nan"])
+def test_tiles_are_counted_without_the_pixels_that_an_image_hides_from_its_mask_file(
+    tmp_path, write_raster, read_tars, hidden_by
+):
+    hidden = np.random.default_rng(5).random((16, 16)) < 0.5
+    values = np.ones((5, 16, 16), np.float32 if hidden_by == "nan" else np.uint16)
+    if hidden_by in ("nan", "nodata"):
+        values[2, hidden] = np.nan if hidden_by == "nan" else 9
+    if hidden_by == "alpha":
+        values = np.concatenate([values, np.where(hidden, 0, 65535).astype(np.uint16)[None]])
+    nodata = 9 if hidden_by == "nodata" else None
+    wavelengths_nm = None if hidden_by == "alpha" else (475, 560, 668, 717, 840)
+    everywhere = np.ones((16, 16), bool)
+    image = write_raster(tmp_path / "a.tif", values, wavelengths_nm, mask=everywhere, scale=1e-4, nodata=nodata)
+    if hidden_by == "alpha":
+        with rasterio.open(image, "r+") as raster:
+            raster.colorinterp = [*raster.colorinterp[:5], ColorInterp.alpha]
+    if hidden_by == "mask band":
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(image, "r+") as raster:
+            raster.write_mask(~hidden)
+    summary = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    leaf, bands = packed_mask(tmp_path, read_tars)
+    np.testing.assert_array_equal(leaf, ~hidden)
+    assert len(bands) == 5 and summary.leaf_pixels == {"train": int((~hidden).sum())}
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint16", 7), ("float32", None), ("float32", -1.0)])

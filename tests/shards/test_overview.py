@@ -82,6 +82,14 @@ def test_packing_leaves_a_contact_sheet_that_may_be_overwritten(leaf_images, tmp
     assert (tmp_path / "out" / "contact-sheet.png").read_bytes() == first
 
 
+def test_the_contact_sheet_of_packing_shows_what_lies_in_the_shards(leaf_images, tmp_path):
+    out, sheet = tmp_path / "out", tmp_path / "sheet.png"
+    for arguments in (["pack", str(leaf_images), "--out", str(out), "--tile", "16"], ["inspect", str(out)]):
+        drawing = ["--png", str(sheet)] if arguments[0] == "inspect" else []
+        assert CliRunner().invoke(app, [*arguments, *drawing]).exit_code == 0
+    assert (out / "contact-sheet.png").read_bytes() == sheet.read_bytes()
+
+
 def test_a_manifest_of_a_million_shards_costs_a_kilobyte_a_shard(tmp_path):
     """Opened, its places drawn and a cluster planned, in a process of its own."""
     shards = 1_000_000
