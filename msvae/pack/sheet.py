@@ -16,6 +16,7 @@ from msvae.pack.work import WorkFolder
 from msvae.report.contact_sheet import LabelledTile, contact_sheet
 from msvae.shards.overview import places_in_even_steps, reflectance_tiles
 from msvae.shards.reader import ShardReader
+from msvae.wording import counted
 
 TILES_A_SPLIT = 18
 Sections = Mapping[str, Sequence[Tile]]
