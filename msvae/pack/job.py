@@ -23,7 +23,7 @@ from msvae.pack.masks import parse_mask_option
 from msvae.pack.options import SPLITS, PackOptions, PackSummary
 from msvae.pack.output import check_output, put_in_place
 from msvae.pack.shard_job import ShardJob, plan_shards, write_shard
-from msvae.pack.sheet import draw_sheet, plan_sheet
+from msvae.pack.sheet import SHEET_NAME, save_contact_sheet
 from msvae.pack.sources import find_sources
 from msvae.pack.split import group_names, split_tiles
 from msvae.pack.summary import summarise
@@ -34,11 +34,12 @@ from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
 from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, Shards, index_name
+from msvae.shards.reader import ShardReader
 from msvae.shards.store import open_store
 
 OnProgress = Callable[[int, int], None]
 TaskT = TypeVar("TaskT")
-PIXELS_WORTH_A_PROCESS = 2**25
+PIXELS_WORTH_A_PROCESS = 2**24
 """Fewer are packed sooner than a process has started."""
 OPTIONS_OF_A_RUN = ("overwrite", "num_workers", "part", "merge")
 """They decide how the work is done and not what is made."""
@@ -101,13 +102,12 @@ def pack(
             progress.survey_ended(sum(len(job.tiles) for job in own))
             for split in {job.split for job in own}:
                 (work.data / split).mkdir(exist_ok=True)
-            if options.part is None:
-                crew.start(draw_sheet, [plan_sheet(splits)])
             crew.run(write_shard, own)
         missing = [job for job in jobs if not job.is_done(work)]
         if options.part is not None:
             return summarise(data_set, survey, splits, jobs, work.data, len(missing))
         manifests = write_manifests(data_set, jobs, work)
+        save_contact_sheet(work.data / SHEET_NAME, {name: ShardReader(work.data / name) for name in manifests})
         duplicates = check_leaks({name: open_store(work.data / name) for name in manifests})
         summary = summarise(data_set, survey, splits, jobs, work.data, 0, manifests[SPLITS[0]], duplicates)
         for leftover in work.data.glob("*/.*"):  # of processes that were killed

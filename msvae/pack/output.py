@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msvae.pack.options import SPLITS, PackOptions
+from msvae.pack.sheet import SHEET_NAME
 from msvae.shards.manifest import MANIFEST_NAME, Manifest
-
-SHEET_NAME = "contact-sheet.png"
 
 
 def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:

@@ -58,7 +58,7 @@ def write_shard(data_set: DataSet, work: WorkFolder, job: ShardJob, count: Calla
     layout = data_set.layout
     values = LeafValues(layout.dtype, layout.scale, layout.offset) if job.split == SPLITS[0] else None
     with ShardWriter(job.tar(work), data_set.options.compression) as writer:
-        for key, stored_CHW, leaf_HW, about in read_samples(data_set, job.tiles, job.groups):
+        for key, stored_CHW, leaf_HW, about in _samples(data_set, job.tiles, job.groups):
             writer.write(key, stored_CHW, leaf_HW, about)
             if values is not None:
                 values.add(stored_CHW, leaf_HW)
@@ -73,7 +73,7 @@ def _save(values: LeafValues, path: Path) -> None:
     growing.replace(path)
 
 
-def read_samples(
+def _samples(
     data_set: DataSet, tiles: Sequence[Tile], groups: Sequence[str]
 ) -> Iterator[tuple[str, NDArray[Any], NDArray[np.bool_], dict[str, Any]]]:
     """Key, stored tile (C, H, W), leaf mask (H, W) and what is known about them."""

@@ -44,17 +44,23 @@ class Workers:
     ) -> None:  # fmt: skip
         self._data_set, self._work, self._on_count = data_set, work, on_count
         self._pool, self._counter, self._counted = pool, counter, 0
-        self._pending: set[Future[None]] = set()
 
     def run(self, task: Task[TaskT], arguments: Sequence[TaskT]) -> None:
-        """Do a task once for every argument, and what was started before.
+        """Do a task once for every argument.
 
         Raises: what a task raises; ValueError when a process was killed.
         """
+        if self._pool is None:
+            for argument in arguments:
+                task(self._data_set, self._work, argument, self._on_count)
+            return
+        pending: set[Future[None]] = set()
         try:
-            self.start(task, arguments)
-            while self._pending:
-                done, self._pending = wait(self._pending, POLL_S, FIRST_EXCEPTION)
+            with _without_main():
+                for argument in arguments:
+                    pending.add(self._pool.submit(_do, task, argument))
+            while pending:
+                done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
                 self._tell()
@@ -64,17 +70,8 @@ class Workers:
                 "on, with fewer --workers"
             ) from error
         finally:
-            for future in self._pending:
+            for future in pending:
                 future.cancel()
-
-    def start(self, task: Task[TaskT], arguments: Sequence[TaskT]) -> None:
-        """Begin what the next `run` waits for. Without other processes it is done here and now."""
-        if self._pool is None:
-            for argument in arguments:
-                task(self._data_set, self._work, argument, self._on_count)
-            return
-        with _without_main():
-            self._pending |= {self._pool.submit(_do, task, argument) for argument in arguments}
 
     def _tell(self) -> None:
         counted = self._counter.value
