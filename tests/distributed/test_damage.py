@@ -20,8 +20,8 @@ from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
 from msvae.shards.tar import ShardWriter
 
-from ..conftest import tiny_run
-from .accidents import Struck, accelerated, alone, errors, rows, steps_kept, torchrun, weights
+from ..conftest import launch_command, tiny_run
+from .accidents import TRAIN, Struck, accelerated, alone, errors, rows, steps_kept, weights
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +171,9 @@ def poor_shards(leaf_shards, tmp_path_factory) -> tuple[Path, set[str], str]:
     return out.parent, set(with_leaf), with_leaf[0]
 
 
+@pytest.mark.parametrize("engine", ["cpu", *(pytest.param(f"zero{n}", marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_rank_and_are_counted(
-    poor_shards, tmp_path
+    poor_shards, engine, tmp_path
 ):
     shards, with_leaf, huge = poor_shards
     out = tmp_path / "run"
@@ -185,7 +186,7 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
         "train__checkpoint_every": 1,
         "train__keep_checkpoints": 99,
     }
-    command = torchrun("--standalone", "--nproc_per_node", 2)
+    command = launch_command(TRAIN, processes=2, engine=engine)
     done = Struck([*command, *tiny_run(shards, out, **overrides)], out, tmp_path / "1").end()
     assert done.returncode == 0, done.stderr[-3000:]
     seen = [(out / "trace" / f"rank-{rank:05d}.jsonl").read_text().splitlines() for rank in range(2)]

@@ -30,6 +30,8 @@ from .accidents import (
     weights,
 )
 
+LOCAL = "127.0.0.1"
+
 
 @pytest.fixture(scope="module")
 def undisturbed(leaf_shards, tmp_path_factory) -> Path:
@@ -181,22 +183,25 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_goes_on(leaf_shards, un
 def test_a_run_that_lost_a_machine_goes_on_with_those_left(leaf_shards, undisturbed, tmp_path):
     out = tmp_path / "run"
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        free.bind((LOCAL, 0))
+        endpoint = f"{LOCAL}:{free.getsockname()[1]}"
     meeting = ("--rdzv-backend", "c10d", "--rdzv-id", "leaves", "--rdzv-endpoint", endpoint)
     quick = "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
-    machine = torchrun(
-        "--nnodes", "1:2", "--nproc_per_node", 1, "--max-restarts", 2, *meeting, "--local-addr", "127.0.0.1"
-    )
     # the machine at whose address they meet is the one that stays
-    options = [f"--rdzv-conf={quick},is_host={{}}", *machine[3:-1]]
-    arguments = [machine[-1], *tiny_run(leaf_shards, out, **RUN)]
-    command = [[*machine[:3], options[0].format(host), *options[1:], *arguments] for host in (1, 0)]
-    stays = Struck(command[0], out, tmp_path / "stays", pause="evaluation 0 8")
-    leaves = Struck(command[1], out, tmp_path / "leaves")
+    stays_command, leaves_command = (
+        [
+            *torchrun("--nnodes", "1:2", "--nproc_per_node", 1, "--max-restarts", 2, *meeting, "--local-addr", LOCAL,
+                      f"--rdzv-conf={quick},is_host={is_host}"),
+            *tiny_run(leaf_shards, out, **RUN),
+        ]
+        for is_host in (1, 0)
+    )  # fmt: skip
+    stays = Struck(stays_command, out, tmp_path / "stays", pause="evaluation 0 8")
+    leaves = Struck(leaves_command, out, tmp_path / "leaves")
     stays.wait_until(stays.paused.exists)
     assert len(leaves.ranks()) == 1, "both machines took part"
     leaves.kill_all()
+    stays.go.touch()
     ended = stays.end()
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "resumed at step 6\n" in ended.stdout
