@@ -122,6 +122,8 @@ def test_signals_to_single_ranks_save_all_and_exit_with_75(accidents):
 def test_a_signal_to_the_launcher_saves_all(accidents):
     stopped_at = accidents.saved_after_launchers_signal[-1]
     assert accidents.saved_after_signals[-1] < stopped_at < 16
+    assert accidents.after_launchers_signal.returncode == 1
+    assert accidents.after_launchers_signal.stderr.rstrip().endswith("got signal: 15")
     assert f"asked to stop: saved at step {stopped_at}" in accidents.after_launchers_signal.stdout
     assert f"resumed at step {stopped_at}\n" in accidents.at_the_end.stdout
 
