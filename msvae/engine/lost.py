@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 PACKAGE = Path(__file__).parents[1]
 FROM_GLOO = re.compile(r"gloo/[\w/]+\.cc:\d+\]\s*")
-TIMED_OUT = re.compile(r"time(d )?out", re.IGNORECASE)
+TIMED_OUT = re.compile(r"time(d )?out(?!.*refused)", re.IGNORECASE)
 
 
 def told_of_lost_ranks(error: RuntimeError) -> str | None:

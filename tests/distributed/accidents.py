@@ -78,7 +78,11 @@ class Struck:
         psutil.wait_procs(struck)
 
     def end(self, timeout_s: float = PATIENCE_S) -> Ended:
-        self.launcher.wait(timeout_s)
+        try:
+            self.launcher.wait(timeout_s)
+        except psutil.TimeoutExpired:
+            self.kill_all()
+            raise
         return self._ended()
 
     def _ended(self) -> Ended:

@@ -14,6 +14,7 @@ from typing import Any
 from msvae.engine.checkpoints import folder
 from msvae.engine.validation import Validation
 from tests.conftest import ROOT
+from tests.distributed.accidents import PATIENCE_S
 
 where, rank, step = os.environ.get("PAUSE", "nowhere 0 0").split()
 save_file, judge = folder.save_file, Validation._judge
@@ -23,7 +24,9 @@ def pause() -> None:
     paused, go = Path(os.environ["PAUSED"]), Path(os.environ["GO"])
     if os.environ["RANK"] == rank and not paused.exists():
         paused.touch()
+        deadline = time.monotonic() + PATIENCE_S
         while not go.exists():
+            assert time.monotonic() < deadline, "nobody came: the test has failed"
             time.sleep(0.02)
 
 
