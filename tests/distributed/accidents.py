@@ -48,6 +48,7 @@ class Struck:
         self.out, self.paused, self.go = out, place / "paused", place / "go"
         self._screen = place / "stdout", place / "stderr"
         environment = {"PAUSE": pause, "PAUSED": str(self.paused), "GO": str(self.go), "PYTHONPATH": str(ROOT)}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/faults.md
         with self._screen[0].open("w") as stdout, self._screen[1].open("w") as stderr:
             self.launcher = psutil.Popen(
                 command, cwd=ROOT, stdout=stdout, stderr=stderr, env={**os.environ, **environment}
