@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -12,18 +14,20 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
+from msvae.engine.lost import told_of_lost_ranks
 from msvae.engine.precision import Precision
 
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 """Where Open MPI, other MPIs and srun say how many processes they started; torchrun's WORLD_SIZE goes before them."""
 
 MAIN_RANK_FIRST_S = 5.0
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
 SUPPORTED = (
     DistributedType.NO,
@@ -133,20 +137,43 @@ def check_writable(folder: Path) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run an entry point; a user's error becomes one line, exit code 2, and the last words of torchrun's summary."""
+    """Run an entry point; a user's error becomes one line, exit code 2, and the last words of torchrun's summary.
+
+    So does a disk that fails or is full. A rank that merely lost others says so, and leaves the last words to them.
+    """
+    rank = int(os.environ.get("RANK", 0))
     try:
         main()
     except ValueError as error:
-        rank = int(os.environ.get("RANK", 0))
-        line = f"error on rank {rank}: {error}" if rank else f"error: {error}"
         if rank:
             # most errors meet all ranks alike: rank 0 speaks for them, and the launcher then ends the others
             time.sleep(MAIN_RANK_FIRST_S)
-        print(line, file=sys.stderr, flush=True)
-        if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            Path(summary).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
-        sys.exit(2)
+        _end(_say(rank, str(error)))
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        _end(_say(rank, f"{error}: the disk is full or fails; mend it, then run the same command again"))
+    except RuntimeError as error:
+        if (lost := told_of_lost_ranks(error)) is None:
+            raise
+        line = _say(rank, lost)
+        # the launcher ends this rank as soon as it has seen the one that failed first
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(MAIN_RANK_FIRST_S)
+        _end(line)
     except KeyboardInterrupt:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if rank == 0:
             print("stopped; training goes on from its newest checkpoint when run again", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _say(rank: int, message: str) -> str:
+    line = f"error on rank {rank}: {message}" if rank else f"error: {message}"
+    print(line, file=sys.stderr, flush=True)
+    return line
+
+
+def _end(line: str) -> NoReturn:
+    if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(summary).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    sys.exit(2)

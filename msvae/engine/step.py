@@ -65,7 +65,7 @@ class Stepper:
         """With this at every start, a resumed run adds ranks in the same order as one that never stopped."""
 
         def loss() -> Tensor:
-            return objective(self._forward(window[0]), self.counts(window[:1]), self.weights)
+            return objective(self._forward(window[0])[1], self.counts(window[:1]), self.weights)
 
         self._trained.settle(loss)
 
@@ -80,29 +80,29 @@ class Stepper:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_share
         has_leaf = counts["valid_pixels"] > 0
-        # without leaf there is no gradient, rather than one of 0 that moments and weight decay would act on
-        num_shares = torch.where(has_leaf, float(self._num_shares), torch.nan)
+        # without leaf there is no gradient, rather than one of 0 that moments and weight decay would act on. The NaN
+        # that says so enters at the reconstruction, because the losses let none through off the leaf
+        no_leaf = torch.where(has_leaf, 0.0, torch.nan)
         totals = []
         for number, batch in enumerate(window, start=1):
             with self._trained.micro_batch(last=number == len(window)):
-                sums = self._forward(batch)
+                recon, sums = self._forward(batch)
                 share = objective(sums, counts, self.weights)
-                self._trained.backward(share * num_shares, self.loss_scale)
+                self._trained.backward(share * self._num_shares + recon.sum() * no_leaf, self.loss_scale)
             totals.append({term: masked_sum.total.detach() for term, masked_sum in sums.items()})
         norm = self._trained.update(self.loss_scale)
         self.loss_scale.follow(~norm.isfinite() & has_leaf)
         return added(totals), norm
 
-    def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:
+    def _forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, MaskedSum]]:
         with autocast(self._precision, batch.tiles.device):
-            _, losses = self._trained.forward(
+            recon, losses = self._trained.forward(
                 sample=batch.tiles,
                 mask=batch.leaf_mask,
                 sample_posterior=self._config.model.sample_posterior,
                 generator=self._noise(batch),
             )
-        sums: Mapping[str, MaskedSum] = losses["sums"]
-        return sums
+        return recon, losses["sums"]
 
     def _noise(self, batch: Batch) -> list[torch.Generator] | None:
         if not self._config.model.sample_posterior:

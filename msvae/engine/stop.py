@@ -29,6 +29,11 @@ class StopRequest:
         """1 when this rank was asked, to be added over ranks."""
         return torch.tensor(float(self._asked_at_s is not None), device=device)
 
+    def served(self) -> None:
+        """All is saved: when the first rank leaves, the launcher signals the others, which must come to their end."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
         if self._asked_at_s is not None and now_s - self._asked_at_s > SAME_REQUEST_S:

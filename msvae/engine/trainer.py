@@ -45,9 +45,10 @@ class Trainer:
         self.judged = JudgedModel(model, averages=bool(config.optim.ema_decay))
         self.validation = Validation(config, self.ranks, self.judged)
         self.identity = identity(config, manifest.digest(), model)
+        # before checkpoints are looked at: another run would write and remove them meanwhile
+        self.ranks.told(self._take_folder)
         start = Start(config, self.ranks, self.identity)
         self.step, resumed = start.step, start.state
-        self.ranks.told(self._take_folder)
         self._keep_untrained(begins=resumed is None)
         if resumed is not None:
             start.put_weights(model)
@@ -74,11 +75,13 @@ class Trainer:
         Returns: whether it came to its end, rather than being asked to stop before.
         """
         watchdog = Watchdog(self.config.out, self.ranks.rank, self.config.train.timeout_s)
+        stop = StopRequest()
         try:
-            finished = self._train(watchdog)
+            finished = self._train(watchdog, stop)
             self.writer.finish()
             if finished:
                 self._save_model()
+            stop.served()
             self.ranks.wait()
         finally:
             watchdog.close()
@@ -87,15 +90,15 @@ class Trainer:
                 self.log.close()
         return finished
 
-    def _train(self, watchdog: Watchdog) -> bool:
+    def _train(self, watchdog: Watchdog, stop: StopRequest) -> bool:
         config, max_steps = self.config, self.config.train.max_steps
+        watchdog.feed()
         if self.step == 0:
             self.validation.run(0, self.log, self.trained)
         if self.step >= max_steps or self.validation.exhausted:
             self._say(f"nothing left to train after step {self.step}")
             return True
-        stop, stops = StopRequest(), Late()
-        windows = self.stream.windows(self.step)
+        windows, stops = self.stream.windows(self.step), Late()
         window = next(windows)
         self.stepper.settle(window)
         counts = self.ranks.sum(self.stepper.counts(window))
@@ -171,6 +174,7 @@ class Trainer:
 
     def _judge_and_save(self, stopped: bool) -> None:
         began_s, train = time.monotonic(), self.config.train
+        self.writer.check()
         if self._due(train.eval_every) and not stopped:
             self.validation.run(self.step, self.log, self.trained)
         if self._due(train.checkpoint_every) or stopped or self.validation.exhausted:

@@ -15,7 +15,8 @@ class Watchdog:
     def __init__(self, out: Path, rank: int, timeout_s: float) -> None:
         self._path, self._after_s = out / "stacks" / f"rank-{rank:05d}.txt", timeout_s * SHARE_OF_TIMEOUT
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
+        # a run that was started again keeps what was written before
+        self._file = self._path.open("a")
 
     def feed(self) -> None:
         """Begin to count anew."""

@@ -49,7 +49,7 @@ def write(out: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[st
     pointer = final.with_name(f".{LATEST}")
     pointer.write_text(f"{final.name}\n")
     pointer.rename(final.with_name(LATEST))
-    for old in _superfluous(out, keep):
+    for old in _superfluous(final, keep):
         shutil.rmtree(old)
     return final
 
@@ -106,11 +106,20 @@ def open_tensors(path: Path) -> Any:
 
 
 def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
-    """Write a model in diffusers format, whole or not at all."""
+    """Write a model in diffusers format, whole or not at all.
+
+    Raises: ValueError when it could not be written.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    put_in_place(partial, folder)
+    try:
+        model.save_pretrained(partial)
+        put_in_place(partial, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ValueError(
+            f"{folder} could not be written: {error}; make room, then run the same command again"
+        ) from error
 
 
 def put_in_place(partial: Path, final: Path) -> None:
@@ -126,12 +135,20 @@ def put_in_place(partial: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _superfluous(out: Path, keep: int) -> list[Path]:
-    older = found(out)[:-keep]
-    scores = {path: load_state(path).get("score") for path in found(out)}
-    measured = {path: score for path, score in scores.items() if score is not None}
+def _superfluous(newest: Path, keep: int) -> list[Path]:
+    # what lies beyond is damaged, or the run would have gone on from there: it must not take the place of a whole one
+    upto = [path for path in sorted(newest.parent.glob("step-*")) if path <= newest]
+    measured = {path: score for path in upto if (score := _score(path)) is not None}
     best = min(measured, key=lambda path: measured[path], default=None)
-    return [path for path in older if path != best]
+    return [path for path in upto[:-keep] if path != best]
+
+
+def _score(path: Path) -> float | None:
+    try:
+        score: float | None = load_state(path).get("score")
+    except (OSError, ValueError):
+        return None
+    return score
 
 
 def _checksum(path: Path) -> int:

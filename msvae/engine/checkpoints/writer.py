@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from msvae.engine.checkpoints import folder
@@ -41,6 +42,14 @@ class CheckpointWriter:
         copied = {name: self._buffers[name] for name in names}
         self._writing = self._thread.submit(folder.write, self._out, step, copied, state, self._keep)
 
+    def check(self) -> None:
+        """Take notice of a write that has ended, so that a run does not go on for long without being saved.
+
+        Raises: ValueError when it failed.
+        """
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
     def finish(self) -> None:
         """Wait until what was saved is on the disk.
 
@@ -51,7 +60,7 @@ class CheckpointWriter:
             return
         try:
             writing.result()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"a checkpoint could not be written to {self._out / folder.FOLDER}: {error}; those before it are "
                 "whole. Make room, then run the same command again"

@@ -1,0 +1,130 @@
+"""For tests of accidents: runs of real processes that are struck while they train."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from safetensors.numpy import load_file
+
+from ..conftest import ROOT, launch_command, tiny_run
+
+TRAIN = ROOT / "train" / "train.py"
+PAUSED_TRAIN = Path(__file__).with_name("paused_train.py")
+PATIENCE_S = 240
+"""Of a test for what is under way; nothing is measured with it."""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+RUN = {
+    "train__max_steps": 16,
+    "train__checkpoint_every": 3,
+    "train__eval_every": 4,
+    "data__flips": True,
+}
+
+
+class Ended(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def cause(self) -> str:
+        """The last words on the screen: what torchrun calls the first failure."""
+        return self.stderr[self.stderr.rindex("Root Cause") :]
+
+
+class Struck:
+    """A run in the background. `pause` names where it stands still (`paused_train.py`)."""
+
+    def __init__(self, command: list[str], out: Path, place: Path, pause: str = "nowhere 0 0") -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        self.out, self.paused, self.go = out, place / "paused", place / "go"
+        self._screen = place / "stdout", place / "stderr"
+        environment = {"PAUSE": pause, "PAUSED": str(self.paused), "GO": str(self.go), "PYTHONPATH": str(ROOT)}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/faults.md
+        with self._screen[0].open("w") as stdout, self._screen[1].open("w") as stderr:
+            self.launcher = psutil.Popen(
+                command, cwd=ROOT, stdout=stdout, stderr=stderr, env={**os.environ, **environment}
+            )
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not happened():
+            assert self.launcher.poll() is None, f"the run ended before it could be struck:\n{self._ended().stderr}"
+            assert time.monotonic() < deadline, self._ended()
+            time.sleep(0.02)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: logged(self.out)[-1:] >= [step])
+
+    def ranks(self) -> list[psutil.Process]:
+        """In order of rank."""
+        found = {}
+        for process in self.launcher.children(recursive=True):
+            if (rank := process.environ().get("RANK")) is not None:
+                found[int(rank)] = process
+        return [found[rank] for rank in sorted(found)]
+
+    def kill_all(self) -> None:
+        struck = [*self.ranks(), self.launcher]
+        for process in struck:
+            process.kill()
+        psutil.wait_procs(struck)
+
+    def end(self, timeout_s: float = PATIENCE_S) -> Ended:
+        try:
+            self.launcher.wait(timeout_s)
+        except psutil.TimeoutExpired:
+            self.kill_all()
+            raise
+        return self._ended()
+
+    def _ended(self) -> Ended:
+        return Ended(self.launcher.returncode, *(path.read_text() for path in self._screen))
+
+
+def accelerated(shards: Path, out: Path, **overrides: object) -> list[str]:
+    """Two ranks, launched as the README does."""
+    return launch_command(PAUSED_TRAIN, *tiny_run(shards, out, **{**RUN, **overrides}), processes=2)
+
+
+def torchrun(*options: object) -> list[str]:
+    """Plain torchrun, without accelerate."""
+    return [*TORCHRUN, *map(str, options), str(PAUSED_TRAIN)]
+
+
+def alone(shards: Path, out: Path, **overrides: object) -> subprocess.CompletedProcess[str]:
+    """One process without a launcher."""
+    command = [sys.executable, str(TRAIN), *tiny_run(shards, out, **{**RUN, **overrides})]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def logged(out: Path) -> list[int]:
+    """Steps in the log."""
+    return [row["step"] for row in rows(out)]
+
+
+def rows(out: Path) -> list[dict]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
+
+
+def weights(out: Path, folder: str = "model") -> dict[str, bytes]:
+    tensors = load_file(out / folder / "diffusion_pytorch_model.safetensors")
+    return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+def steps_kept(out: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*"))
+
+
+def errors(ended: Ended | subprocess.CompletedProcess[str]) -> list[str]:
+    """Lines that ranks said, in the order in which they came."""
+    return [line for line in ended.stderr.splitlines() if line.startswith("error")]

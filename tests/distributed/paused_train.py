@@ -1,0 +1,47 @@
+"""Launched by tests: trains as train.py does, but stands still once where a test wants to strike.
+
+`PAUSE` is "evaluation RANK STEP" or "checkpoint RANK STEP", `PAUSED` a file that is made there, `GO` one that ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import time
+from pathlib import Path
+from typing import Any
+
+from msvae.engine.checkpoints import folder
+from msvae.engine.validation import Validation
+from tests.conftest import ROOT
+from tests.distributed.accidents import PATIENCE_S
+
+where, rank, step = os.environ.get("PAUSE", "nowhere 0 0").split()
+save_file, judge = folder.save_file, Validation._judge
+
+
+def pause() -> None:
+    paused, go = Path(os.environ["PAUSED"]), Path(os.environ["GO"])
+    if os.environ["RANK"] == rank and not paused.exists():
+        paused.touch()
+        deadline = time.monotonic() + PATIENCE_S
+        while not go.exists():
+            assert time.monotonic() < deadline, "nobody came: the test has failed"
+            time.sleep(0.02)
+
+
+def save_half(tensors: Any, path: Path) -> None:
+    save_file(tensors, path)
+    if where == "checkpoint" and path.parent.name == f".step-{int(step):08d}.partial":
+        os.truncate(path, path.stat().st_size // 2)
+        pause()
+
+
+def judge_late(self: Validation, evaluator: Any, now: int) -> Any:
+    if where == "evaluation" and now == int(step):
+        pause()
+    return judge(self, evaluator, now)
+
+
+folder.save_file, Validation._judge = save_half, judge_late
+runpy.run_path(str(ROOT / "train" / "train.py"), run_name="__main__")

@@ -1,0 +1,231 @@
+"""Disks, checkpoints and data that fail a run of real processes: docs/faults.md says what to expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from msvae.engine.checkpoints import folder
+from msvae.shards.manifest import Manifest, Shards
+from msvae.shards.reader import ShardReader
+from msvae.shards.tar import ShardWriter
+
+from ..conftest import launch_command, tiny_run
+from .accidents import TRAIN, Struck, accelerated, alone, errors, rows, steps_kept, weights
+
+
+@pytest.fixture(scope="module")
+def undisturbed(leaf_shards, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = alone(leaf_shards, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A disk with room for the weights of a tiny run and two of its checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", disk]).returncode:
+        pytest.skip("may not mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(leaf_shards, disk, tmp_path):
+    out = disk / "run"
+    overrides = {"data__val": "null", "train__checkpoint_every": 2, "train__max_steps": 8}
+    command = accelerated(leaf_shards, out, **overrides)
+    full = Struck(command, out, tmp_path / "full").end()
+    assert full.returncode != 0
+    # the other rank may say that it lost this one
+    (line,) = [line for line in errors(full) if "lost the other ranks" not in line]
+    assert line.startswith(f"error: a checkpoint could not be written to {out}/checkpoints: ")
+    assert "No space left on device" in line
+    assert line in full.cause
+    assert "Traceback" not in full.stderr[: full.stderr.index(line)]
+    assert steps_kept(out) == [2, 4]
+    for step in (2, 4):
+        folder.check(out / "checkpoints" / f"step-{step:08d}")
+    assert not list((out / "checkpoints").glob(".*"))
+    assert rows(out)[-1]["step"] <= 7, "it does not wait for the next checkpoint"
+    subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+    roomy = Struck(command, out, tmp_path / "roomy").end()
+    assert roomy.returncode == 0, roomy.stderr[-3000:]
+    assert "resumed at step 4\n" in roomy.stdout
+    assert steps_kept(out) == [4, 6, 8]
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "tensors cut short": lambda path: cut(path / folder.TENSORS),
+    "a bit of the tensors": lambda path: flip(path / folder.TENSORS, 0.9),
+    "a bit of the state": lambda path: flip(path / folder.STATE, 0.5),
+    "state cut short": lambda path: cut(path / folder.STATE),
+    "a bit of a checksum": lambda path: flip(path / folder.CHECKSUMS, 0.5),
+    "checksums cut short": lambda path: cut(path / folder.CHECKSUMS),
+    "checksums gone": lambda path: (path / folder.CHECKSUMS).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_is_damaged_the_checkpoint_before_is_taken(damage, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    kept = steps_kept(undisturbed)[-2:]
+    for step in kept:
+        name = f"checkpoints/step-{step:08d}"
+        shutil.copytree(undisturbed / name, out / name)
+    newest, whole = out / "checkpoints" / f"step-{kept[1]:08d}", out / "checkpoints" / f"step-{kept[0]:08d}"
+    assert folder.newest_whole(out) == (newest, [])
+    DAMAGES[damage](newest)
+    taken, (fault,) = folder.newest_whole(out)
+    assert taken == whole
+    assert str(newest) in fault
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    for step in (2, 4, 6):
+        folder.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": None}, keep=9)
+    for step in (2, 6):
+        cut(tmp_path / "checkpoints" / f"step-{step:08d}" / folder.STATE)
+    folder.write(tmp_path, 5, {"model/weight": torch.ones(3)}, {"score": None}, keep=1)
+    taken, faults = folder.newest_whole(tmp_path)
+    assert taken is not None
+    assert taken.name == "step-00000005"
+    assert len(faults) == 1
+
+
+def test_damaged_checkpoints_are_told_and_passed_over_and_when_all_are_the_run_is_refused(
+    leaf_shards, undisturbed, tmp_path
+):
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    *_, whole, cut_short, flipped = steps_kept(out)
+    cut(out / "checkpoints" / f"step-{flipped:08d}" / folder.STATE)
+    flip(out / "checkpoints" / f"step-{cut_short:08d}" / folder.TENSORS, 0.5)
+    done = alone(leaf_shards, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ") and "damaged" in line]
+    assert [f"step-{step:08d}" in line for step, line in zip((flipped, cut_short), warnings, strict=True)] == [
+        True
+    ] * 2
+    assert all(line.endswith("going on from the checkpoint before") for line in warnings)
+    assert f"resumed at step {whole}, with changed out" in done.stdout
+    assert weights(out) == weights(undisturbed)
+    for step in steps_kept(out):
+        cut(out / "checkpoints" / f"step-{step:08d}" / folder.TENSORS)
+    done = alone(leaf_shards, out)
+    assert done.returncode == 2
+    (line,) = errors(done)
+    assert f"no checkpoint of {out} is whole: " in line
+    assert "remove them to begin anew" in line
+
+
+HUGE = 1e30
+"""Its square is infinite in float32."""
+
+
+@pytest.fixture(scope="module")
+def poor_shards(leaf_shards, tmp_path_factory) -> tuple[Path, set[str], str]:
+    """Float32 tiles of which most have no leaf, the keys of those that have some, and that of one with huge values."""
+    reader = ShardReader(leaf_shards / "train")
+    out = tmp_path_factory.mktemp("poor") / "train"
+    out.mkdir()
+    with_leaf, entries = [], []
+    scale, offset = (np.array(values)[:, None, None] for values in (reader.manifest.scale, reader.manifest.offset))
+    for shard, entry in enumerate(reader.manifest.shards):
+        with ShardWriter(out / entry.name) as writer:
+            for row in range(entry.num_samples):
+                stored, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
+                key = reader.read_into(shard, row, stored, leaf_mask)
+                tile = (stored * scale + offset).astype(np.float32)
+                if row % 3:
+                    leaf_mask[:] = False
+                else:
+                    with_leaf.append(key)
+                if (shard, row) == (0, 0):
+                    tile[:, leaf_mask] *= HUGE
+                writer.write(key, tile, leaf_mask, {})
+        entries.append(writer.entry)
+    plain = {"dtype": "float32", "scale": [1.0] * 5, "offset": [0.0] * 5, "shards": Shards.of(entries)}
+    Manifest.model_validate({**reader.manifest.model_dump(), **plain}).save(out)
+    return out.parent, set(with_leaf), with_leaf[0]
+
+
+@pytest.mark.parametrize("engine", ["cpu", *(pytest.param(f"zero{n}", marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_rank_and_are_counted(
+    poor_shards, engine, tmp_path
+):
+    shards, with_leaf, huge = poor_shards
+    out = tmp_path / "run"
+    overrides = {
+        "data__val": "null",
+        "data__global_batch_size": 2,
+        "data__micro_batch_size": 1,
+        "data__trace": True,
+        "train__max_steps": 24,
+        "train__checkpoint_every": 1,
+        "train__keep_checkpoints": 99,
+    }
+    command = launch_command(TRAIN, processes=2, engine=engine)
+    done = Struck([*command, *tiny_run(shards, out, **overrides)], out, tmp_path / "1").end()
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = [(out / "trace" / f"rank-{rank:05d}.jsonl").read_text().splitlines() for rank in range(2)]
+    keys = [{key for line in lines for key in json.loads(line)["keys"]} for lines in zip(*seen, strict=True)]
+    empty = [step for step, of_step in enumerate(keys, start=1) if not of_step & with_leaf]
+    infinite = [step for step, of_step in enumerate(keys, start=1) if huge in of_step]
+    assert empty
+    assert infinite
+    skipped = sorted(empty + infinite)
+    assert [row["skipped_steps"] for row in rows(out)] == [sum(s <= step for s in skipped) for step in range(1, 25)]
+    assert "had no leaf at all and were skipped" in done.stdout
+    assert "gradients were not finite and changed nothing" in done.stdout
+    saved = [load_file(path / folder.TENSORS) for path in sorted((out / "checkpoints").glob("step-*"))]
+    for step, (before, after) in enumerate(pairwise(saved), start=2):
+        same = all(np.array_equal(before[name], after[name]) for name in before)
+        assert same == (step in skipped), step
+
+    stopped = tmp_path / "stopped"
+    limit = {**overrides, "train__max_nonfinite_steps": 1, "train__max_steps": infinite[0] + 1}
+    done = Struck([*command, *tiny_run(shards, stopped, **limit)], stopped, tmp_path / "2").end()
+    assert done.returncode != 0
+    line = errors(done)[0]
+    assert line.startswith(f"error: the gradients of 1 steps in a row, up to step {infinite[0]}, were not finite")
+    assert all(key in line for key in keys[infinite[0] - 1])
+
+
+def test_early_stopping_ends_all_ranks_alike_and_for_good(leaf_shards, tmp_path):
+    out = tmp_path / "run"
+    # weights that never change never get better
+    overrides = {"optim__lr": 0, "train__eval_every": 1, "train__patience": 2, "data__trace": True}
+    done = Struck(accelerated(leaf_shards, out, **overrides), out, tmp_path / "1").end()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "finished at step 2" in done.stdout
+    assert steps_kept(out) == [2]
+    seen = {path.read_text().count("\n") for path in (out / "trace").iterdir()}
+    assert len(seen) == 1
+    names = ("metrics.jsonl", "validation.jsonl", "model/diffusion_pytorch_model.safetensors", "model/config.json")
+    before = [(out / name).read_bytes() for name in names]
+    again = alone(leaf_shards, out, **overrides)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "nothing left to train after step 2" in again.stdout
+    assert [(out / name).read_bytes() for name in names] == before

@@ -1,0 +1,233 @@
+"""Accidents of a cluster, one after another, in whole runs of real processes: docs/faults.md says what to expect."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from ..conftest import tiny_run
+from .accidents import (
+    RUN,
+    Ended,
+    Struck,
+    accelerated,
+    alone,
+    errors,
+    logged,
+    rows,
+    steps_kept,
+    torchrun,
+    weights,
+)
+
+LOCAL = "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(leaf_shards, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("undisturbed")
+    ended = Struck(accelerated(leaf_shards, place / "run"), place / "run", place).end()
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return place / "run"
+
+
+class Accidents(NamedTuple):
+    """What a single run, started again and again, said and left behind."""
+
+    out: Path
+    after_lost_rank: Ended
+    torn: list[str]
+    after_signals: Ended
+    saved_after_signals: list[int]
+    leftovers: list[str]
+    after_launchers_signal: Ended
+    saved_after_launchers_signal: list[int]
+    at_the_end: Ended
+
+
+@pytest.fixture(scope="module")
+def accidents(leaf_shards, tmp_path_factory) -> Accidents:
+    """A run that loses a rank, then all, is asked to stop, and asked through its launcher, and comes to its end."""
+    place = tmp_path_factory.mktemp("accidents")
+    out = place / "run"
+    command = accelerated(leaf_shards, out)
+
+    run = Struck(command, out, place / "1", pause="evaluation 1 4")
+    run.wait_until(run.paused.exists)
+    run.ranks()[1].kill()
+    after_lost_rank = run.end(60)
+
+    run = Struck(command, out, place / "2", pause="checkpoint 0 6")
+    run.wait_until(run.paused.exists)
+    run.kill_all()
+    torn = [path.name for path in (out / "checkpoints").glob(".*")]
+
+    run = Struck(command, out, place / "3")
+    run.wait_for_step(8)  # it stops at 10 or soon after, where no checkpoint would be due
+    leftovers = [path.name for path in (out / "checkpoints").glob(".*")]
+    first, second = run.ranks()
+    second.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGUSR1)
+    after_signals, saved_after_signals = run.end(), steps_kept(out)
+
+    run = Struck(command, out, place / "4")
+    run.wait_for_step(saved_after_signals[-1] + 1)
+    run.launcher.send_signal(signal.SIGTERM)
+    after_launchers_signal, saved_after_launchers_signal = run.end(), steps_kept(out)
+
+    at_the_end = Struck(command, out, place / "5").end()
+    return Accidents(
+        out, after_lost_rank, torn, after_signals, saved_after_signals, leftovers,
+        after_launchers_signal, saved_after_launchers_signal, at_the_end,
+    )  # fmt: skip
+
+
+def test_a_killed_rank_brings_the_others_down_within_seconds_and_is_named_last(accidents):
+    ended = accidents.after_lost_rank
+    assert ended.returncode != 0
+    (line,) = errors(ended)
+    assert line.startswith("error: lost the other ranks in Evaluator.tile_sums (")
+    assert "rank      : 1" in ended.cause
+    assert "Signal 9 (SIGKILL)" in ended.cause
+    before_launcher = ended.stderr[: ended.stderr.index(line)]
+    assert "Traceback" not in before_launcher, "the rank that was left needs one line"
+
+
+def test_a_checkpoint_that_was_being_written_is_not_taken_and_is_cleared_away(accidents):
+    assert accidents.torn == [".step-00000006.partial"]
+    assert accidents.leftovers == []
+    assert "resumed at step 3\n" in accidents.after_signals.stdout
+
+
+def test_signals_to_single_ranks_save_all_and_exit_with_75(accidents):
+    ended = accidents.after_signals
+    assert ended.returncode == 1, "the launcher's own code"
+    assert ended.stderr.count("exitcode  : 75") == 2
+    stopped_at = accidents.saved_after_signals[-1]
+    assert 9 <= stopped_at < 16
+    assert f"asked to stop: saved at step {stopped_at}; run the same command again" in ended.stdout
+    assert not errors(ended)
+
+
+def test_a_signal_to_the_launcher_saves_all(accidents):
+    stopped_at = accidents.saved_after_launchers_signal[-1]
+    assert accidents.saved_after_signals[-1] < stopped_at < 16
+    assert accidents.after_launchers_signal.returncode == 1
+    assert accidents.after_launchers_signal.stderr.rstrip().endswith("got signal: 15")
+    assert f"asked to stop: saved at step {stopped_at}" in accidents.after_launchers_signal.stdout
+    assert f"resumed at step {stopped_at}\n" in accidents.at_the_end.stdout
+
+
+def test_a_run_that_met_every_accident_ends_with_the_weights_of_one_that_met_none(accidents, undisturbed):
+    assert accidents.at_the_end.returncode == 0, accidents.at_the_end.stderr[-3000:]
+    for folder in ("model", "best", "untrained"):
+        assert weights(accidents.out, folder) == weights(undisturbed, folder), folder
+    losses = [[(row["step"], row["loss"]) for row in rows(out)] for out in (accidents.out, undisturbed)]
+    assert losses[0] == losses[1]
+    assert not [path for path in accidents.out.rglob(".*")]
+
+
+def test_a_second_signal_ends_a_rank_at_once():
+    waits = (
+        "import time; from msvae.engine.stop import StopRequest; StopRequest(); print(1, flush=True); time.sleep(90)"
+    )
+    with subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE) as rank:
+        rank.stdout.read(1)
+        rank.send_signal(signal.SIGUSR1)
+        time.sleep(1.5)
+        assert rank.poll() is None
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait() == 128 + signal.SIGTERM
+
+
+def test_a_second_run_on_the_same_folder_is_refused_and_the_first_goes_on_without_its_launcher(
+    leaf_shards, undisturbed, tmp_path
+):
+    out = tmp_path / "run"
+    first = Struck(accelerated(leaf_shards, out), out, tmp_path / "first", pause="evaluation 1 4")
+    first.wait_until(first.paused.exists)
+    ranks = first.ranks()
+    first.launcher.kill()
+    second = alone(leaf_shards, out)
+    assert second.returncode == 2
+    (line,) = errors(second)
+    assert f"{out} is being written by process {ranks[0].pid} on {socket.gethostname()}; wait for it" in line
+    first.go.touch()
+    assert not psutil.wait_procs(ranks, 240)[1]
+    assert weights(out) == weights(undisturbed)
+    assert logged(out) == list(range(1, 17))
+
+
+def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_goes_on(leaf_shards, undisturbed, tmp_path):
+    """Plain torchrun, without accelerate."""
+    out = tmp_path / "run"
+    command = torchrun("--standalone", "--nproc_per_node", 2, "--max-restarts", 2)
+    run = Struck([*command, *tiny_run(leaf_shards, out, **RUN)], out, tmp_path, pause="evaluation 0 8")
+    run.wait_until(run.paused.exists)
+    run.ranks()[1].kill()
+    ended = run.end()
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "resumed at step 6\n" in ended.stdout
+    assert weights(out) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_a_machine_goes_on_with_those_left(leaf_shards, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind((LOCAL, 0))
+        endpoint = f"{LOCAL}:{free.getsockname()[1]}"
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-id", "leaves", "--rdzv-endpoint", endpoint)
+    quick = "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
+    # the machine at whose address they meet is the one that stays
+    stays_command, leaves_command = (
+        [
+            *torchrun("--nnodes", "1:2", "--nproc_per_node", 1, "--max-restarts", 2, *meeting, "--local-addr", LOCAL,
+                      f"--rdzv-conf={quick},is_host={is_host}"),
+            *tiny_run(leaf_shards, out, **RUN),
+        ]
+        for is_host in (1, 0)
+    )  # fmt: skip
+    stays = Struck(stays_command, out, tmp_path / "stays", pause="evaluation 0 8")
+    leaves = Struck(leaves_command, out, tmp_path / "leaves")
+    stays.wait_until(stays.paused.exists)
+    assert len(leaves.ranks()) == 1, "both machines took part"
+    leaves.kill_all()
+    stays.go.touch()
+    ended = stays.end()
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "resumed at step 6\n" in ended.stdout
+    actual, expected = (load_file(run / "model" / "diffusion_pytorch_model.safetensors") for run in (out, undisturbed))
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_ranks_that_wait_too_long_for_one_that_stands_still_say_where_each_stood(leaf_shards, tmp_path):
+    out = tmp_path / "run"
+    command = accelerated(leaf_shards, out, train__timeout_s=20)
+    run = Struck(command, out, tmp_path)
+    run.wait_for_step(2)
+    waiting, stopped = run.ranks()
+    stopped.suspend()
+    ended = run.end()
+    assert not waiting.is_running()
+    assert not stopped.is_running(), "the launcher kills it after 30 s"
+    assert ended.returncode != 0
+    (line,) = errors(ended)
+    assert line.startswith("error: the other ranks did not come to ")
+    assert "within train.timeout_s (Timed out waiting 20000ms" in line
+    assert "stacks/" in line
+    assert line in ended.cause
+    stacks = (out / "stacks" / "rank-00000.txt").read_text()
+    assert "msvae/engine/trainer.py" in stacks
