@@ -81,13 +81,13 @@ class Stepper:
             group["lr"] = group["peak_lr"] * lr_share
         has_leaf = counts["valid_pixels"] > 0
         # without leaf there is no gradient, rather than one of 0 that moments and weight decay would act on
-        num_shares = torch.where(has_leaf, float(self._num_shares), torch.nan)
+        self._trained.spoilt = ~has_leaf
         totals = []
         for number, batch in enumerate(window, start=1):
             with self._trained.micro_batch(last=number == len(window)):
                 sums = self._forward(batch)
                 share = objective(sums, counts, self.weights)
-                self._trained.backward(share * num_shares, self.loss_scale)
+                self._trained.backward(share * self._num_shares, self.loss_scale)
             totals.append({term: masked_sum.total.detach() for term, masked_sum in sums.items()})
         norm = self._trained.update(self.loss_scale)
         self.loss_scale.follow(~norm.isfinite() & has_leaf)
