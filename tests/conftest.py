@@ -91,7 +91,7 @@ def launch() -> Launch:
 def launch_command(
     script: Path | str, *arguments: object, processes: int, engine: str = "cpu", precision: str = "no"
 ) -> list[str]:
-    """`accelerate launch` with one of the configurations of `configs/accelerate/`, in float32 unless told otherwise."""
+    """`accelerate launch` with one of the configurations of `configs/accelerate/`, float32 unless told otherwise."""
     config = ROOT / "configs" / "accelerate" / f"{engine}.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     options = ["--num_processes", str(processes), "--mixed_precision", precision]

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from msvae.config import Config
@@ -22,7 +23,8 @@ def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> Autoe
         model = build_model(config.model, config.loss, config.data.background, manifest, config.train.seed)
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    if config.train.channels_last:
+    # DeepSpeed lays weights end to end; there the tiles alone are channels last, and what is made of them follows
+    if config.train.channels_last and accelerator.distributed_type != DistributedType.DEEPSPEED:
         model.to(memory_format=torch.channels_last)
     model.to(accelerator.device).train()
     return model

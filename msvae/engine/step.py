@@ -32,6 +32,7 @@ class Stepper:
         self._precision, self.loss_scale = precision, LossScale(precision, ranks.device)
         # DDP and DeepSpeed average gradients over the ranks; shares of the loss add up instead
         self._num_shares = ranks.world_size
+        self._memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.weights = config.loss.weights
 
     def counts(self, window: Sequence[Batch]) -> Sums:
@@ -96,7 +97,7 @@ class Stepper:
     def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:
         with autocast(self._precision, batch.tiles.device):
             _, losses = self._trained.forward(
-                sample=batch.tiles,
+                sample=batch.tiles.contiguous(memory_format=self._memory_format),
                 mask=batch.leaf_mask,
                 sample_posterior=self._config.model.sample_posterior,
                 generator=self._noise(batch),

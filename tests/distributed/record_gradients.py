@@ -70,7 +70,9 @@ def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> N
     update = trainer.trained.update
 
     def keep_gradients(scale: LossScale) -> torch.Tensor:
-        gradients.update({name: whole_gradient(trainer, weight).clone().contiguous() for name, weight in named.items()})
+        gradients.update(
+            {name: whole_gradient(trainer, weight).clone().contiguous() for name, weight in named.items()}
+        )
         return update(scale)
 
     named = trainer.trained.named

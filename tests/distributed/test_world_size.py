@@ -87,7 +87,9 @@ def other_ways(size: int) -> list[Case]:
 
 
 def check_same(split: Path, alone: Path, case: str, reference: str) -> None:
-    gradients, expected = (load_file(path / f"{name}.safetensors") for path, name in ((split, case), (alone, reference)))
+    gradients, expected = (
+        load_file(path / f"{name}.safetensors") for path, name in ((split, case), (alone, reference))
+    )
     assert len(expected) > 50
     assert gradients.keys() == expected.keys()
     tolerance = TOLERANCE[reference.split("-")[0]]

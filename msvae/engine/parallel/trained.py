@@ -28,7 +28,7 @@ class Trained(ABC):
         self.shapes = {name: weight.shape for name, weight in self.named.items()}
         self.spoilt: Tensor | None = None
         # a loss of NaN would not do: selecting leaf pixels turns its gradient into 0, which decays weights and moments
-        min(self.named.values(), key=torch.Tensor.numel).register_hook(self._spoil)
+        min(self.named.values(), key=torch.Tensor.numel).register_hook(self._spoil)  # type: ignore[no-untyped-call]
 
     def _spoil(self, gradient: Tensor) -> Tensor:
         return gradient if self.spoilt is None else torch.where(self.spoilt, torch.nan, gradient)
