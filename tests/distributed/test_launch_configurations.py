@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
@@ -68,6 +71,7 @@ def test_each_configuration_trains_with_the_command_that_it_names(
     machines = values["num_machines"]
     words[at:at] = ["--main_process_port", str(free_port())] if machines > 1 else []
     options = {"data__val": "null", "train__max_steps": STEPS, "train__checkpoint_every": 0, "optim__lr": 2e-3}
+    options["model__sample_posterior"] = True
     words += tiny_run(leaf_shards, out, **options)
     commands = [[*launcher, *(str(rank) if word == "R" else word for word in words)] for rank in range(machines)]
     done = run_together(commands)
@@ -131,3 +135,21 @@ def test_a_file_for_deepspeed_may_tune_zero_and_nothing_that_the_run_decides(lea
         assert not out.exists()
     else:
         assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU DeepSpeed may compile")
+def test_on_a_cpu_deepspeed_needs_no_compiler_and_keeps_silent(leaf_shards, tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("env", "uname", "sh"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    environment = {**os.environ, "PATH": str(programs), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    arguments = tiny_run(leaf_shards, tmp_path / "run", data__val="null", train__max_steps=2)
+    command = launch_command(TRAIN, *arguments, processes=2, engine="zero3")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (tmp_path / "extensions").exists()
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    # the launcher speaks for itself, before training can keep it from it
+    said = [line for line in said if "Setting accelerator to CPU" not in line]
+    assert [line.split()[0] for line in said] == ["step", "step", "finished"], said
