@@ -137,6 +137,16 @@ def test_a_file_for_deepspeed_may_tune_zero_and_nothing_that_the_run_decides(lea
         assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_compiling_under_zero3_is_refused(launch, leaf_shards, tmp_path):
+    arguments = tiny_run(leaf_shards, tmp_path / "run", train__compile=True)
+    done = launch(TRAIN, *arguments, processes=1, engine="zero3")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "train.compile is true under ZeRO 3" in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU DeepSpeed may compile")
 def test_on_a_cpu_deepspeed_needs_no_compiler_and_keeps_silent(leaf_shards, tmp_path):
     programs = tmp_path / "bin"
