@@ -19,6 +19,8 @@ from safetensors.numpy import load_file
 from ..conftest import ROOT, launch_command, tiny_run
 
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+OFTEN_LAUNCHED = ("multi_gpu", "zero1", "zero2", "zero3")
+"""As such, or all but so, by other tests."""
 TRAIN = ROOT / "train" / "train.py"
 STEPS = 6
 
@@ -57,7 +59,13 @@ def first_loss_in_float32(launch, leaf_shards, tmp_path_factory) -> float:
     return float(json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"])
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in OFTEN_LAUNCHED else [])
+        for path in CONFIGS
+    ],
+)
 def test_each_configuration_trains_with_the_command_that_it_names(
     leaf_shards, first_loss_in_float32, tmp_path, config
 ):
