@@ -36,7 +36,8 @@ def test_a_step_makes_one_collective_beside_those_of_its_gradients_and_no_broadc
     for row in ranks[0][1:STEPS]:
         assert [(name, kind) for name, kind, _ in row["beside"]] == [("allreduce_", "torch.float64")]
         assert row["own"], "the gradients must meet"
-        assert "torch.float64" not in {kind for _, kind, _ in row["own"]}, "that is the type of the run's own sums"
+        # the run's own sums are float64 and hold two numbers a tile; ZeRO 3 adds its norm in float64
+        assert all(count == 1 for _, kind, count in row["own"] if kind == "torch.float64")
         assert not any("broadcast" in name for name, *_ in row["own"])
     # as much at every step, logged or not
     assert len({json.dumps(row["own"]) for row in ranks[0][1:STEPS]}) == 1
