@@ -75,10 +75,10 @@ def launch() -> Launch:
     """Run a script in `processes` real processes and wait for it."""
 
     def run(
-        script: Path | str, *arguments: object, processes: int = 2, engine: str = "cpu"
+        script: Path | str, *arguments: object, processes: int = 2, engine: str = "cpu", precision: str = "no"
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            launch_command(script, *arguments, processes=processes, engine=engine),
+            launch_command(script, *arguments, processes=processes, engine=engine, precision=precision),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -88,11 +88,14 @@ def launch() -> Launch:
     return run
 
 
-def launch_command(script: Path | str, *arguments: object, processes: int, engine: str = "cpu") -> list[str]:
-    """`accelerate launch` with one of the configurations of `configs/accelerate/`."""
+def launch_command(
+    script: Path | str, *arguments: object, processes: int, engine: str = "cpu", precision: str = "no"
+) -> list[str]:
+    """`accelerate launch` with one of the configurations of `configs/accelerate/`, float32 unless told otherwise."""
     config = ROOT / "configs" / "accelerate" / f"{engine}.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    return [*launcher, "--num_processes", str(processes), str(script), *map(str, arguments)]
+    options = ["--num_processes", str(processes), "--mixed_precision", precision]
+    return [*launcher, *options, str(script), *map(str, arguments)]
 
 
 def tiny_run(shards: Path, out: Path, **overrides: object) -> list[str]:

@@ -17,12 +17,22 @@ from msvae.shards.manifest import Manifest
 
 
 def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> AutoencoderKLMultispectralAdapter:
-    """The model on this rank's device, in the form that it is trained in, not yet compiled."""
+    """The model on this rank's device, in the form that it is trained in, not yet compiled.
+
+    Raises: ValueError when it could not be compiled.
+    """
+    deepspeed = accelerator.state.deepspeed_plugin
+    if config.train.compile and deepspeed is not None and deepspeed.zero_stage == 3:
+        raise ValueError(
+            "train.compile is true under ZeRO 3, whose weights come and go between layers; expected DDP, ZeRO 1 or 2: "
+            "use zero2.yaml, or leave train.compile out"
+        )
     with accelerator.local_main_process_first():
         model = build_model(config.model, config.loss, config.data.background, manifest, config.train.seed)
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    if config.train.channels_last:
+    # DeepSpeed lays weights end to end; there the tiles alone are channels last, and what is made of them follows
+    if config.train.channels_last and deepspeed is None:
         model.to(memory_format=torch.channels_last)
     model.to(accelerator.device).train()
     return model

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from msvae.engine.lost import told_of_lost_ranks
+from msvae.engine.parallel.deepspeed_settings import refuse_unsupported
 from msvae.engine.precision import Precision
 
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -71,6 +72,8 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
             f"the launcher asks for {accelerator.distributed_type}, this version trains on "
             f"{', '.join(str(kind.value) for kind in SUPPORTED)}; use a file of configs/accelerate/"
         )
+    if deepspeed:
+        refuse_unsupported(accelerator.state.deepspeed_plugin.deepspeed_config)
     return accelerator
 
 
@@ -93,6 +96,10 @@ def _quieten_deepspeed(on_gpu: bool) -> None:
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed.ops
+
+        # it would compile kernels of its own, which training does not use and a machine without a compiler cannot
+        deepspeed.ops.__compatible_ops__ = {}
 
 
 def _make_cuda_repeatable() -> None:

@@ -32,6 +32,7 @@ class Stepper:
         self._precision, self.loss_scale = precision, LossScale(precision, ranks.device)
         # DDP and DeepSpeed average gradients over the ranks; shares of the loss add up instead
         self._num_shares = ranks.world_size
+        self._memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.weights = config.loss.weights
 
     def counts(self, window: Sequence[Batch]) -> Sums:
@@ -65,7 +66,7 @@ class Stepper:
         """With this at every start, a resumed run adds ranks in the same order as one that never stopped."""
 
         def loss() -> Tensor:
-            return objective(self._forward(window[0])[1], self.counts(window[:1]), self.weights)
+            return objective(self._forward(window[0]), self.counts(window[:1]), self.weights)
 
         self._trained.settle(loss)
 
@@ -80,29 +81,29 @@ class Stepper:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_share
         has_leaf = counts["valid_pixels"] > 0
-        # without leaf there is no gradient, rather than one of 0 that moments and weight decay would act on. The NaN
-        # that says so enters at the reconstruction, because the losses let none through off the leaf
-        no_leaf = torch.where(has_leaf, 0.0, torch.nan)
+        # without leaf there is no gradient, rather than one of 0 that moments and weight decay would act on
+        self._trained.spoilt = ~has_leaf
         totals = []
         for number, batch in enumerate(window, start=1):
             with self._trained.micro_batch(last=number == len(window)):
-                recon, sums = self._forward(batch)
+                sums = self._forward(batch)
                 share = objective(sums, counts, self.weights)
-                self._trained.backward(share * self._num_shares + recon.sum() * no_leaf, self.loss_scale)
+                self._trained.backward(share * self._num_shares, self.loss_scale)
             totals.append({term: masked_sum.total.detach() for term, masked_sum in sums.items()})
         norm = self._trained.update(self.loss_scale)
         self.loss_scale.follow(~norm.isfinite() & has_leaf)
         return added(totals), norm
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, MaskedSum]]:
+    def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:
         with autocast(self._precision, batch.tiles.device):
-            recon, losses = self._trained.forward(
-                sample=batch.tiles,
+            _, losses = self._trained.forward(
+                sample=batch.tiles.contiguous(memory_format=self._memory_format),
                 mask=batch.leaf_mask,
                 sample_posterior=self._config.model.sample_posterior,
                 generator=self._noise(batch),
             )
-        return recon, losses["sums"]
+        sums: Mapping[str, MaskedSum] = losses["sums"]
+        return sums
 
     def _noise(self, batch: Batch) -> list[torch.Generator] | None:
         if not self._config.model.sample_posterior:

@@ -86,7 +86,7 @@ def kl_divergence(mean: Tensor, logvar: Tensor, leaf_share_Bhw: Tensor) -> Maske
     Args: mean and logvar (B, latent channels, h, w); leaf share (B, h, w) in 0..1.
     Returns: sum over cells and channels in nats, and sum of leaf shares, each ().
     """
-    mean, logvar = mean.float(), logvar.float()
+    mean, logvar = _exact(mean), _exact(logvar)
     per_cell = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=1)
     return MaskedSum(torch.where(leaf_share_Bhw > 0, per_cell * leaf_share_Bhw, 0.0).sum(), leaf_share_Bhw.sum())
 
@@ -100,8 +100,12 @@ def _per_band(map_BCHW: Tensor, valid_BCHW: Tensor) -> MaskedSum:
 
 
 def _select(valid: Tensor, values: Tensor) -> Tensor:
-    values = values if values.dtype == torch.float64 else values.float()
-    return torch.where(valid, values, 0.0)
+    return torch.where(valid, _exact(values), 0.0)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _normalised_difference(a: Tensor, b: Tensor) -> Tensor:

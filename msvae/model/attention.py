@@ -23,7 +23,8 @@ class SpectralAttention(nn.Module):
             spectrum = bands_BCHW.mean(dim=(2, 3))
         else:
             # a sum over pixels would overflow in float16
-            total = torch.where(valid_BCHW, bands_BCHW.float(), 0.0).sum(dim=(2, 3))
+            exact = bands_BCHW.to(torch.promote_types(bands_BCHW.dtype, torch.float32))
+            total = torch.where(valid_BCHW, exact, 0.0).sum(dim=(2, 3))
             spectrum = (total / valid_BCHW.sum(dim=(2, 3)).clamp(min=1)).to(bands_BCHW.dtype)
         return self.weights_of_spectrum(spectrum)
 

@@ -1,46 +1,108 @@
-"""Launched by a test: take one optimizer step as training does and keep its gradients and statistics."""
+"""Launched by a test: take one optimizer step as training does, case by case, and keep its gradients and statistics.
+
+Arguments: a folder, the cases as JSON, and the options of a run. A case is a name and the options that it changes;
+`precision` is `float32`, `float64` (weights, tiles and all), or `wide` (float64 between weights of float32); in a
+batch that is `half empty` only the first quarter of its tiles has leaf.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from msvae.config import load_config
 from msvae.engine import trainer as trainer_module
 from msvae.engine.parallel.replicated import Replicated
 from msvae.engine.precision import LossScale
 from msvae.engine.setup import join
+from msvae.engine.trainer import Trainer
+from msvae.shards.loader import Batch
 
-out, *overrides = sys.argv[1:]
+folder, cases, *overrides = sys.argv[1:]
 build = trainer_module.build
 
 
-@torch.no_grad()
-def build_disturbed(*arguments: Any) -> torch.nn.Module:
-    """Parts that begin at zero would hide others' gradients."""
-    model = build(*arguments)
-    for name, parameter in model.named_parameters():
-        parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-    return model
+linear = functional.linear
 
 
-trainer_module.build = build_disturbed
-trainer = trainer_module.Trainer(load_config(None, overrides), join())
-gradients: dict[str, torch.Tensor] = {}
-update = trainer.trained.update
+class Wide(TorchFunctionMode):
+    """Products with weights in float64."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (torch.conv2d, linear, functional.group_norm):
+            args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.double, (args, kwargs))
+        return function(*args, **kwargs)
 
 
-def keep_gradients(scale: LossScale) -> torch.Tensor:
-    gradients.update({name: whole_gradient(weight).clone() for name, weight in trainer.trained.named.items()})
-    return update(scale)
+def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> None:
+    @torch.no_grad()
+    def build_disturbed(*arguments: Any) -> torch.nn.Module:
+        """Parts that begin at zero would hide others' gradients."""
+        model = build(*arguments)
+        for name, parameter in model.named_parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+        return model.double() if precision == "float64" else model
+
+    trainer_module.build = build_disturbed
+    trainer = Trainer(load_config(None, [*overrides, "--out", f"{folder}/run-{name}", *changed]), accelerator)
+    if precision == "wide":
+        # DeepSpeed's own, of stage 3, wants one type
+        functional.linear = linear
+        forward = trainer.stepper._forward
+
+        def wide_forward(batch: Batch) -> Any:
+            with Wide():
+                return forward(batch)
+
+        trainer.stepper._forward = wide_forward
+    gradients: dict[str, torch.Tensor] = {}
+    update = trainer.trained.update
+
+    def keep_gradients(scale: LossScale) -> torch.Tensor:
+        gradients.update(
+            {name: whole_gradient(trainer, weight).clone().contiguous() for name, weight in named.items()}
+        )
+        return update(scale)
+
+    named = trainer.trained.named
+    trainer.trained.update = keep_gradients
+    windows = trainer.stream.windows(trainer.step)
+    window = [prepared(batch, precision, 4 if half_empty else 16) for batch in next(windows)]
+    counts = trainer.ranks.sum(trainer.stepper.counts(window))
+    totals, norm = trainer.stepper.step(window, counts, 1e-3)
+    empty = [prepared(batch, precision, 0) for batch in next(windows)]
+    totals, counts_of_empty, _ = trainer._join(totals, empty, torch.zeros(()))
+    numbers = {f"total/{k}": v.tolist() for k, v in totals.items()} | {k: v.tolist() for k, v in counts.items()}
+    trainer.trained.update = update
+    changed_by_empty = step_without_leaf(trainer, empty, counts_of_empty)
+    leaf_pixels = [int(batch.leaf_mask.sum()) for batch in window]
+    row = {"rank": trainer.ranks.rank, "leaf_pixels": leaf_pixels, "changed_by_empty": changed_by_empty}
+    Path(folder, f"{name}-rank-{trainer.ranks.rank}.json").write_text(json.dumps(row))
+    if trainer.ranks.is_main:
+        save_file(gradients, Path(folder, f"{name}.safetensors"))
+        Path(folder, f"{name}.json").write_text(json.dumps({**numbers, "grad_norm": float(norm)}))
 
 
-def whole_gradient(weight: torch.nn.Parameter) -> torch.Tensor:
+def prepared(batch: Batch, precision: str, slots_with_leaf: int) -> Batch:
+    tiles, leaf_mask = batch.tiles.clone(), batch.leaf_mask.clone()
+    for row, place in enumerate(batch.plan.places):
+        if place.slot >= slots_with_leaf:
+            leaf_mask[row] = False
+    return replace(batch, tiles=tiles if precision == "float32" else tiles.double(), leaf_mask=leaf_mask)
+
+
+def whole_gradient(trainer: Trainer, weight: torch.nn.Parameter) -> torch.Tensor:
     if isinstance(trainer.trained, Replicated):
         assert weight.grad is not None
         return weight.grad
@@ -49,15 +111,19 @@ def whole_gradient(weight: torch.nn.Parameter) -> torch.Tensor:
     return safe_get_full_grad(weight)
 
 
-trainer.trained.update = keep_gradients
-windows = trainer.stream.windows(trainer.step)
-window = next(windows)
-counts = trainer.ranks.sum(trainer.stepper.counts(window))
-totals, norm = trainer.stepper.step(window, counts, 1e-3)
-totals, _, _ = trainer._join(totals, next(windows), torch.zeros(()))
-leaf_pixels = [int(batch.leaf_mask.sum()) for batch in window]
-print(f"rank {trainer.ranks.rank}: leaf pixels of its micro batches {leaf_pixels}", file=sys.stderr)
-if trainer.ranks.is_main:
-    save_file(gradients, Path(out) / "gradients.safetensors")
-    numbers = {f"total/{k}": v.tolist() for k, v in totals.items()} | {k: v.tolist() for k, v in counts.items()}
-    (Path(out) / "numbers.json").write_text(json.dumps({**numbers, "grad_norm": float(norm)}))
+def step_without_leaf(trainer: Trainer, window: list[Batch], counts: dict[str, torch.Tensor]) -> list[str]:
+    """What it changed; it must be counted."""
+    assert int(counts["valid_pixels"]) == 0
+    kept = {name: value.clone() for name, value in trainer._tensors()}
+    updates = trainer.trained.updates
+    _, norm = trainer.stepper.step(window, counts, 1e-3)
+    trainer.skipped.add(1, norm, counts)
+    trainer.skipped.look(None)
+    changed = [name for name, value in trainer._tensors() if not torch.equal(value, kept[name])]
+    counted = (trainer.skipped.empty, trainer.skipped.nonfinite) == (1, 0)
+    return changed[:3] + ["updates"] * (trainer.trained.updates != updates) + ["count"] * (not counted)
+
+
+accelerator = join()
+for case in json.loads(cases):
+    record(case["name"], case["precision"], case["half_empty"], case["changed"])

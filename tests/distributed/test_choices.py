@@ -132,10 +132,11 @@ def test_too_many_values_that_are_not_finite_stop_the_run(launch, shards_with_na
 
 
 @pytest.mark.slow
-def test_compiled_training_takes_the_same_steps(launch, leaf_shards, tmp_path):
+@pytest.mark.parametrize(("engine", "processes"), [("cpu", 1), ("cpu", 2), ("zero2", 2)])
+def test_compiled_training_takes_the_same_steps(launch, leaf_shards, tmp_path, engine, processes):
     for name, compiled in (("eager", False), ("compiled", True)):
         arguments = tiny_run(leaf_shards, tmp_path / name, train__compile=compiled, data__val="null")
-        done = launch(TRAIN, *arguments, processes=1)
+        done = launch(TRAIN, *arguments, processes=processes, engine=engine)
         assert done.returncode == 0, done.stderr[-3000:]
     for eager, compiled in zip(metrics(tmp_path / "eager"), metrics(tmp_path / "compiled"), strict=True):
         for number in ("loss", "sam", "grad_norm"):

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
 
 from msvae.engine.precision import LossScale
@@ -16,7 +17,8 @@ Named = tuple[str, Tensor]
 class Trained(ABC):
     """The trainable weights, their gradients and what the optimizer keeps of them.
 
-    `forward` is called like the model. Every rank calls every method, in the same order.
+    `forward` is called like the model. Every rank calls every method, in the same order. Where `spoilt` is True on any
+    rank, gradients from then on are not finite.
     """
 
     forward: nn.Module
@@ -24,6 +26,12 @@ class Trained(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.shapes = {name: weight.shape for name, weight in self.named.items()}
+        self.spoilt: Tensor | None = None
+        # a loss of NaN would not do: selecting leaf pixels turns its gradient into 0, which decays weights and moments
+        min(self.named.values(), key=torch.Tensor.numel).register_hook(self._spoil)  # type: ignore[no-untyped-call]
+
+    def _spoil(self, gradient: Tensor) -> Tensor:
+        return gradient if self.spoilt is None else torch.where(self.spoilt, torch.nan, gradient)
 
     @abstractmethod
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:

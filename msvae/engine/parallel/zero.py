@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from msvae.engine.optim import AveragingAdamW
+from msvae.engine.parallel.deepspeed_settings import put_own
 from msvae.engine.parallel.trained import Named, Trained
 from msvae.engine.precision import LossScale
 from msvae.engine.ranks import Ranks
@@ -42,14 +43,7 @@ class Zero(Trained):
         super().__init__(model)
         self._ranks, self._optimizer = ranks, optimizer
         plugin = accelerator.state.deepspeed_plugin
-        plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": accumulation_steps,
-            "gradient_clipping": max_norm,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "steps_per_print": 2**62,
-        }
+        put_own(plugin.deepspeed_config, max_norm, accumulation_steps, ranks.world_size)
         accelerator.gradient_accumulation_steps = accumulation_steps
         self.forward, _ = accelerator.prepare(model, optimizer)
         self._engine: Any = self.forward

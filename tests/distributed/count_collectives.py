@@ -1,0 +1,54 @@
+"""Launched by a test: train, and write down every collective that this rank takes part in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from msvae.config import load_config
+from msvae.engine.setup import join
+from msvae.engine.trainer import Trainer
+
+
+class Record(TorchDispatchMode):
+    """Name, type and number of elements of what passes torch's collectives, whoever calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str, int]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "c10d":
+            tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
+            kind = tensors[0].dtype if tensors else torch.uint8
+            self.seen.append((function.name().removeprefix("c10d::"), str(kind), sum(t.numel() for t in tensors)))
+        return function(*args, **(kwargs or {}))
+
+
+out, *overrides = sys.argv[1:]
+trainer = Trainer(load_config(None, overrides), join())
+record, rows = Record(), []
+step = trainer.stepper.step
+
+
+def counted_step(*arguments: Any) -> Any:
+    """What was seen since the step before lies beside the gradients' own."""
+    beside, record.seen = record.seen, []
+    result = step(*arguments)
+    rows.append({"beside": beside, "own": record.seen})
+    record.seen = []
+    return result
+
+
+trainer.stepper.step = counted_step
+fit: Callable[[], bool] = trainer.fit
+with record:
+    fit()
+rows.append({"beside": record.seen, "own": []})
+Path(out, f"rank-{trainer.ranks.rank}.json").write_text(json.dumps(rows))

@@ -1,0 +1,43 @@
+"""What a step of a run sends between ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ..conftest import tiny_run
+
+SCRIPT = Path(__file__).with_name("count_collectives.py")
+STEPS = 6
+
+
+@pytest.mark.parametrize("engine", ["cpu", "zero2", "zero3"])
+def test_a_step_makes_one_collective_beside_those_of_its_gradients_and_no_broadcast(
+    launch, leaf_shards, tmp_path, engine
+):
+    arguments = tiny_run(
+        leaf_shards,
+        tmp_path / "run",
+        data__val="null",
+        data__micro_batch_size=2,
+        data__check_every=2,
+        train__log_every=2,
+        train__max_steps=STEPS,
+        train__checkpoint_every=0,
+    )
+    done = launch(SCRIPT, tmp_path, *arguments, processes=2, engine=engine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    assert len(ranks[0]) == STEPS + 1
+    # in the first step DDP lays out its buckets, after the last the run is saved
+    for row in ranks[0][1:STEPS]:
+        assert [(name, kind) for name, kind, _ in row["beside"]] == [("allreduce_", "torch.float64")]
+        assert row["own"], "the gradients must meet"
+        # the run's own sums are float64 and hold two numbers a tile; ZeRO 3 adds its norm in float64
+        assert all(count == 1 for _, kind, count in row["own"] if kind == "torch.float64")
+        assert not any("broadcast" in name for name, *_ in row["own"])
+    # as much at every step, logged or not
+    assert len({json.dumps(row["own"]) for row in ranks[0][1:STEPS]}) == 1
