@@ -180,4 +180,4 @@ def test_a_url_in_use_or_without_access_is_refused_in_one_line(launch, leaf_shar
         assert lines[0].startswith(message)
         assert "step 1" not in refused.stdout
     assert objects(url).keys() == {"run.lock"}, "a refused run leaves nothing"
-    assert not list(scratch.iterdir())
+    assert not list(scratch.glob("msvae-*"))
