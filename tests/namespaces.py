@@ -45,6 +45,11 @@ class TwoMachines:
             text=True,
         )
 
+    def run(self, machine: int, *command: object) -> subprocess.Popen[str]:
+        """Begin any command on a machine, and talk with it."""
+        inside = [*_inside(self.names[machine]), *map(str, command)]
+        return subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     def pull_cable(self) -> None:
         """What is on its way is lost, and nobody is told."""
         _run(*_inside(self.names[0]), "ip", "link", "set", DEVICE, "down")

@@ -48,18 +48,6 @@ def url(moto, monkeypatch, request, scratch) -> str:
     return f"s3://{BUCKET}/runs/{request.node.name}"
 
 
-@pytest.fixture
-def impatient(tmp_path) -> Path:
-    """train.py that waits seconds, not minutes, for another run to show that it lives."""
-    script = tmp_path / "impatient.py"
-    script.write_text(
-        "from msvae.engine import lock, place\n"
-        "lock.RENEW_S, lock.LOOK_S, lock.ABANDONED_S = 1.0, 0.2, 6.0\n"
-        f"exec(open({str(TRAIN)!r}).read())\n"
-    )
-    return script
-
-
 def objects(url: str) -> dict[str, bytes]:
     client, prefix = boto3.client("s3"), url.removeprefix(f"s3://{BUCKET}/") + "/"
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
@@ -88,14 +76,23 @@ def kill_once_uploaded(command: list[str], url: str, step: int) -> None:
     """SIGKILL to the launcher and all ranks as soon as the store holds a checkpoint of `step` or later."""
     run = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while objects(url).get("checkpoints/latest", b"").decode() < f"step-{step:08d}":
+    while newest(url) < step:
         assert run.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    kill(run)
+
+
+def kill(run: psutil.Popen) -> None:
     processes = [*run.children(recursive=True), run]
     for process in processes:
         process.kill()
     psutil.wait_procs(processes)
+
+
+def newest(url: str) -> int:
+    """The step of the newest checkpoint that the store names."""
+    return int(objects(url).get("checkpoints/latest", b"step-0").decode().removeprefix("step-"))
 
 
 def assert_whole(out: Path, undisturbed: Path) -> None:
@@ -134,16 +131,16 @@ def test_a_killed_run_whose_disk_is_lost_goes_on_from_the_store_bit_for_bit(
 ):
     arguments = tiny_run(leaf_shards, url, **RUN)
     kill_once_uploaded(launch_command(impatient, *arguments, processes=2), url, step=6)
-    newest = max(name for name in objects(url) if name.endswith("checksums.json"))
+    last = max(name for name in objects(url) if name.endswith("checksums.json"))
     # as if it had been killed before the last part of its upload
-    boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/{newest}")
+    boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/{last}")
     (tmp_path / "another machine").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "another machine"))
     done = launch(impatient, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
-    step = int(newest.split("/")[1].removeprefix("step-"))
+    step = int(last.split("/")[1].removeprefix("step-"))
     assert f"{url}/run.lock is of process" in done.stdout
-    assert f"warning: {url}/{newest.rpartition('/')[0]} lacks checksums.json: its upload did not end" in done.stdout
+    assert f"warning: {url}/{last.rpartition('/')[0]} lacks checksums.json: its upload did not end" in done.stdout
     assert f"resumed at step {step - 2}\n" in done.stdout
     assert f"the model is in {url}/model" in done.stdout
     assert_whole(download(url, tmp_path / "downloaded"), undisturbed)
@@ -181,3 +178,33 @@ def test_a_url_in_use_or_without_access_is_refused_in_one_line(launch, leaf_shar
         assert "step 1" not in refused.stdout
     assert objects(url).keys() == {"run.lock"}, "a refused run leaves nothing"
     assert not list(scratch.glob("msvae-*"))
+
+
+@pytest.mark.slow
+def test_a_run_struck_at_any_moment_comes_to_the_same_end(leaf_shards, undisturbed, url, impatient, tmp_path):
+    """SIGKILL to all, or SIGTERM to the launcher, which is a preempted machine; each time with an empty disk."""
+    rng, ends = np.random.default_rng(0), []
+    command = launch_command(impatient, *tiny_run(leaf_shards, url, **RUN), processes=2)
+    while not ends or ends[-1] != 0:
+        scratch = tmp_path / f"scratch-{len(ends)}"
+        scratch.mkdir()
+        run = psutil.Popen(
+            command, cwd=ROOT, env={**os.environ, "TMPDIR": str(scratch)}, stdout=subprocess.DEVNULL, stderr=None
+        )
+        metrics, before = None, newest(url)
+        while run.poll() is None and (metrics is None or not metrics.stat().st_size):
+            metrics = next(scratch.glob("msvae-*/metrics.jsonl"), None)
+            time.sleep(0.02)
+        # some steps forward each time, so that it ends
+        while run.poll() is None and newest(url) <= before:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1))
+        if len(ends) % 2 and run.poll() is None:
+            run.terminate()
+            run.wait()
+            assert "run.lock" not in objects(url), "who leaves politely keeps nobody waiting"
+        elif run.poll() is None:
+            kill(run)
+        ends.append(run.wait())
+        assert len(ends) < 20
+    assert_whole(download(url, tmp_path / "downloaded"), undisturbed)
