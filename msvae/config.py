@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
+import socket
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -212,8 +216,8 @@ class Config(BaseSettings):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    out: Path = Path("runs/msvae")
-    """Folder that the run writes; it may hold an earlier part of the same run."""
+    out: str | Path = Path("runs/msvae")
+    """Folder or URL (s3://, gs://, az://) that the run writes; it may hold an earlier part of the same run."""
 
     @classmethod
     def settings_customise_sources(
@@ -227,6 +231,20 @@ class Config(BaseSettings):
         if self.optim.backbone_lr is not None and self.model.train_backbone == "none":
             raise ValueError("optim.backbone_lr is set but model.train_backbone is none; leave it out, or train more")
         return self
+
+    @property
+    def out_is_url(self) -> bool:
+        """Whether `out` is an object store."""
+        return "://" in str(self.out)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes on this machine: `out`, or among temporary files where a mirror of its URL lies."""
+        if not self.out_is_url:
+            return Path(self.out)
+        # machines may share their temporary folder, and so may users
+        owner = f"{str(self.out).rstrip('/')} {socket.gethostname()} {os.getuid()}"
+        return Path(tempfile.gettempdir()) / f"msvae-{hashlib.sha256(owner.encode()).hexdigest()[:16]}"
 
     def dump(self) -> str:
         """The resolved configuration as YAML."""

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     arguments, overrides = parser.parse_known_args()
     config = load_config(arguments.config, overrides)
-    check_writable(config.out)
+    check_writable(config.folder)
     if not Trainer(config, join(config.train.timeout_s)).fit():
         sys.exit(EXIT_CODE)
 

@@ -74,6 +74,10 @@ class RunLog:
         """A line on the screen."""
         self._screen.say(line)
 
+    def flush(self) -> None:
+        """Have all that was logged in files; TensorBoard's writer holds it back for minutes."""
+        self._tensorboard.flush()
+
     def close(self) -> None:
         """Write out everything."""
         self._screen.close()

@@ -32,18 +32,19 @@ class Start:
         self._path, faults = ranks.together(lambda: _choose(config) if looks else (None, []))
         steps = ranks.gather(0 if self._path is None else int(folder.load_state(self._path)["step"]))
         self._source = steps.index(max(steps))
-        found = ranks.told(self._describe(faults), self._source)
+        found = ranks.told(self._describe(config, faults), self._source)
         self.faults: list[str] = found["faults"]
         self.state: dict[str, Any] | None = found["state"]
         self._refuse_apart(identity)
         self.changes = ""
         if self.state is not None:
-            check_identity(Path(found["path"]), self.state, identity, config)
+            check_identity(found["path"], self.state, identity, config)
             self.changes = changes(self.state["config"], config.model_dump(mode="json"))
 
-    def _describe(self, faults: list[str]) -> Callable[[], dict[str, Any]]:
+    def _describe(self, config: Config, faults: list[str]) -> Callable[[], dict[str, Any]]:
         state = None if self._path is None else folder.load_state(self._path)
-        return lambda: {"path": str(self._path), "state": state, "faults": faults}
+        path = str(self._path).replace(str(config.folder), str(config.out))
+        return lambda: {"path": path, "state": state, "faults": faults}
 
     @property
     def step(self) -> int:
@@ -113,7 +114,7 @@ def _choose(config: Config) -> tuple[Path | None, list[str]]:
 
     Raises: ValueError when `never` meets an earlier run, or the path is not a whole checkpoint.
     """
-    newest = folder.found(config.out)[-1:]
+    newest = folder.found(config.folder)[-1:]
     if config.train.resume == "never":
         if newest:
             raise ValueError(
@@ -121,7 +122,7 @@ def _choose(config: Config) -> tuple[Path | None, list[str]]:
             )
         return None, []
     if config.train.resume == "auto":
-        path, faults = folder.newest_whole(config.out)
+        path, faults = folder.newest_whole(config.folder)
         if faults and path is None:
             raise ValueError(f"no checkpoint of {config.out} is whole: {faults[0]}; remove them to begin anew")
         return path, faults

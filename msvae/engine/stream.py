@@ -77,7 +77,7 @@ class TrainingStream:
 
     def _open_record(self, name: str, step: int) -> JsonLines:
         """This rank's file; of a resumed run, without the steps that will be seen again."""
-        folder = self._config.out / name
+        folder = self._config.folder / name
         for path in folder.glob("rank-*.jsonl"):
             # a rank of an earlier, larger world
             if self._ranks.is_main and path.name >= _name_of(self._ranks.world_size):

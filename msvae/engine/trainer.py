@@ -15,11 +15,11 @@ from msvae.engine.build import JudgedModel, build
 from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.checkpoints.identity import identity
 from msvae.engine.checkpoints.writer import CheckpointWriter
-from msvae.engine.lock import RunLock
 from msvae.engine.logging import RunLog
 from msvae.engine.optim import make_optimizer, schedule
 from msvae.engine.parallel.spread import spread
 from msvae.engine.parallel.trained import Named
+from msvae.engine.place import RunPlace
 from msvae.engine.ranks import Ranks
 from msvae.engine.resume import Start
 from msvae.engine.setup import launched_precision
@@ -39,6 +39,7 @@ class Trainer:
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.config, self.ranks = config, Ranks(accelerator)
+        self.place = RunPlace(config, self.ranks)
         self.stream = TrainingStream(config, self.ranks)
         manifest = self.stream.reader.manifest
         model = build(config, manifest, accelerator)
@@ -46,7 +47,7 @@ class Trainer:
         self.validation = Validation(config, self.ranks, self.judged)
         self.identity = identity(config, manifest.digest(), model)
         # before checkpoints are looked at: another run would write and remove them meanwhile
-        self.ranks.told(self._take_folder)
+        self.ranks.told(self.place.take)
         start = Start(config, self.ranks, self.identity)
         self.step, resumed = start.step, start.state
         self._keep_untrained(begins=resumed is None)
@@ -66,7 +67,7 @@ class Trainer:
             self.validation.resume(resumed["validation"])
             self.skipped.resume(resumed["skipped_steps"])
         self.log = self._open_log(start) if self.ranks.is_main else None
-        self.writer = CheckpointWriter(config.out, config.train.keep_checkpoints)
+        self.writer = CheckpointWriter(config.folder, config.train.keep_checkpoints, self.place.offer)
         self.data_wait_s, self.logged_step, self.logged_at_s = 0.0, self.step, time.monotonic()
 
     def fit(self) -> bool:
@@ -74,13 +75,16 @@ class Trainer:
 
         Returns: whether it came to its end, rather than being asked to stop before.
         """
-        watchdog = Watchdog(self.config.out, self.ranks.rank, self.config.train.timeout_s)
+        watchdog = Watchdog(self.config.folder, self.ranks.rank, self.config.train.timeout_s)
         stop = StopRequest()
         try:
             finished = self._train(watchdog, stop)
             self.writer.finish()
             if finished:
                 self._save_model()
+            if self.log is not None:
+                self.log.flush()
+            self.place.finish()
             stop.served()
             self.ranks.wait()
         finally:
@@ -88,6 +92,7 @@ class Trainer:
             self.writer.close()
             if self.log is not None:
                 self.log.close()
+            self.place.close()
         return finished
 
     def _train(self, watchdog: Watchdog, stop: StopRequest) -> bool:
@@ -187,7 +192,10 @@ class Trainer:
             # ranks that hold shares of the weights must hand them over
             for _ in self._tensors():
                 pass
+            self.place.offer()
             return
+        assert self.log is not None
+        self.log.flush()
         state = {
             "identity": self.identity,
             "config": self.config.model_dump(mode="json"),
@@ -208,24 +216,21 @@ class Trainer:
     def _save_model(self) -> None:
         model = self.judged.follow(self.trained)
         if self.ranks.is_main:
-            save_model(model, self.config.out / "model")
-        self._say(f"finished at step {self.step}; the model is in {self.config.out / 'model'}")
-
-    def _take_folder(self) -> None:
-        self._lock = RunLock(self.config.out)
+            save_model(model, self.config.folder / "model")
+        self._say(f"finished at step {self.step}; the model is in {self.config.out}/model")
 
     def _keep_untrained(self, begins: bool) -> None:
-        untrained = self.config.out / "untrained"
+        untrained = self.config.folder / "untrained"
         if self.ranks.is_main and (begins or not untrained.exists()):
             save_model(self.judged.model, untrained)
 
     def _open_log(self, start: Start) -> RunLog:
         """Of the main process; a run that begins anew starts it anew."""
-        out = self.config.out
+        out = self.config.folder
         (out / "config.yaml").write_text(self.config.dump())
         log = RunLog(out, self.step or -1, self.config.train.max_steps)
         log.text("config", self.config.dump())
-        for fault in start.faults:
+        for fault in (*self.place.faults, *start.faults):
             log.say(f"warning: {fault}; going on from the checkpoint before")
         if self.step:
             log.say(f"resumed at step {self.step}{start.changes}")

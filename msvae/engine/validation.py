@@ -84,7 +84,7 @@ class Validation:
         if self._best_loss is None or row["loss"] < self._best_loss:
             self._best_loss, self._since_best = row["loss"], 0
             if self._ranks.is_main:
-                save_model(self._model, self._config.out / "best")
+                save_model(self._model, self._config.folder / "best")
 
     def _manifest_digest(self) -> str | None:
         return None if self._evaluator is None else self._evaluator.reader.manifest.digest()

@@ -226,13 +226,13 @@ class RemoteStore:
         """URL of a file."""
         return f"{self.location}/{name}"
 
-    def _try(self, name: str, get: Callable[[], T]) -> T:
+    def _try(self, name: str, act: Callable[[], T], done: str = "read") -> T:
         errors, patience = self._obstore.exceptions, self._patience
         for attempt in range(patience.attempts):
             if attempt:
                 time.sleep(patience.first_wait_s * 2 ** (attempt - 1))
             try:
-                return get()
+                return act()
             except (errors.NotFoundError, FileNotFoundError) as error:
                 raise MissingError(self.path(name)) from error
             except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
@@ -243,7 +243,7 @@ class RemoteStore:
             except (errors.BaseError, _ShortError) as error:
                 reason = _first_line(error)
         raise ValueError(
-            f"{self.path(name)} could not be read in {patience.attempts} attempts ({reason}); "
+            f"{self.path(name)} could not be {done} in {patience.attempts} attempts ({reason}); "
             "check the network and the store, then run again"
         )
 

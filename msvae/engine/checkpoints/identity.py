@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def identity(config: Config, manifest_digest: str, model: nn.Module) -> dict[str
     }
 
 
-def check_identity(path: Path, state: Mapping[str, Any], current: Mapping[str, Any], config: Config) -> None:
+def check_identity(path: str, state: Mapping[str, Any], current: Mapping[str, Any], config: Config) -> None:
     """Compare the identity in the state of a checkpoint with that of the run at hand.
 
     Raises: ValueError naming each thing that differs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from msvae.engine.checkpoints import folder
 
 
 class CheckpointWriter:
-    """Of the main process. The copy lies in buffers that are made once."""
+    """Of the main process. The copy lies in buffers that are made once. Its thread calls `written` after each."""
 
-    def __init__(self, out: Path, keep: int) -> None:
-        self._out, self._keep = out, keep
+    def __init__(self, out: Path, keep: int, written: Callable[[], None]) -> None:
+        self._out, self._keep, self._written = out, keep, written
         self._buffers: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[Path] | None = None
+        self._writing: Future[None] | None = None
 
     def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Copy the tensors and begin to write; return before that is done.
@@ -40,7 +40,11 @@ class CheckpointWriter:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         copied = {name: self._buffers[name] for name in names}
-        self._writing = self._thread.submit(folder.write, self._out, step, copied, state, self._keep)
+        self._writing = self._thread.submit(self._write, step, copied, state)
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        folder.write(self._out, step, tensors, state, self._keep)
+        self._written()
 
     def check(self) -> None:
         """Take notice of a write that has ended, so that a run does not go on for long without being saved.

@@ -1,0 +1,24 @@
+"""Shared by tests of whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..conftest import ROOT
+
+TRAIN = ROOT / "train" / "train.py"
+
+
+@pytest.fixture
+def impatient(tmp_path) -> Path:
+    """train.py that waits seconds, not minutes, for another run to show that it lives."""
+    script = tmp_path / "impatient.py"
+    script.write_text(
+        "from msvae.engine import lock, place\n"
+        "lock.RENEW_S, lock.LOOK_S = 1.0, 0.2\n"
+        "lock.ABANDONED_S = place.ABANDONED_S = 6.0\n"
+        f"exec(open({str(TRAIN)!r}).read())\n"
+    )
+    return script
