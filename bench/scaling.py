@@ -1,0 +1,100 @@
+"""Weak scaling of a training run, and where the time of a step goes, with an SD3-size VAE at 128 px.
+
+python bench/scaling.py [--processes 2] [--steps 8] [--rounds 3] [--full] [--config_file configs/accelerate/cpu.yaml]
+
+One process, N that train together, and N that train apart at the same time take turns, one thread each. Efficiency is
+the step of one over the step of N together. What N apart reach is the limit: cores share memory, whoever uses them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+from step import SD3
+
+from msvae.pack.job import pack
+from msvae.pack.options import PackOptions
+from msvae.pack.synthetic.images import synthesise
+
+HERE = Path(__file__).resolve().parent
+TILE_PX = 128
+Figures = dict[str, float]
+
+
+def prepare(folder: Path) -> None:
+    """A backbone with weights at random, and shards of synthetic leaves."""
+    AutoencoderKL(**SD3).save_pretrained(folder / "backbone")
+    synthesise(folder / "images", num_images=6, size_px=512, seed=1)
+    pack([folder / "images"], folder / "shards", PackOptions(tile_px=TILE_PX))
+
+
+def launch(folder: Path, name: str, num_processes: int, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """A run that leaves its figures in FOLDER/NAME.json."""
+    values = {
+        "model.pretrained": folder / "backbone",
+        "model.train_backbone": "all" if arguments.full else "none",
+        "data.train": folder / "shards" / "train",
+        "data.val": "null",
+        "data.global_batch_size": num_processes,
+        "data.micro_batch_size": 1,
+        "train.max_steps": arguments.steps,
+        "train.checkpoint_every": 3,
+        "train.resume": "auto",
+        "out": Path(tempfile.mkdtemp(dir=folder)) / "run",
+    }
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", arguments.config_file]
+    overrides = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    script = [str(HERE / "steps" / "timed_train.py"), str(folder / f"{name}.json"), *overrides]
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [*launcher, "--num_processes", str(num_processes), *script],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def measure(folder: Path, names: list[str], num_processes: int, arguments: argparse.Namespace) -> list[Figures]:
+    """Runs at the same time, one for each name."""
+    runs = [launch(folder, name, num_processes, arguments) for name in names]
+    if any(run.wait() for run in runs):
+        raise SystemExit("a run failed; its error stands above")
+    return [json.loads((folder / f"{name}.json").read_text()) for name in names]
+
+
+def main() -> None:
+    """Measure in turns and print ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="train the backbone, too")
+    parser.add_argument("--config_file", default=str(HERE.parent / "configs" / "accelerate" / "cpu.yaml"))
+    arguments = parser.parse_args()
+    alone: list[Figures] = []
+    together: list[Figures] = []
+    apart: list[Figures] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare(folder)
+        for _ in range(arguments.rounds):
+            alone += measure(folder, ["alone"], 1, arguments)
+            together += measure(folder, ["together"], arguments.processes, arguments)
+            apart += measure(folder, [f"apart{number}" for number in range(arguments.processes)], 1, arguments)
+    steps = [statistics.median(figures["step"] for figures in found) for found in (alone, together, apart)]
+    print(f"efficiency of {arguments.processes} together: {steps[0] / steps[1]:.3f}, apart: {steps[0] / steps[2]:.3f}")
+    print(f"{'share of a step':>36} {'alone':>8} {'together':>9}")
+    for part in alone[0]:
+        shares = [statistics.median(f[part] / f["step"] for f in found) for found in (alone, together)]
+        print(f"{part:>36} {shares[0]:8.4f} {shares[1]:9.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Launched by `bench/scaling.py`: a training run that says where the time of its steps went, as JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msvae.config import load_config
+from msvae.engine.setup import join, run_script
+from msvae.engine.trainer import Trainer
+
+PARTS = {
+    "model and gradients": ("stepper", "step"),
+    "wait for data": ("", "_next"),
+    "collectives beside the gradients'": ("ranks", "sum"),
+    "logging": ("", "_look_and_log"),
+    "checkpoint": ("", "_judge_and_save"),
+}
+"""What is timed: attributes of the trainer and their methods."""
+NUM_WARM_UP = 2
+
+
+def main() -> None:
+    """Train and write means over steps, in seconds."""
+    out, *overrides = sys.argv[1:]
+    config = load_config(None, overrides)
+    trainer = Trainer(config, join(config.train.timeout_s))
+    spent_s: dict[str, list[float]] = defaultdict(list)
+    step_began_s: list[float] = []
+    for part, (owner, method) in PARTS.items():
+        held = getattr(trainer, owner) if owner else trainer
+        setattr(
+            held,
+            method,
+            _timed(getattr(held, method), spent_s[part], step_began_s if part.startswith("model") else []),
+        )
+    trainer.fit()
+    if trainer.ranks.is_main:
+        steps_s = [after - before for before, after in pairwise(step_began_s[NUM_WARM_UP:])]
+        means = {part: statistics.fmean(values[NUM_WARM_UP:]) for part, values in spent_s.items()}
+        Path(out).write_text(json.dumps({"step": statistics.fmean(steps_s), **means}))
+
+
+def _timed(act: Callable[..., Any], spent_s: list[float], began_s: list[float]) -> Callable[..., Any]:
+    def timed(*arguments: Any, **options: Any) -> Any:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        began_s.append(began)
+        done = act(*arguments, **options)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        spent_s.append(time.perf_counter() - began)
+        return done
+
+    return timed
+
+
+if __name__ == "__main__":
+    run_script(main)
