@@ -27,15 +27,10 @@ from msvae import AutoencoderKLMultispectralAdapter
 from msvae.model.build import TINY_BACKBONE
 
 CPU = torch.device("cpu")
-WARM_UP_S, ROUND_S = 1.0, 3.0
-"""Every round throws away what was read ahead while others were measured."""
-NUM_SLOTS, MICRO_BATCH = 4, 8
-WIDE = (16, 32, 64, 128)
-CASES = {
-    "tiny, cut to 64 px": (TINY_BACKBONE, 64),
-    "tiny, cut to 128 px": (TINY_BACKBONE, 128),
-    "twice as wide, cut to 64 px": (TINY_BACKBONE | {"block_out_channels": WIDE}, 64),
-}
+NUM_STEPS = 30
+NUM_SLOTS, MICRO_BATCH, SIDE_PX = 4, 8, 64
+READ_AHEAD = 2 * NUM_SLOTS + 2
+"""Batches that no way has more of in stock when its turn comes; they are thrown away."""
 Figures = tuple[float, float, float]
 """Seconds a step, waiting included; share of them that waited; CPU seconds a step of this process."""
 
@@ -78,14 +73,14 @@ def fill_ring(folder: Path, tiles: Tensor, masks: Tensor, free: Semaphore, fille
         filled.release()
 
 
-def trainer(backbone: dict[str, object], side_px: int) -> Callable[[Batch], None]:
-    """One optimizer step of a model that is trained as a whole."""
+def trainer() -> Callable[[Batch], None]:
+    """One optimizer step of a tiny model that is trained as a whole."""
     torch.manual_seed(0)
-    model = AutoencoderKLMultispectralAdapter(**backbone, adapter_width=16)
+    model = AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, adapter_width=16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(batch: Batch) -> None:
-        tiles, masks = (part[..., :side_px, :side_px].split(MICRO_BATCH) for part in batch)
+        tiles, masks = (part[..., :SIDE_PX, :SIDE_PX].split(MICRO_BATCH) for part in batch)
         for sample, mask in zip(tiles, masks, strict=True):
             losses = model(sample=sample, mask=mask)[1]
             (losses["mse"] + losses["sam"]).backward()
@@ -96,20 +91,19 @@ def trainer(backbone: dict[str, object], side_px: int) -> Callable[[Batch], None
 
 
 def measure(step: Callable[[Batch], None], feed: Iterator[Batch]) -> Figures:
-    """Steps for some seconds after a warm-up."""
-    until_s = time.perf_counter() + WARM_UP_S
-    for _ in range(2 * NUM_SLOTS):
+    """Steps after what was read ahead while others were measured is used up."""
+    for _ in range(READ_AHEAD):
+        next(feed)
+    for _ in range(2):
         step(next(feed))
-        if time.perf_counter() > until_s:
-            break
-    began_s, began_cpu_s, waited_s, num_steps = time.perf_counter(), time.process_time(), 0.0, 0
-    while (now_s := time.perf_counter()) < began_s + ROUND_S:
+    began_s, began_cpu_s, waited_s = time.perf_counter(), time.process_time(), 0.0
+    for _ in range(NUM_STEPS):
+        now_s = time.perf_counter()
         batch = next(feed)
         waited_s += time.perf_counter() - now_s
         step(batch)
-        num_steps += 1
     elapsed_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
-    return elapsed_s / num_steps, waited_s / elapsed_s, cpu_s / num_steps
+    return elapsed_s / NUM_STEPS, waited_s / elapsed_s, cpu_s / NUM_STEPS
 
 
 def main() -> None:
@@ -133,18 +127,14 @@ def main() -> None:
         }
         for feed in feeds.values():
             next(feed)
-        for case, (backbone, side_px) in CASES.items():
-            step = trainer(backbone, side_px)
-            rounds = [{way: measure(step, feed) for way, feed in feeds.items()} for _ in range(arguments.rounds)]
-            show(case, rounds)
+        step = trainer()
+        show([{way: measure(step, feed) for way, feed in feeds.items()} for _ in range(arguments.rounds)])
 
 
-def show(case: str, rounds: list[dict[str, Figures]]) -> None:
+def show(rounds: list[dict[str, Figures]]) -> None:
     """Medians over the rounds; ratios are taken within a round."""
     limit = next(iter(rounds[0]))
-    print(
-        f"\n{case}: {statistics.median(r[limit][0] for r in rounds) * 1e3:.0f} ms on one batch in memory", flush=True
-    )
+    print(f"{statistics.median(r[limit][0] for r in rounds) * 1e3:.0f} ms a step on one batch in memory", flush=True)
     for way in rounds[0]:
         times, cpus = (sorted(r[way][figure] / r[limit][figure] for r in rounds) for figure in (0, 2))
         wait = statistics.median(r[way][1] for r in rounds)

@@ -4,7 +4,7 @@ python bench/step.py [--px 128] [--batch 2] [--full] [--rounds 3] [--steps 3] [-
 
 Every measurement is a fresh process; rounds take turns; medians, as ratios to the plain loop. Memory is the peak
 beyond what the imported libraries take: of the process on a CPU, of the allocator on a GPU. MFU is the share of the
-measured rate of one large matrix product in the same precision.
+measured rate of one large matrix product in the row's precision; `output` skips work, so it has none.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def flop(full: bool, px: int, batch: int) -> float:
 
 def matrix_product_flops(precision: str) -> float:
     """Of one large product, FLOP/s."""
+    # as convolutions are by default
+    torch.backends.cuda.matmul.allow_tf32 = True
     on_gpu = torch.cuda.is_available()
     side = 8192 if on_gpu else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -125,12 +127,13 @@ def main() -> None:
         print(json.dumps(measure(arguments.only, arguments)))
         return
     rounds: dict[str, list[Figures]] = {name: [] for name in ("plain loop", *arguments.variants)}
-    rates = []
+    rates: dict[str, list[float]] = {"no": [], arguments.precision: []}
     for _ in range(arguments.rounds):
-        rates.append(matrix_product_flops(arguments.precision))
+        for precision, found in rates.items():
+            found.append(matrix_product_flops(precision))
         for name in rounds:
             rounds[name].append(in_a_fresh_process(name))
-    peak, operations = statistics.median(rates), flop(arguments.full, arguments.px, arguments.batch)
+    operations = flop(arguments.full, arguments.px, arguments.batch)
     medians = {
         name: {key: statistics.median(figures[key] for figures in found) for key in found[0]}
         for name, found in rounds.items()
@@ -140,11 +143,12 @@ def main() -> None:
     print(f"{kind}, {arguments.batch} x {BANDS} x {arguments.px} x {arguments.px}, precision {arguments.precision}")
     print(f"{'':>24} {'time':>14} {'memory':>16} {'images/s':>9} {'MFU':>5}")
     for name, figures in medians.items():
-        rate = arguments.batch / figures["step_s"]
+        peak = statistics.median(rates["no" if name == "plain loop" else arguments.precision])
+        mfu = "-" if "output" in name else f"{operations / figures['step_s'] / peak:.2f}"
         print(
             f"{name:>24} {figures['step_s'] / base['step_s']:5.2f}x {figures['step_s']:6.2f}s "
-            f"{figures['memory_gb'] / base['memory_gb']:6.2f}x {figures['memory_gb']:6.2f}GB {rate:9.2f} "
-            f"{operations / figures['step_s'] / peak:5.2f}"
+            f"{figures['memory_gb'] / base['memory_gb']:6.2f}x {figures['memory_gb']:6.2f}GB "
+            f"{arguments.batch / figures['step_s']:9.2f} {mfu:>5}"
         )
 
 

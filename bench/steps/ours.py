@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from msvae import AutoencoderKLMultispectralAdapter
-from msvae.config import Config, DataConfig, ModelConfig, OptimConfig
+from msvae.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from msvae.engine.optim import make_optimizer
 from msvae.engine.parallel.replicated import Replicated
-from msvae.engine.precision import Precision
+from msvae.engine.precision import InPrecision, Precision
 from msvae.engine.ranks import Ranks
 from msvae.engine.step import Stepper
 from msvae.shards.loader import Batch
@@ -31,6 +31,7 @@ def make_step(
         model=ModelConfig(train_backbone="all" if full else "none"),
         data=DataConfig(global_batch_size=batch_size, micro_batch_size=batch_size),
         optim=OptimConfig(ema_decay=0.0),
+        train=TrainConfig(channels_last="channels-last" in variants),
     )
     placement = "output" if "output" in variants else "both"
     model = AutoencoderKLMultispectralAdapter(**backbone, adapter_placement=placement, adapter_width=width)
@@ -39,14 +40,14 @@ def make_step(
         model.freeze_backbone()
     if "checkpointing" in variants:
         model.enable_gradient_checkpointing()
-    if "channels-last" in variants:
+    if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
     model.to(device).train()
     if "compiled" in variants:
         model.compile()
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     ranks, optimizer = Ranks(accelerator), make_optimizer(model, config.optim)
-    trained = Replicated(accelerator, model, optimizer, config.optim.max_grad_norm)
+    trained = Replicated(accelerator, InPrecision(model, precision), optimizer, config.optim.max_grad_norm)
     stepper = Stepper(config, ranks, model.leaf_losses, trained, optimizer, precision)
     places = tuple(Place(0, slot, slot) for slot in range(batch_size))
 

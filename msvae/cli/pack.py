@@ -140,11 +140,10 @@ def pack(
             overwrite=overwrite,
         )
         if part and not overwrite and is_merged(out, options):
-            say(
-                f"{out} is complete, so part {part} has nothing left to do; for another data set name another --out, "
-                "or give --overwrite"
+            raise ValueError(
+                f"{out} is a finished data set: if it is the one of these parts, part {part} has nothing left to do; "
+                "for another name another --out, or give --overwrite"
             )
-            return
         with progress("tiles") as advance_to:
             summary = pack_images(images, out, options, advance_to)
     if summary.shards_missing or part:

@@ -22,7 +22,7 @@ def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> Autoe
     Raises: ValueError when it could not be compiled.
     """
     deepspeed = accelerator.state.deepspeed_plugin
-    if config.train.compile and deepspeed is not None and deepspeed.zero_stage == 3:
+    if config.train.compile and splits_weights(accelerator):
         raise ValueError(
             "train.compile is true under ZeRO 3, whose weights come and go between layers; expected DDP, ZeRO 1 or 2: "
             "use zero2.yaml, or leave train.compile out"
@@ -38,25 +38,40 @@ def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> Autoe
     return model
 
 
+def splits_weights(accelerator: Accelerator) -> bool:
+    """Whether the launcher asks for ZeRO 3, under which no rank holds all weights."""
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
 class JudgedModel:
     """A whole copy of the model on every rank, however training spreads its own: averaged where there is an average.
 
-    It is for evaluation and saving. Frozen weights are not copied.
+    It is for evaluation and saving. Frozen weights are not copied, unless it rests in the machine's own memory, as it
+    does where ranks have no room for a whole model.
     """
 
-    def __init__(self, model: AutoencoderKLMultispectralAdapter, averages: bool) -> None:
+    def __init__(self, model: AutoencoderKLMultispectralAdapter, averages: bool, rests_on_cpu: bool) -> None:
+        self._device, self._rests_on_cpu = model.device, rests_on_cpu
         frozen: dict[int, object] = {id(p): _alias(p) for p in model.parameters() if not p.requires_grad}
         self.model: AutoencoderKLMultispectralAdapter = copy.deepcopy(model, frozen).eval().requires_grad_(False)
         self.model.disable_gradient_checkpointing()
         self._weights = {name: dict(self.model.named_parameters())[name] for name in trainable_names(model)}
         self._kind = AVERAGE if averages else "model"
+        self.rest()
 
     def follow(self, trained: Trained) -> AutoencoderKLMultispectralAdapter:
-        """The model with the weights of now. All ranks."""
+        """The model with the weights of now, on this rank's device. All ranks."""
+        self.model.to(self._device)
         with torch.no_grad():
             for name, value in trained.values(self._kind):
                 self._weights[name].copy_(value)
         return self.model
+
+    def rest(self) -> None:
+        """It is not needed for a while."""
+        if self._rests_on_cpu:
+            self.model.to("cpu")
 
 
 def trainable_names(model: nn.Module) -> list[str]:

@@ -40,9 +40,14 @@ class FolderLock:
         self._file: IO[str] = (out / NAME).open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.seek(0)
             raise _taken(out, self._file.read().strip() or "another process") from None
+        except OSError as error:
+            raise ValueError(
+                f"{out} lies on a file system without locks ({error.strerror}), so nothing keeps a second run "
+                "from it; choose an `out` elsewhere, or mount it with flock"
+            ) from error
         self._file.truncate(0)
         self._file.write(f"{_me()}\n")
         self._file.flush()

@@ -88,6 +88,8 @@ class Mirror:
             for name, file in files:
                 stamp = _stamp(file)
                 if self._sent.get(name) != stamp and stamp[0]:
+                    if self._lock:
+                        self._lock.hold()
                     # a log may grow while it is uploaded
                     self._store.put(name, file if name.endswith(".safetensors") else _content(name, file))
                     self._sent[name], self._there[name] = stamp, stamp[0]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -20,6 +20,22 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     if precision == "no":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class InPrecision(nn.Module):
+    """A model whose forward pass runs in a precision.
+
+    It is what DDP and DeepSpeed wrap: DeepSpeed turns off on a GPU what is turned on around it.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.model, self._precision = model, precision
+
+    def forward(self, *, sample: Tensor, **options: Any) -> Any:
+        """That of the model."""
+        with autocast(self._precision, sample.device):
+            return self.model(sample=sample, **options)
 
 
 class LossScale:

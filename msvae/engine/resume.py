@@ -31,6 +31,8 @@ class Start:
         looks = ranks.is_main or ranks.is_first_of_machine
         self._path, faults = ranks.together(lambda: _choose(config) if looks else (None, []))
         steps = ranks.gather(0 if self._path is None else int(folder.load_state(self._path)["step"]))
+        if config.train.resume not in ("auto", "never") and not any(steps):
+            raise ValueError(f"{config.train.resume} is not a checkpoint that any machine has; name a folder step-…")
         self._source = steps.index(max(steps))
         found = ranks.told(self._describe(config, faults), self._source)
         self.faults: list[str] = found["faults"]
@@ -126,11 +128,20 @@ def _choose(config: Config) -> tuple[Path | None, list[str]]:
         if faults and path is None:
             raise ValueError(f"no checkpoint of {config.out} is whole: {faults[0]}; remove them to begin anew")
         return path, faults
-    path = Path(config.train.resume)
+    return _choose_named(config, Path(config.train.resume))
+
+
+def _choose_named(config: Config, path: Path) -> tuple[Path | None, list[str]]:
+    """None where this machine lacks it."""
+    if not path.exists():
+        return None, []
     folder.check(path)
-    if newest and path.resolve().parent == newest[0].resolve().parent and path.name != newest[0].name:
-        raise ValueError(
-            f"{config.out} goes on to {newest[0].name} after {path.name}; remove the later checkpoints, or choose "
-            "another `out` for this branch"
-        )
-    return path, []
+    newest, faults = folder.newest_whole(config.folder)
+    if newest is None or newest.name <= path.name:
+        return path, []
+    if folder.load_state(newest)["config"]["train"]["resume"] == config.train.resume:
+        return newest, faults  # this branch has been begun before
+    raise ValueError(
+        f"{config.out} goes on to {newest.name} after {path.name}; remove the later checkpoints, or choose "
+        "another `out` for this branch"
+    )

@@ -48,6 +48,8 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         _make_cuda_repeatable()
+        # convolutions in float32 would be rounded to 11 bits
+        torch.backends.cudnn.allow_tf32 = launched_precision() != "no"
     # torch renamed the option, accelerate still passes it under its old name
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"

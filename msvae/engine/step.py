@@ -10,7 +10,7 @@ from torch import Tensor
 from msvae.config import Config
 from msvae.engine.optim import AveragingAdamW
 from msvae.engine.parallel.trained import Trained
-from msvae.engine.precision import LossScale, Precision, autocast
+from msvae.engine.precision import LossScale, Precision
 from msvae.engine.ranks import Ranks
 from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import LeafLosses, objective
@@ -29,7 +29,7 @@ class Stepper:
         precision: Precision,
     ) -> None:  # fmt: skip
         self._config, self._losses, self._trained, self._optimizer = config, losses, trained, optimizer
-        self._precision, self.loss_scale = precision, LossScale(precision, ranks.device)
+        self.loss_scale = LossScale(precision, ranks.device)
         # DDP and DeepSpeed average gradients over the ranks; shares of the loss add up instead
         self._num_shares = ranks.world_size
         self._memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -43,13 +43,14 @@ class Stepper:
         """
         global_batch_size = self._config.data.global_batch_size
         tile_coverage = torch.zeros(global_batch_size, dtype=torch.float64, device=window[0].tiles.device)
-        bad_slots = torch.zeros(global_batch_size, dtype=torch.float64)
+        bad_slots = torch.zeros_like(tile_coverage)
         for batch in window:
-            bad_slots[[bad.slot for bad in batch.bad]] = 1
+            if batch.bad:
+                bad_slots[[bad.slot for bad in batch.bad]] = 1
             first = batch.plan.places[0].slot
             leaf = batch.leaf_mask.flatten(1)
             tile_coverage[first : first + len(leaf)] = leaf.sum(dim=1).double() / leaf.shape[1]
-        of_tiles = {"tile_coverage": tile_coverage, "bad_slots": bad_slots.to(tile_coverage.device)}
+        of_tiles = {"tile_coverage": tile_coverage, "bad_slots": bad_slots}
         return added([self._batch_counts(batch) for batch in window]) | of_tiles
 
     def _batch_counts(self, batch: Batch) -> Sums:
@@ -95,13 +96,12 @@ class Stepper:
         return added(totals), norm
 
     def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:
-        with autocast(self._precision, batch.tiles.device):
-            _, losses = self._trained.forward(
-                sample=batch.tiles.contiguous(memory_format=self._memory_format),
-                mask=batch.leaf_mask,
-                sample_posterior=self._config.model.sample_posterior,
-                generator=self._noise(batch),
-            )
+        _, losses = self._trained.forward(
+            sample=batch.tiles.contiguous(memory_format=self._memory_format),
+            mask=batch.leaf_mask,
+            sample_posterior=self._config.model.sample_posterior,
+            generator=self._noise(batch),
+        )
         sums: Mapping[str, MaskedSum] = losses["sums"]
         return sums
 

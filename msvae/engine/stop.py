@@ -27,7 +27,7 @@ class StopRequest:
 
     def vote(self, device: torch.device) -> Tensor:
         """1 when this rank was asked, to be added over ranks."""
-        return torch.tensor(float(self._asked_at_s is not None), device=device)
+        return torch.full((), float(self._asked_at_s is not None), device=device)
 
     def served(self) -> None:
         """All is saved: when the first rank leaves, the launcher signals the others, which must come to their end."""

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from msvae.config import Config
-from msvae.engine.build import JudgedModel, build
+from msvae.engine.build import JudgedModel, build, splits_weights
 from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.checkpoints.identity import identity
 from msvae.engine.checkpoints.writer import CheckpointWriter
@@ -20,6 +20,7 @@ from msvae.engine.optim import make_optimizer, schedule
 from msvae.engine.parallel.spread import spread
 from msvae.engine.parallel.trained import Named
 from msvae.engine.place import RunPlace
+from msvae.engine.precision import InPrecision
 from msvae.engine.ranks import Ranks
 from msvae.engine.resume import Start
 from msvae.engine.setup import launched_precision
@@ -43,7 +44,7 @@ class Trainer:
         self.stream = TrainingStream(config, self.ranks)
         manifest = self.stream.reader.manifest
         model = build(config, manifest, accelerator)
-        self.judged = JudgedModel(model, averages=bool(config.optim.ema_decay))
+        self.judged = JudgedModel(model, bool(config.optim.ema_decay), splits_weights(accelerator))
         self.validation = Validation(config, self.ranks, self.judged)
         self.identity = identity(config, manifest.digest(), model)
         # before checkpoints are looked at: another run would write and remove them meanwhile
@@ -56,8 +57,9 @@ class Trainer:
         if config.train.compile:
             model.compile()
         optimizer = make_optimizer(model, config.optim)
-        self.trained = spread(accelerator, self.ranks, model, optimizer, config)
-        self.stepper = Stepper(config, self.ranks, model.leaf_losses, self.trained, optimizer, launched_precision())
+        precision = launched_precision()
+        self.trained = spread(accelerator, self.ranks, InPrecision(model, precision), optimizer, config)
+        self.stepper = Stepper(config, self.ranks, model.leaf_losses, self.trained, optimizer, precision)
         self.kept = optimizer.kept
         self.watch = DataWatch(config.data, self.stream.reader, self.stream.order)
         self.skipped = SkippedSteps(config, self.stream.order, self.stream.reader)
@@ -98,8 +100,9 @@ class Trainer:
     def _train(self, watchdog: Watchdog, stop: StopRequest) -> bool:
         config, max_steps = self.config, self.config.train.max_steps
         watchdog.feed()
-        if self.step == 0:
-            self.validation.run(0, self.log, self.trained)
+        # a run that was asked to stop has left the evaluation of its step to this one
+        if self.step == 0 or (self._due(config.train.eval_every) and self.validation.score_at(self.step) is None):
+            self.validation.run(self.step, self.log, self.trained)
         if self.step >= max_steps or self.validation.exhausted:
             self._say(f"nothing left to train after step {self.step}")
             return True
@@ -180,7 +183,7 @@ class Trainer:
     def _judge_and_save(self, stopped: bool) -> None:
         began_s, train = time.monotonic(), self.config.train
         self.writer.check()
-        if self._due(train.eval_every) and not stopped:
+        if self._due(train.eval_every) and (not stopped or self.step == train.max_steps):
             self.validation.run(self.step, self.log, self.trained)
         if self._due(train.checkpoint_every) or stopped or self.validation.exhausted:
             self.skipped.look(None if self.log is None else self.log.say)

@@ -47,6 +47,7 @@ class Validation:
         return {
             "best_loss": self._best_loss,
             "since_best": self._since_best,
+            "last": self._last,
             "manifest_digest": self._manifest_digest(),
             "loss_weights": self._config.loss.weights,
             "band_importance": config.band_importance,
@@ -55,10 +56,14 @@ class Validation:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; what was measured on another split or with other weights is forgotten."""
+        self._last = None if state["last"] is None else tuple(state["last"])
         if state["manifest_digest"] == self._manifest_digest():
             self._model.register_to_config(metrics=state["metrics"], band_importance=state["band_importance"])
             if state["loss_weights"] == self._config.loss.weights:
                 self._best_loss, self._since_best = state["best_loss"], state["since_best"]
+        # a machine that has become the main one may lack it
+        if not self._config.out_is_url and not self._ranks.told((self._config.folder / "best").exists):
+            self._best_loss = None
 
     @property
     def exhausted(self) -> bool:
@@ -85,6 +90,7 @@ class Validation:
             self._best_loss, self._since_best = row["loss"], 0
             if self._ranks.is_main:
                 save_model(self._model, self._config.folder / "best")
+        self._judged.rest()
 
     def _manifest_digest(self) -> str | None:
         return None if self._evaluator is None else self._evaluator.reader.manifest.digest()

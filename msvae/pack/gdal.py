@@ -100,11 +100,6 @@ class GdalPlanes:
             done += len(numbers)
         return values
 
-    def hides_pixels(self, planes: Sequence[int]) -> bool:
-        """Whether there is transparency or a mask band."""
-        hiding = self._masked_files | {file for file, _ in self._alpha}
-        return any(self._planes[plane][0] in hiding for plane in planes)
-
     def valid(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[np.bool_]:
         """Where neither transparency nor a mask band (of these planes) hides a pixel (rows, columns)."""
         valid_HW = np.ones((rows.stop - rows.start, cols.stop - cols.start), bool)

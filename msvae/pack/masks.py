@@ -98,7 +98,6 @@ class MaskedImage:
             self.raster = stack.enter_context(Raster(source, options))
             self._mask_file = stack.enter_context(MaskFile(rule.file)) if rule.file else None
             self._open_files = stack.pop_all()
-        self._finished_mask = self._mask_without_bands()
 
     def __enter__(self) -> MaskedImage:
         return self
@@ -120,13 +119,13 @@ class MaskedImage:
         return stored_CHW, leaf_HW
 
     def read_leaf(self, row: int, col: int, size_px: int) -> NDArray[np.bool_]:
-        """Leaf mask (H, W) of a square window. Bands are read only where something is to be learned from them.
+        """Leaf mask (H, W) of a square window. Bands are read, unless they were before, so that damage is found early.
 
         Raises: ValueError when a file is damaged.
         """
-        if self._finished_mask is None:
+        if self._rule.prepared is None or self._looks_for_brightness:
             return self.read(row, col, size_px)[1]
-        return self._finished_mask.read(row, col, size_px, size_px)
+        return self._rule.prepared.read(row, col, size_px, size_px)
 
     def check_reflectance(self) -> None:
         """Raises: ValueError when what was read so far of a float raster can be no reflectance."""
@@ -150,15 +149,6 @@ class MaskedImage:
                 stored_CHW, valid_HW = self._read_stored(row, col, height, width)
                 pieces.append(valid_HW & self._leaf(stored_CHW, row, col))
             yield np.concatenate(pieces, axis=1)
-
-    def _mask_without_bands(self) -> BitMask | MaskFile | None:
-        """The mask, if no value of a band can change it or has to be looked at."""
-        if self._looks_for_brightness:
-            return None
-        if self._rule.prepared is not None:
-            return self._rule.prepared
-        is_float = np.dtype(self._layout.dtype).kind == "f"
-        return None if is_float or self.raster.hides_pixels(self._positions) else self._mask_file
 
     def _window_rows(self) -> Iterator[tuple[int, int]]:
         height = self.raster.info.height

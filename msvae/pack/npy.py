@@ -61,10 +61,6 @@ class NpyPlanes:
             mapped_bytes += shape[1] * array_CHW.strides[1]
         return values
 
-    def hides_pixels(self, planes: Sequence[int]) -> bool:
-        """An array has no transparency."""
-        return False
-
     def valid(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[np.bool_]:
         """Nothing but a value hides a pixel."""
         return np.ones((rows.stop - rows.start, cols.stop - cols.start), bool)

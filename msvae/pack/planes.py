@@ -43,9 +43,6 @@ class Planes(Protocol):
     def read(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[Any]:
         """Values (planes, rows, columns). Raises: ValueError when the file is damaged."""
 
-    def hides_pixels(self, planes: Sequence[int]) -> bool:
-        """Whether `valid` can be False anywhere."""
-
     def valid(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[np.bool_]:
         """Where nothing hides a pixel (rows, columns)."""
 

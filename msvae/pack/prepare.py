@@ -75,5 +75,5 @@ def threshold_notice(rules: Sequence[MaskRule]) -> str | None:
         return None
     text = next(rule.expression.otsu_text() for rule in rules if rule.expression is not None)
     if len(found) == 1:
-        return f"{text}: leaf is above {found[0]:.4g}"
-    return f"{text}: leaf is above {found[0]:.4g} to {found[-1]:.4g}, by image (median {median(found):.4g})"
+        return f"{text}: the threshold is {found[0]:.4g}"
+    return f"{text}: the threshold is {found[0]:.4g} to {found[-1]:.4g}, by image (median {median(found):.4g})"

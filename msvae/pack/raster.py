@@ -95,11 +95,6 @@ class Raster:
         columns = np.s_[..., col - slab.col : col - slab.col + width]
         return np.ascontiguousarray(slab.values[columns]), np.ascontiguousarray(slab.valid[columns])
 
-    def hides_pixels(self, bands: Sequence[int]) -> bool:
-        """Whether any pixel of these bands can be nodata or transparent."""
-        stated = any(self._nodata[band] is not None for band in bands)
-        return stated or (self._axes == "chw" and self._planes.hides_pixels([self._bands[band] for band in bands]))
-
     def place(self, row: int, col: int) -> dict[str, Any]:
         """`crs` and `transform` of the window that starts there; empty when the image is not georeferenced."""
         return self._planes.place(row, col) if self._axes == "chw" else {}

@@ -99,15 +99,19 @@ def workers(
         yield Workers(data_set, work, on_count, pool, counter)
 
 
+_main_is_hidden = threading.Lock()
+
+
 @contextmanager
 def _without_main() -> Iterator[None]:
     """A process that is started here imports nothing of the script that packs: that may take longer than packing."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _main_is_hidden:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextmanager

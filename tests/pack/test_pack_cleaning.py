@@ -117,7 +117,7 @@ def test_otsu_finds_the_threshold_of_the_whole_image_and_says_it(tmp_path, field
     threshold = threshold_otsu(ndvi[valid])
     leaf, summary = packed_mask(image, tmp_path / "out", read_tars, mask="otsu(ndvi)")
     np.testing.assert_array_equal(leaf, (valid & (ndvi > threshold))[:112, :80])
-    assert f"otsu(ndvi): leaf is above {threshold:.4g}" in summary.notices
+    assert f"otsu(ndvi): the threshold is {threshold:.4g}" in summary.notices
     assert sorted(path.name for path in tmp_path.iterdir()) == ["field.tif", "out"]
 
 
@@ -133,7 +133,7 @@ def test_otsu_takes_any_quantity_and_each_image_has_its_own(tmp_path, write_rast
     samples = read_tars(tmp_path / "out" / "train")
     for key, leaf in expected.items():
         np.testing.assert_array_equal(samples[key]["mask.png"], leaf)
-    assert any("leaf is above" in notice and "by image" in notice for notice in summary.notices)
+    assert any("the threshold is" in notice and "by image" in notice for notice in summary.notices)
 
 
 def test_otsu_may_be_one_of_several_conditions(tmp_path, field, read_tars):
@@ -145,7 +145,7 @@ def test_otsu_may_be_one_of_several_conditions(tmp_path, field, read_tars):
         expected = valid & (((green <= 0.25) & (nir - red > threshold)) | (green < 0.21))
     assert 0 < expected.sum() < (valid & (nir - red > threshold)).sum()
     np.testing.assert_array_equal(leaf, expected[:112, :80])
-    assert f"otsu(nir - red): leaf is above {threshold:.4g}" in summary.notices
+    assert f"otsu(nir - red): the threshold is {threshold:.4g}" in summary.notices
 
 
 def test_an_image_without_contrast_has_no_threshold(tmp_path, write_raster):

@@ -7,19 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from msvae.engine.optim import AveragingAdamW
 from msvae.engine.parallel.trained import Named, Trained
-from msvae.engine.precision import LossScale
+from msvae.engine.precision import InPrecision, LossScale
 
 
 class Replicated(Trained):
     """Gradients are summed over ranks; then every rank takes the same step."""
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: AveragingAdamW, max_norm: float) -> None:
+    def __init__(
+        self, accelerator: Accelerator, model: InPrecision, optimizer: AveragingAdamW, max_norm: float
+    ) -> None:
         super().__init__(model)
         self.forward = accelerator.prepare_model(model)
         self._optimizer, self._max_norm = optimizer, max_norm or float("inf")

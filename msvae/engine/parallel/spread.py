@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
 
 from msvae.config import Config
 from msvae.engine.optim import AveragingAdamW
 from msvae.engine.parallel.replicated import Replicated
 from msvae.engine.parallel.trained import Trained
+from msvae.engine.precision import InPrecision
 from msvae.engine.ranks import Ranks
 from msvae.engine.stream import accumulation_steps
 
 
 def spread(
-    accelerator: Accelerator, ranks: Ranks, model: nn.Module, optimizer: AveragingAdamW, config: Config
+    accelerator: Accelerator, ranks: Ranks, model: InPrecision, optimizer: AveragingAdamW, config: Config
 ) -> Trained:
     """One process and DDP keep all weights on every rank, DeepSpeed splits them."""
     max_norm = config.optim.max_grad_norm

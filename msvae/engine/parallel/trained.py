@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from msvae.engine.precision import LossScale
+from msvae.engine.precision import InPrecision, LossScale
 
 Named = tuple[str, Tensor]
 
@@ -23,8 +23,8 @@ class Trained(ABC):
 
     forward: nn.Module
 
-    def __init__(self, model: nn.Module) -> None:
-        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    def __init__(self, model: InPrecision) -> None:
+        self.named = {name: p for name, p in model.model.named_parameters() if p.requires_grad}
         self.shapes = {name: weight.shape for name, weight in self.named.items()}
         self.spoilt: Tensor | None = None
         # a loss of NaN would not do: selecting leaf pixels turns its gradient into 0, which decays weights and moments

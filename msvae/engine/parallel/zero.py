@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from msvae.engine.optim import AveragingAdamW
 from msvae.engine.parallel.deepspeed_settings import put_own
 from msvae.engine.parallel.trained import Named, Trained
-from msvae.engine.precision import LossScale
+from msvae.engine.precision import InPrecision, LossScale
 from msvae.engine.ranks import Ranks
 
 JOINED_ELEMENTS = 2**24
@@ -37,7 +37,7 @@ class Zero(Trained):
     """Stages 1 to 3, told apart only by where fragments lie."""
 
     def __init__(
-        self, accelerator: Accelerator, ranks: Ranks, model: nn.Module, optimizer: AveragingAdamW,
+        self, accelerator: Accelerator, ranks: Ranks, model: InPrecision, optimizer: AveragingAdamW,
         max_norm: float, accumulation_steps: int,
     ) -> None:  # fmt: skip
         super().__init__(model)

@@ -14,7 +14,7 @@ from msvae.bands import Bands
 from msvae.shards.audit.hashed_stream import HashedStream
 from msvae.shards.audit.keys import KeyRegister
 from msvae.shards.audit.members import Decoded, Endings, choose, decode, group
-from msvae.shards.audit.tar_folders import existing_manifest, output_folder, refuse_compressed, tar_names
+from msvae.shards.audit.tar_folders import existing_manifest, output_folder, tar_names, tar_stores
 from msvae.shards.audit.threads import ByteProgress, OnProgress, in_order
 from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import walk
@@ -31,7 +31,7 @@ from msvae.shards.manifest import (
 )
 from msvae.shards.reader import MAX_EXTRA_BYTES
 from msvae.shards.reflectance import BRIGHT, check_offset, check_scale, too_bright, usual_scale
-from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.splits import SPLITS
 from msvae.shards.store import Store
 from msvae.wording import counted
 
@@ -103,8 +103,7 @@ def index_data_set(
 
     Raises: ValueError naming the first shard that is not, its sample, and what to do.
     """
-    refuse_compressed(location)
-    stores = find_splits(location, holds=".tar")
+    stores = tar_stores(location)
     if len(stores) > 1 and TRAIN not in stores:
         raise ValueError(
             f"{location} holds {', '.join(stores)} but no {TRAIN}, whose leaf pixels the statistics are of; add it, "
