@@ -92,7 +92,12 @@ def kill(run: psutil.Popen) -> None:
 
 def newest(url: str) -> int:
     """The step of the newest checkpoint that the store names."""
-    return int(objects(url).get("checkpoints/latest", b"step-0").decode().removeprefix("step-"))
+    client, key = boto3.client("s3"), f"{url.removeprefix(f's3://{BUCKET}/')}/checkpoints/latest"
+    try:
+        latest = client.get_object(Bucket=BUCKET, Key=key)["Body"].read().decode()
+    except client.exceptions.NoSuchKey:
+        return 0
+    return int(latest.removeprefix("step-"))
 
 
 def assert_whole(out: Path, undisturbed: Path) -> None:
