@@ -216,7 +216,7 @@ class Config(BaseSettings):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    out: str | Path = Path("runs/msvae")
+    out: str | Path = "runs/msvae"
     """Folder or URL (s3://, gs://, az://) that the run writes; it may hold an earlier part of the same run."""
 
     @classmethod
