@@ -64,7 +64,7 @@ class StoreLock:
         self._store = WritableStore(url, Patience())
         self._id, self._renewals, self._lost = uuid.uuid4().hex, 0, False
         self._turn, self._ended = threading.Lock(), threading.Event()
-        self._version = self._take()
+        self._version, self._held_at_s = self._take(), time.monotonic()
         self._store = WritableStore(url, UPLOADS)
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
         self._thread.start()
@@ -84,7 +84,15 @@ class StoreLock:
                     f"{_holder(self._look()[0]) or 'nobody'}: it was not renewed for {ABANDONED_S:.0f} s, or removed. "
                     "End the other run or let it go on, then run again"
                 )
-            self._version = version
+            self._version, self._held_at_s = version, time.monotonic()
+
+    def keep(self) -> None:
+        """Renew it when that is due.
+
+        Raises: ValueError as `hold`.
+        """
+        if time.monotonic() - self._held_at_s > RENEW_S:
+            self.hold()
 
     def release(self) -> None:
         """Remove the object. Without that, the next run waits before it takes over."""

@@ -89,7 +89,7 @@ class Mirror:
                 stamp = _stamp(file)
                 if self._sent.get(name) != stamp and stamp[0]:
                     if self._lock:
-                        self._lock.hold()
+                        self._lock.keep()
                     # a log may grow while it is uploaded
                     self._store.put(name, file if name.endswith(".safetensors") else _content(name, file))
                     self._sent[name], self._there[name] = stamp, stamp[0]

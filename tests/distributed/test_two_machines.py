@@ -70,6 +70,7 @@ def weights(out: Path) -> dict[str, np.ndarray]:
     return load_file(out / "model" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_machines_without_a_shared_disk_meet_a_pulled_cable_and_a_kill_and_go_on_bit_for_bit(
     launch, leaf_shards, machines, tmp_path
 ):
