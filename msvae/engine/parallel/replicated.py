@@ -22,9 +22,9 @@ class Replicated(Trained):
     def __init__(
         self, accelerator: Accelerator, model: InPrecision, optimizer: AveragingAdamW, max_norm: float
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, optimizer)
         self.forward = accelerator.prepare_model(model)
-        self._optimizer, self._max_norm = optimizer, max_norm or float("inf")
+        self._max_norm = max_norm or float("inf")
         for parameter in self.named.values():
             optimizer.begin(parameter)
 
@@ -64,13 +64,3 @@ class Replicated(Trained):
         """Copy."""
         parameter = self.named[name]
         (parameter.detach() if kind == "model" else self._optimizer.state[parameter][kind]).copy_(value)
-
-    @property
-    def updates(self) -> int:
-        """Steps that changed the weights."""
-        return int(next(iter(self._optimizer.state.values()))["step"])
-
-    @updates.setter
-    def updates(self, number: int) -> None:
-        for state in self._optimizer.state.values():
-            state["step"].fill_(float(number))

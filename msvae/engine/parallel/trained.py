@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from msvae.engine.optim import AveragingAdamW
 from msvae.engine.precision import InPrecision, LossScale
 
 Named = tuple[str, Tensor]
@@ -23,7 +24,8 @@ class Trained(ABC):
 
     forward: nn.Module
 
-    def __init__(self, model: InPrecision) -> None:
+    def __init__(self, model: InPrecision, optimizer: AveragingAdamW) -> None:
+        self._optimizer = optimizer
         self.named = {name: p for name, p in model.model.named_parameters() if p.requires_grad}
         self.shapes = {name: weight.shape for name, weight in self.named.items()}
         self.spoilt: Tensor | None = None
@@ -63,10 +65,11 @@ class Trained(ABC):
         """Set one of `values` to a whole tensor that every rank holds."""
 
     @property
-    @abstractmethod
     def updates(self) -> int:
         """Steps that changed the weights."""
+        return int(next(iter(self._optimizer.state.values()))["step"])
 
     @updates.setter
-    @abstractmethod
-    def updates(self, number: int) -> None: ...
+    def updates(self, number: int) -> None:
+        for state in self._optimizer.state.values():
+            state["step"].fill_(float(number))

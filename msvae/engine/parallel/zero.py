@@ -40,8 +40,8 @@ class Zero(Trained):
         self, accelerator: Accelerator, ranks: Ranks, model: InPrecision, optimizer: AveragingAdamW,
         max_norm: float, accumulation_steps: int,
     ) -> None:  # fmt: skip
-        super().__init__(model)
-        self._ranks, self._optimizer = ranks, optimizer
+        super().__init__(model, optimizer)
+        self._ranks = ranks
         plugin = accelerator.state.deepspeed_plugin
         put_own(plugin.deepspeed_config, max_norm, accumulation_steps, ranks.world_size)
         accelerator.gradient_accumulation_steps = accumulation_steps
@@ -83,16 +83,6 @@ class Zero(Trained):
         """Keep this rank's elements."""
         for fragment in self._fragments[name]:
             self._of(kind, fragment).copy_(value.flatten()[fragment.first : fragment.first + fragment.length])
-
-    @property
-    def updates(self) -> int:
-        """Steps that changed the weights."""
-        return int(next(iter(self._optimizer.state.values()))["step"])
-
-    @updates.setter
-    def updates(self, number: int) -> None:
-        for state in self._optimizer.state.values():
-            state["step"].fill_(float(number))
 
     def _joined(self, kind: str, names: list[str]) -> Iterator[Named]:
         sizes = [self.shapes[name].numel() for name in names]
