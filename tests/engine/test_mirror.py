@@ -142,11 +142,11 @@ def test_the_last_uploaded_checkpoint_stays_until_a_newer_one_is_there(machines,
     machine.save(3, keep=1)
     machine.mirror.push()
     machine.save(6, keep=1)
-    newest = machine.folder / "checkpoints" / "step-00000006"
-    newest.rename(newest.with_name("dropped"))
+    tensors = machine.folder / "checkpoints" / "step-00000006" / "tensors.safetensors"
+    tensors.rename(tmp_path / "dropped on the way")
     machine.mirror.push()
     assert steps(url) == ["step-00000003"]
-    newest.with_name("dropped").rename(newest)
+    (tmp_path / "dropped on the way").rename(tensors)
     machine.mirror.push()
     assert steps(url) == ["step-00000006"]
 
