@@ -47,7 +47,6 @@ def launch(folder: Path, name: str, num_processes: int, arguments: argparse.Name
         "data.micro_batch_size": 1,
         "train.max_steps": arguments.steps,
         "train.checkpoint_every": 3,
-        "train.resume": "auto",
         "out": Path(tempfile.mkdtemp(dir=folder)) / "run",
     }
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", arguments.config_file]

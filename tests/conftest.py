@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,21 @@ def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@contextmanager
+def disk_of(size: str, place: Path) -> Iterator[Path]:
+    """A file system of its own at `place`."""
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]).returncode:
+        pytest.skip("may not mount a small disk")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk]).returncode:
-        pytest.skip("may not mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with disk_of("256k", tmp_path / "disk") as disk:
+        yield disk
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,8 @@ class JudgedModel:
         frozen: dict[int, object] = {id(p): _alias(p) for p in model.parameters() if not p.requires_grad}
         self.model: AutoencoderKLMultispectralAdapter = copy.deepcopy(model, frozen).eval().requires_grad_(False)
         self.model.disable_gradient_checkpointing()
-        self._weights = {name: dict(self.model.named_parameters())[name] for name in trainable_names(model)}
+        own = dict(self.model.named_parameters())
+        self._weights = {name: own[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._kind = AVERAGE if averages else "model"
         self.rest()
 
@@ -72,11 +73,6 @@ class JudgedModel:
         """It is not needed for a while."""
         if self._rests_on_cpu:
             self.model.to("cpu")
-
-
-def trainable_names(model: nn.Module) -> list[str]:
-    """Of the weights that training changes."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _alias(parameter: nn.Parameter) -> nn.Parameter:

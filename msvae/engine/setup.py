@@ -45,11 +45,11 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
 
     Raises: ValueError when the launcher started more processes than joined, or asks for an unsupported engine.
     """
-    on_gpu = torch.cuda.is_available()
+    on_gpu, precision = torch.cuda.is_available(), launched_precision()
     if on_gpu:
         _make_cuda_repeatable()
         # convolutions in float32 would be rounded to 11 bits
-        torch.backends.cudnn.allow_tf32 = launched_precision() != "no"
+        torch.backends.cudnn.allow_tf32 = precision != "no"
     # torch renamed the option, accelerate still passes it under its old name
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
@@ -68,7 +68,6 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
         ],
     )
     refuse_alone(accelerator.num_processes)
-    launched_precision()
     if accelerator.distributed_type not in SUPPORTED:
         raise ValueError(
             f"the launcher asks for {accelerator.distributed_type}, this version trains on "

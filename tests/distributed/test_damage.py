@@ -20,7 +20,7 @@ from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
 from msvae.shards.tar import ShardWriter
 
-from ..conftest import launch_command, tiny_run
+from ..conftest import disk_of, launch_command, tiny_run
 from .accidents import TRAIN, Struck, accelerated, alone, errors, rows, steps_kept, weights
 
 
@@ -35,12 +35,8 @@ def undisturbed(leaf_shards, tmp_path_factory) -> Path:
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
     """A disk with room for the weights of a tiny run and two of its checkpoints."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", disk]).returncode:
-        pytest.skip("may not mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with disk_of("32m", tmp_path / "disk") as disk:
+        yield disk
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(leaf_shards, disk, tmp_path):
