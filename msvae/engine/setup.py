@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import logging
@@ -144,14 +145,15 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"cannot write {folder} ({error.strerror}: {nearest}); choose a writable folder") from error
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run an entry point; a user's error becomes one line, exit code 2, and the last words of torchrun's summary.
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point and end with the exit code that it returns, 0 when it returns none.
 
-    So does a disk that fails or is full. A rank that merely lost others says so, and leaves the last words to them.
+    A user's error becomes one line, exit code 2, and the last words of torchrun's summary. So does a disk that fails
+    or is full. A rank that merely lost others says so, and leaves the last words to them.
     """
     rank = int(os.environ.get("RANK", 0))
     try:
-        main()
+        _leave(main() or 0)
     except ValueError as error:
         if rank:
             # most errors meet all ranks alike: rank 0 speaks for them, and the launcher then ends the others
@@ -172,7 +174,7 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         if rank == 0:
             print("stopped; training goes on from its newest checkpoint when run again", file=sys.stderr, flush=True)
-        sys.exit(130)
+        _leave(130)
 
 
 def _say(rank: int, message: str) -> str:
@@ -184,4 +186,15 @@ def _say(rank: int, message: str) -> str:
 def _end(line: str) -> NoReturn:
     if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(summary).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
-    sys.exit(2)
+    _leave(2)
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End the process, but not the interpreter first.
+
+    A thread of gloo that lets go of its last tensor while the interpreter ends would abort the process.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
