@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import AutoencoderKL
@@ -26,6 +27,7 @@ from msvae.pack.synthetic.images import synthesise
 
 HERE = Path(__file__).resolve().parent
 TILE_PX = 128
+CPU_CONFIG = str(HERE.parent / "configs" / "accelerate" / "cpu.yaml")
 Figures = dict[str, float]
 
 
@@ -36,8 +38,10 @@ def prepare(folder: Path) -> None:
     pack([folder / "images"], folder / "shards", PackOptions(tile_px=TILE_PX))
 
 
-def launch(folder: Path, name: str, num_processes: int, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """A run that leaves its figures in FOLDER/NAME.json."""
+def launch(
+    folder: Path, name: str, num_processes: int, checkpoint_every: int, arguments: argparse.Namespace
+) -> subprocess.Popen[bytes]:
+    """A run in FOLDER/NAME, begun anew, that leaves its figures in FOLDER/NAME.json."""
     values = {
         "model.pretrained": folder / "backbone",
         "model.train_backbone": "all" if arguments.full else "none",
@@ -46,8 +50,9 @@ def launch(folder: Path, name: str, num_processes: int, arguments: argparse.Name
         "data.global_batch_size": num_processes,
         "data.micro_batch_size": 1,
         "train.max_steps": arguments.steps,
-        "train.checkpoint_every": 3,
-        "out": Path(tempfile.mkdtemp(dir=folder)) / "run",
+        "train.checkpoint_every": checkpoint_every,
+        "train.resume": "never",
+        "out": folder / name,
     }
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", arguments.config_file]
     overrides = [part for key, value in values.items() for part in (f"--{key}", str(value))]
@@ -62,10 +67,14 @@ def launch(folder: Path, name: str, num_processes: int, arguments: argparse.Name
 
 def measure(folder: Path, names: list[str], num_processes: int, arguments: argparse.Namespace) -> list[Figures]:
     """Runs at the same time, one for each name."""
-    runs = [launch(folder, name, num_processes, arguments) for name in names]
-    if any(run.wait() for run in runs):
+    return figures(folder, {name: launch(folder, name, num_processes, 3, arguments) for name in names})
+
+
+def figures(folder: Path, runs: Mapping[str, subprocess.Popen[bytes]]) -> list[Figures]:
+    """What runs that were launched have left, once they have ended."""
+    if any([run.wait() for run in runs.values()]):
         raise SystemExit("a run failed; its error stands above")
-    return [json.loads((folder / f"{name}.json").read_text()) for name in names]
+    return [json.loads((folder / f"{name}.json").read_text()) for name in runs]
 
 
 def main() -> None:
@@ -75,7 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="train the backbone, too")
-    parser.add_argument("--config_file", default=str(HERE.parent / "configs" / "accelerate" / "cpu.yaml"))
+    parser.add_argument("--config_file", default=CPU_CONFIG)
     arguments = parser.parse_args()
     alone: list[Figures] = []
     together: list[Figures] = []
@@ -87,7 +96,7 @@ def main() -> None:
             alone += measure(folder, ["alone"], 1, arguments)
             together += measure(folder, ["together"], arguments.processes, arguments)
             apart += measure(folder, [f"apart{number}" for number in range(arguments.processes)], 1, arguments)
-    steps = [statistics.median(figures["step"] for figures in found) for found in (alone, together, apart)]
+    steps = [statistics.median(f["step"] for f in found) for found in (alone, together, apart)]
     print(f"efficiency of {arguments.processes} together: {steps[0] / steps[1]:.3f}, apart: {steps[0] / steps[2]:.3f}")
     print(f"{'share of a step':>36} {'alone':>8} {'together':>9}")
     for part in alone[0]:

@@ -1,4 +1,4 @@
-"""Launched by `bench/scaling.py`: a training run that says where the time of its steps went, as JSON."""
+"""Launched by `bench/scaling.py` and `bench/checkpoints.py`: a training run that says where the time of its steps went, as JSON."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ PARTS = {
     "collectives beside the gradients'": ("ranks", "sum"),
     "logging": ("", "_look_and_log"),
     "checkpoint": ("", "_judge_and_save"),
+    "snapshot": ("writer", "save"),
 }
 """What is timed: attributes of the trainer and their methods."""
 NUM_WARM_UP = 2
@@ -46,7 +47,7 @@ def main() -> None:
     trainer.fit()
     if trainer.ranks.is_main:
         steps_s = [after - before for before, after in pairwise(step_began_s[NUM_WARM_UP:])]
-        means = {part: statistics.fmean(values[NUM_WARM_UP:]) for part, values in spent_s.items()}
+        means = {part: statistics.fmean(values[NUM_WARM_UP:] or values) for part, values in spent_s.items()}
         Path(out).write_text(json.dumps({"step": statistics.fmean(steps_s), **means}))
 
 

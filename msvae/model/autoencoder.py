@@ -25,6 +25,7 @@ from msvae.losses.spectra import count_nonfinite
 from msvae.model.adapters import BandAdapter
 from msvae.model.attention import SpectralAttention
 from msvae.model.background import standardise, to_reflectance
+from msvae.model.checkpointing import RecomputesResiduals
 from msvae.model.initialise import put_backbone
 from msvae.model.loading import (
     ADAPTER_OPTIONS,
@@ -42,7 +43,12 @@ from msvae.model.upsampling import put_upsampling
 from msvae.shards.manifest import LeafStatistics
 
 
-class AutoencoderKLMultispectralAdapter(SavedWithCard, HoldsLeafStatistics, AutoencoderKL):  # type: ignore[misc]
+class AutoencoderKLMultispectralAdapter(
+    RecomputesResiduals,
+    SavedWithCard,
+    HoldsLeafStatistics,
+    AutoencoderKL,  # type: ignore[misc]
+):
     """A VAE for N spectral bands around a backbone made for three.
 
     Args beyond those of AutoencoderKL:
