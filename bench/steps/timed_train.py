@@ -1,4 +1,4 @@
-"""Launched by `bench/scaling.py` and `bench/checkpoints.py`: a training run that says where the time of its steps went, as JSON."""
+"""Launched by the benches beside: a training run that says where the time of its steps went, as JSON."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Start:
     def __init__(self, config: Config, ranks: Ranks, identity: dict[str, Any]) -> None:
         self._ranks = ranks
         looks = ranks.is_main or ranks.is_first_of_machine
-        self._path, faults = ranks.together(lambda: _choose(config) if looks else (None, []))
+        self._path, faults = ranks.together(lambda: choose(config) if looks else (None, []))
         steps = ranks.gather(0 if self._path is None else int(folder.load_state(self._path)["step"]))
         if config.train.resume not in ("auto", "never") and not any(steps):
             raise ValueError(f"{config.train.resume} is not a checkpoint that any machine has; name a folder step-…")
@@ -111,7 +111,7 @@ class Start:
             )
 
 
-def _choose(config: Config) -> tuple[Path | None, list[str]]:
+def choose(config: Config) -> tuple[Path | None, list[str]]:
     """The checkpoint that `train.resume` asks for, or None to begin; and the faults of newer ones.
 
     Raises: ValueError when `never` meets an earlier run, or the path is not a whole checkpoint.
