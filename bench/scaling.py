@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def launch(
     folder: Path, name: str, num_processes: int, checkpoint_every: int, arguments: argparse.Namespace
 ) -> subprocess.Popen[bytes]:
     """A run in FOLDER/NAME, begun anew, that leaves its figures in FOLDER/NAME.json."""
+    shutil.rmtree(folder / name, ignore_errors=True)
     values = {
         "model.pretrained": folder / "backbone",
         "model.train_backbone": "all" if arguments.full else "none",
@@ -51,7 +53,6 @@ def launch(
         "data.micro_batch_size": 1,
         "train.max_steps": arguments.steps,
         "train.checkpoint_every": checkpoint_every,
-        "train.resume": "never",
         "out": folder / name,
     }
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", arguments.config_file]
