@@ -50,7 +50,7 @@ def bands_figure(examples: Sequence[Example], bands: Bands) -> Figure:
             axes.plot([low, high], [low, high], color="black", linewidth=0.7)
             rmse = np.sqrt(np.square(y - x, dtype=np.float64).mean())
             axes.text(0.05, 0.92, f"RMSE {rmse:.4f}", transform=axes.transAxes, fontsize=7)
-        axes.set_title(nm if name == nm else f"{name}, {nm}", fontsize=9)
+        axes.set_title(nm if name == nm else f"{name.replace('_', ' ')}, {nm}", fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_aspect("equal", adjustable="box")
         axes.spines[["top", "right"]].set_visible(False)

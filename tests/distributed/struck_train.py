@@ -1,4 +1,4 @@
-"""Launched by a test: trains as train.py does, and is struck after a step: `stop STEP` asks for an end, `kill STEP` kills.
+"""Launched by a test: trains as train.py does until `stop STEP` asks for an end there, or `kill STEP` kills.
 
 What comes before is flushed, as the writer of TensorBoard does by itself every two minutes.
 """

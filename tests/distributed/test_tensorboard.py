@@ -43,7 +43,7 @@ def rows(out: Path, name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def out(launch, leaf_shards, tmp_path_factory) -> Path:
-    """Stopped where an evaluation was due, killed after that was made up for and before a checkpoint, then finished."""
+    """Stopped where an evaluation was due, killed after that was made up for and before a checkpoint, finished."""
     out = tmp_path_factory.mktemp("logged") / "run"
     arguments = tiny_run(
         leaf_shards, out, train__max_steps=STEPS, train__eval_every=3, train__checkpoint_every=100,
@@ -136,7 +136,7 @@ def test_raw_weights_are_judged_like_their_average_which_they_equal_before_train
 
 def test_a_run_says_how_it_can_be_repeated(out, events, leaf_shards):
     card, config = (
-        events.Tensors(f"run/{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+        events.Tensors(f"run/{name}/text_summary")[-1].tensor_proto.string_val[0].decode()
         for name in ("card", "config")
     )
     for split in ("train", "val"):

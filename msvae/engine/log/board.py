@@ -45,14 +45,15 @@ def _lines(*tags: str) -> list[Any]:
 
 LAYOUT = {
     "How well leaves come back": {
-        "loss": _lines("train/loss", "validation/loss", "validation_raw/loss"),
-        "spectral angle (degrees)": _lines("train/angle_deg", "validation/angle_deg", "validation_raw/angle_deg"),
-        "leaf PSNR (dB)": _lines("validation/psnr_db", "validation_raw/psnr_db"),
-        "error of NDVI and NDRE": _lines("validation/ndvi_mae", "validation/ndre_mae"),
+        "training loss": _lines("train/loss"),
+        "validation loss, averaged and raw weights": _lines("validation/loss", "validation_raw/loss"),
+        "training: spectral angle (degrees)": _lines("train/angle_deg"),
+        "validation: spectral angle (degrees)": _lines("validation/angle_deg", "validation_raw/angle_deg"),
+        "validation: leaf PSNR (dB)": _lines("validation/psnr_db", "validation_raw/psnr_db"),
+        "validation: error of NDVI and NDRE": _lines("validation/ndvi_mae", "validation/ndre_mae"),
     },
     "Band by band": {
-        "training MSE (variances of the band)": _lines("train_mse/.*"),
-        "validation RMSE (reflectance)": _lines("validation_rmse/.*"),
+        "validation: RMSE (reflectance)": _lines("validation_rmse/.*"),
         "band importance": _lines("validation_band_importance/.*"),
     },
     "What it is trained on": {

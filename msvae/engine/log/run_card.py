@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -61,7 +62,7 @@ def settings(config: Config) -> dict[str, Any]:
     """What decides the result, one value a key, such as `optim.lr`."""
     values = config.model_dump(mode="json")
     return {
-        f"{section}.{key}": value if isinstance(value, bool | int | float | str) else str(value)
+        f"{section}.{key}": json.dumps(value) if value is None or isinstance(value, bool | list) else value
         for section, keys in SETTINGS.items()
         for key, value in values[section].items()
         if keys is None or key in keys
