@@ -13,7 +13,7 @@ from msvae.engine.build import JudgedModel, build, splits_weights
 from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.checkpoints.identity import identity
 from msvae.engine.checkpoints.writer import CheckpointWriter
-from msvae.engine.log.run_card import as_code, as_table, run_card, settings
+from msvae.engine.log.run_card import as_code, as_list, run_card, settings
 from msvae.engine.log.run_log import RunLog
 from msvae.engine.optim import make_optimizer, schedule
 from msvae.engine.pace import Pace
@@ -237,7 +237,7 @@ class Trainer:
         (out / "config.yaml").write_text(self.config.dump())
         judged = self.validation.score_at(self.step) is not None
         log = RunLog(out, self.step or -1, self.config.train.max_steps, judged)
-        texts = {"run/card": as_table(card), "run/config": as_code(self.config.dump())}
+        texts = {"run/card": as_list(card), "run/config": as_code(self.config.dump())}
         log.describe(texts, settings(self.config))
         for fault in (*self.place.faults, *start.faults):
             log.say(f"warning: {fault}; going on from the checkpoint before")

@@ -15,7 +15,7 @@ from msvae.report.pictures import LEAF
 
 CLOUD_BINS = 80
 CLOUD_PERCENTILES = (0.1, 99.9)
-MAX_COLUMNS = 5
+MAX_COLUMNS = 3
 
 
 def coverage_figure(tiles_by_coverage: NDArray[np.int64]) -> Figure:

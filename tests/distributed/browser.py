@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 PATIENCE_S = 240
+WIDTH_PX, HEIGHT_PX = 1600, 1250
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENT_MS = 60_000
 """Of the page's own clock, which stands still while it waits for the server."""
@@ -82,21 +83,27 @@ def browser() -> str:
     return found
 
 
-def look(address: str, place: Path, width_px: int = 1400, height_px: int = 1600) -> tuple[Path, str, str]:
-    """A screenshot, the page once its scripts have run, and what the browser's console said."""
-    flags = [
-        # without WebGL curves are SVG, which a screenshot sees
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--hide-scrollbars",
-        "--enable-logging=stderr", "--log-level=0",
-        f"--user-data-dir={place / 'profile'}", f"--window-size={width_px},{height_px}",
-        f"--virtual-time-budget={PATIENT_MS}",
-    ]  # fmt: skip
+def look(address: str, place: Path, words: Sequence[str] = ()) -> tuple[Path, str, str]:
+    """A screenshot, the page once its scripts have run and some words stand on it, and what its console said."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        page = _browse("--dump-dom", address, place)
+        if all(word in page.stdout for word in words):
+            break
+        assert time.monotonic() < deadline, [word for word in words if word not in page.stdout]
     picture = place / "page.png"
-    pages = []
-    for what in (f"--screenshot={picture}", "--dump-dom"):
-        done = subprocess.run(
-            [browser(), *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
-        )
-        pages.append(done)
-    console = "\n".join(line for done in pages for line in done.stderr.splitlines() if ":CONSOLE" in line)
-    return picture, pages[1].stdout, console
+    seen = _browse(f"--screenshot={picture}", address, place)
+    console = "\n".join(line for done in (page, seen) for line in done.stderr.splitlines() if ":CONSOLE" in line)
+    return picture, page.stdout, console
+
+
+def _browse(what: str, address: str, place: Path) -> subprocess.CompletedProcess[str]:
+    # without WebGL curves are SVG, which a screenshot sees
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--hide-scrollbars",
+        "--enable-logging=stderr", "--log-level=0", f"--user-data-dir={place / 'profile'}",
+        f"--window-size={WIDTH_PX},{HEIGHT_PX}", f"--virtual-time-budget={PATIENT_MS}",
+    ]  # fmt: skip
+    return subprocess.run(
+        [browser(), *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )

@@ -18,6 +18,7 @@ from msvae.shards.manifest import Manifest
 from msvae.shards.reader import ShardReader
 
 from ..conftest import ROOT, tiny_run
+from .browser import browser, look, tensorboard
 
 TRAIN, STRUCK_TRAIN = ROOT / "train" / "train.py", Path(__file__).with_name("struck_train.py")
 STEPS, EVALUATIONS = 9, [0, 3, 6, 9]
@@ -33,6 +34,20 @@ SCALARS = {
     *(f"validation/{name}" for name in ("loss", "mse", "sam", "psnr_db", "angle_deg", "ndvi_mae", "ndre_mae", "ssim")),
     *(f"validation_{name}/{nm}" for name in ("rmse", "band_importance") for nm in WAVELENGTHS),
     *(f"validation_raw/{name}" for name in ("loss", "psnr_db", "angle_deg")),
+}
+PAGES = {
+    "timeseries": ("train/loss", "train_coverage", "validation_raw"),
+    "custom_scalars": ("How well leaves come back", "band importance", "leaf share of the tiles: mean, least, most"),
+    "images": ("validation/tiles", "validation/ndvi", "validation/leaf_spectra", "train_coverage/histogram"),
+    "text": ("launch command", "manifest digest", "use_spectral_attention"),
+    "hparams": ("validation/psnr_db",),
+}
+"""What must stand on a page."""
+SESSIONS = {
+    "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+    "colParams": [{"metric": {"group": "", "tag": "validation/loss"}}],
+    "startIndex": 0,
+    "sliceSize": 9,
 }
 IMAGES = {f"validation/{name}" for name in ("tiles", "leaf_spectra", "bands", "ndvi", "ndre")}
 
@@ -141,7 +156,7 @@ def test_a_run_says_how_it_can_be_repeated(out, events, leaf_shards):
     )
     for split in ("train", "val"):
         assert Manifest.load(leaf_shards / split).digest() in card
-    assert "| world size | `2` |" in card
+    assert "**world size**: `2`" in card
     assert "MULTI_CPU" in card
     assert "--num_processes 2" in card
     assert "struck_train.py stop 1 --model.pretrained tiny" in card
@@ -165,3 +180,23 @@ def test_settings_and_first_page_are_there_without_a_run_of_their_own(out, event
     assert len(tags) > 15
     for tag in tags:
         assert any(scalar.startswith(tag) for scalar in SCALARS), tag
+
+
+@pytest.mark.slow
+def test_tensorboard_itself_shows_the_run_in_a_browser_without_a_complaint(out, tmp_path):
+    browser()
+    with tensorboard(out, tmp_path / "server.log") as server:
+        plugins = server.ask("data/plugins_listing")
+        for page in ("timeseries", "scalars", "custom_scalars", "images", "text", "hparams"):
+            assert plugins[page]["enabled"], page
+        (session,) = server.ask("data/plugin/hparams/session_groups", SESSIONS)["sessionGroups"]
+        assert session["hparams"]["optim.lr"] == pytest.approx(1e-3)
+        shown = {metric["name"]["tag"]: metric["value"] for metric in session["metricValues"]}
+        assert shown["validation/loss"] == pytest.approx(rows(out, "validation")[-1]["loss"])
+        for page, words in PAGES.items():
+            (tmp_path / page).mkdir()
+            picture, content, console = look(f"{server.address}#{page}", tmp_path / page, words)
+            assert picture.stat().st_size > 30_000, "an empty page"
+            assert "Uncaught" not in console, console
+            assert "No dashboards are active" not in content
+        assert server.complaints() == []

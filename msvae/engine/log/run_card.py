@@ -47,10 +47,9 @@ def run_card(accelerator: Accelerator, digests: Mapping[str, str]) -> dict[str, 
     }
 
 
-def as_table(card: Mapping[str, str]) -> str:
+def as_list(card: Mapping[str, str]) -> str:
     """In Markdown."""
-    rows = (f"| {name} | `{value}` |" for name, value in card.items())
-    return "\n".join(["| | |", "|---|---|", *rows])
+    return "\n".join(f"- **{name}**: `{value}`" for name, value in card.items())
 
 
 def as_code(text: str) -> str:
