@@ -58,14 +58,14 @@ class JudgedModel:
         self.model.disable_gradient_checkpointing()
         own = dict(self.model.named_parameters())
         self._weights = {name: own[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._kind = AVERAGE if averages else "model"
+        self.averages = averages
         self.rest()
 
-    def follow(self, trained: Trained) -> AutoencoderKLMultispectralAdapter:
-        """The model with the weights of now, on this rank's device. All ranks."""
+    def follow(self, trained: Trained, raw: bool = False) -> AutoencoderKLMultispectralAdapter:
+        """The model with the weights of now, on this rank's device; `raw` without averaging them. All ranks."""
         self.model.to(self._device)
         with torch.no_grad():
-            for name, value in trained.values(self._kind):
+            for name, value in trained.values(AVERAGE if self.averages and not raw else "model"):
                 self._weights[name].copy_(value)
         return self.model
 

@@ -15,7 +15,7 @@ from typing import IO
 
 from msvae.engine.checkpoints import folder as checkpoints
 from msvae.engine.lock import StoreLock
-from msvae.engine.logging import METRICS, VALIDATION
+from msvae.engine.log.json_lines import METRICS, VALIDATION
 from msvae.shards.writable_store import WritableStore
 
 RECORDS = ("bad-samples/", "stacks/", "trace/")

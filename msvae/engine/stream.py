@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from msvae.config import Config, DataConfig
-from msvae.engine.logging import JsonLines
+from msvae.engine.log.json_lines import JsonLines
 from msvae.engine.ranks import Ranks
 from msvae.shards.augment import Augmentation
 from msvae.shards.cache import SpanCache

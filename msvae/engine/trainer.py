@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,8 +13,10 @@ from msvae.engine.build import JudgedModel, build, splits_weights
 from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.checkpoints.identity import identity
 from msvae.engine.checkpoints.writer import CheckpointWriter
-from msvae.engine.logging import RunLog
+from msvae.engine.log.run_card import as_code, as_list, run_card, settings
+from msvae.engine.log.run_log import RunLog
 from msvae.engine.optim import make_optimizer, schedule
+from msvae.engine.pace import Pace
 from msvae.engine.parallel.spread import spread
 from msvae.engine.parallel.trained import Named
 from msvae.engine.place import RunPlace
@@ -26,7 +26,7 @@ from msvae.engine.resume import Start
 from msvae.engine.setup import launched_precision
 from msvae.engine.skipped import SkippedSteps
 from msvae.engine.step import Stepper, Sums
-from msvae.engine.step_row import step_row
+from msvae.engine.step_row import optimizer_row, step_row
 from msvae.engine.stop import Late, StopRequest
 from msvae.engine.stream import TrainingStream
 from msvae.engine.validation import Validation
@@ -68,9 +68,10 @@ class Trainer:
             self.stepper.loss_scale.resume(resumed["loss_scale"])
             self.validation.resume(resumed["validation"])
             self.skipped.resume(resumed["skipped_steps"])
-        self.log = self._open_log(start) if self.ranks.is_main else None
+        card = run_card(accelerator, self.validation.digests | {"train": manifest.digest()})
+        self.log = self._open_log(start, card) if self.ranks.is_main else None
         self.writer = CheckpointWriter(config.folder, config.train.keep_checkpoints, self.place.offer)
-        self.data_wait_s, self.logged_step, self.logged_at_s = 0.0, self.step, time.monotonic()
+        self.pace = Pace(self.ranks, config.data.global_batch_size, self.step)
 
     def fit(self) -> bool:
         """Train up to `train.max_steps`, then save the model.
@@ -85,7 +86,7 @@ class Trainer:
             if finished:
                 self._save_model()
             if self.log is not None:
-                self.log.flush()
+                self.log.finish()
             self.place.finish()
             stop.served()
             self.ranks.wait()
@@ -110,7 +111,7 @@ class Trainer:
         window = next(windows)
         self.stepper.settle(window)
         counts = self.ranks.sum(self.stepper.counts(window))
-        self.logged_at_s = time.monotonic()
+        self.pace.restart(self.step)
         while self.step < max_steps and not self.validation.exhausted:
             watchdog.feed()
             lr_share = schedule(self.step, max_steps, config.optim)
@@ -122,9 +123,11 @@ class Trainer:
             totals, counts, asked = self._join(totals, window, stop.vote(self.ranks.device))
             self.watch.add(self.step, finished)
             self.skipped.add(self.step, grad_norm, finished)
+            self.pace.add(finished)
             self._look_and_log(totals, finished, lr_share, grad_norm)
             stopped = stops.swap(asked) > 0
-            self._judge_and_save(stopped)
+            with self.pace.aside():
+                self._judge_and_save(stopped)
             if stopped:
                 self._say(f"asked to stop: saved at step {self.step}; run the same command again to go on")
                 return self.step == max_steps
@@ -132,13 +135,17 @@ class Trainer:
 
     def _join(self, totals: Sums, window: list[Batch], vote: Tensor) -> tuple[Sums, Sums, Tensor]:
         counts = self.stepper.counts(window) if window else {}
-        joined = self.ranks.sum(
-            {
-                **{f"total/{term}": total for term, total in totals.items()},
-                **{f"count/{name}": count for name, count in counts.items()},
-                "stop": vote,
-            }
-        )
+        # sent at every step, so that ranks agree on its size, though computed where it is logged
+        squares = self.trained.squares_from_average() if self._logs and self.judged.averages else vote.new_zeros(2)
+        shares = {
+            **{f"total/{term}": total for term, total in totals.items()},
+            **{f"count/{name}": count for name, count in counts.items()},
+            "squares": squares,
+            "stop": vote,
+        }
+        with self.pace.joining():
+            joined = self.ranks.sum(shares)
+        self.squares = joined["squares"]
         return (
             {term: joined[f"total/{term}"] for term in totals},
             {name: joined[f"count/{name}"] for name in counts},
@@ -146,49 +153,46 @@ class Trainer:
         )
 
     def _next(self, windows: Iterator[list[Batch]]) -> list[Batch]:
-        began_s = time.monotonic()
-        window = next(windows)
-        self.data_wait_s += time.monotonic() - began_s
-        return window
+        with self.pace.waiting_for_data():
+            return next(windows)
 
     def _due(self, every: int) -> bool:
         return self.step == self.config.train.max_steps or (bool(every) and self.step % every == 0)
 
+    @property
+    def _logs(self) -> bool:
+        return self._due(self.config.train.log_every) or self.step == 1
+
     def _look_and_log(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: Tensor) -> None:
         train, warn = self.config.train, None if self.log is None else self.log.say
-        logs = self._due(train.log_every) or self.step == 1
         # a checkpoint forgets what was seen, so it is judged before
         looks = self._due(self.config.data.check_every) or self._due(train.checkpoint_every) or self.step == 1
-        if logs or looks:
+        if self._logs or looks:
             self.skipped.look(warn)
         if looks:
             self.watch.look(warn)
-        if logs and self.log is not None:
+        if self._logs and self.log is not None:
             self.log.step(self._row(totals, counts, lr_share, float(grad_norm)))
-            self.logged_step, self.logged_at_s, self.data_wait_s = self.step, time.monotonic(), 0.0
 
     def _row(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: float) -> dict[str, Any]:
-        manifest, global_batch_size = self.stream.reader.manifest, self.config.data.global_batch_size
-        steps = self.step - self.logged_step
+        manifest, config = self.stream.reader.manifest, self.config
         return {
             "step": self.step,
-            "epoch": self.step * global_batch_size / manifest.num_samples,
-            **step_row(self.config, manifest.bands, totals, counts, lr_share),
-            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "epoch": self.step * config.data.global_batch_size / manifest.num_samples,
+            **step_row(config, manifest.bands, totals, counts, self.ranks.world_size),
+            **optimizer_row(config, lr_share, grad_norm, self.squares),
             "skipped_steps": self.skipped.empty + self.skipped.nonfinite,
-            "samples_per_s": steps * global_batch_size / (time.monotonic() - self.logged_at_s),
-            "data_wait_s": self.data_wait_s / steps,
+            **self.pace.row(self.step),
         }
 
     def _judge_and_save(self, stopped: bool) -> None:
-        began_s, train = time.monotonic(), self.config.train
+        train = self.config.train
         self.writer.check()
         if self._due(train.eval_every) and (not stopped or self.step == train.max_steps):
             self.validation.run(self.step, self.log, self.trained)
         if self._due(train.checkpoint_every) or stopped or self.validation.exhausted:
             self.skipped.look(None if self.log is None else self.log.say)
             self._save()
-        self.logged_at_s += time.monotonic() - began_s
 
     def _save(self) -> None:
         if not self.ranks.is_main:
@@ -227,12 +231,14 @@ class Trainer:
         if self.ranks.is_main and (begins or not untrained.exists()):
             save_model(self.judged.model, untrained)
 
-    def _open_log(self, start: Start) -> RunLog:
+    def _open_log(self, start: Start, card: Mapping[str, str]) -> RunLog:
         """Of the main process; a run that begins anew starts it anew."""
         out = self.config.folder
         (out / "config.yaml").write_text(self.config.dump())
-        log = RunLog(out, self.step or -1, self.config.train.max_steps)
-        log.text("config", self.config.dump())
+        judged = self.validation.score_at(self.step) is not None
+        log = RunLog(out, self.step or -1, self.config.train.max_steps, judged)
+        texts = {"run/card": as_list(card), "run/config": as_code(self.config.dump())}
+        log.describe(texts, settings(self.config))
         for fault in (*self.place.faults, *start.faults):
             log.say(f"warning: {fault}; going on from the checkpoint before")
         if self.step:

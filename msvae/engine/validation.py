@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ from msvae.config import Config
 from msvae.engine.build import JudgedModel
 from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.evaluation import Evaluator, by_model
-from msvae.engine.logging import RunLog
+from msvae.engine.log.run_log import RunLog
+from msvae.engine.loss_verdict import judge_by_loss
 from msvae.engine.parallel.trained import Trained
 from msvae.engine.ranks import Ranks
 from msvae.engine.stream import cache_for
 from msvae.metrics.accumulate import summarise
 from msvae.model.card import METRICS
-from msvae.report.pictures import comparison_figure, spectra_figure
+from msvae.report.distributions import bands_figure
+from msvae.report.pictures import comparison_figure, index_figure, spectra_figure
 from msvae.shards.reader import ShardReader
 
 NUM_PICTURES = 4
@@ -40,6 +43,12 @@ class Validation:
                     f"{config.data.train} {model.bands} named {', '.join(model.bands.names)}; pack both together"
                 )
             self._evaluator = Evaluator(reader, ranks, config.data.micro_batch_size, config.data.num_workers)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """That of the manifest, by split."""
+        digest = self._manifest_digest()
+        return {} if digest is None else {"val": digest}
 
     def state(self) -> dict[str, Any]:
         """The best loss so far, what it was measured with, and what the model says of itself."""
@@ -78,8 +87,9 @@ class Validation:
         """Evaluate on all ranks; the main process, which has the log, writes, and saves `best/` when it is."""
         if self._evaluator is None:
             return
+        raw = self._judge_raw(self._evaluator, trained) if self._judged.averages else {}
         self._judged.follow(trained)
-        row = self._judge(self._evaluator, step)
+        row = self._judge(self._evaluator, step) | raw
         self._model.register_to_config(metrics={name: row[name] for name in METRICS if row[name] is not None})
         if log is not None:
             log.validation(row)
@@ -94,6 +104,10 @@ class Validation:
 
     def _manifest_digest(self) -> str | None:
         return None if self._evaluator is None else self._evaluator.reader.manifest.digest()
+
+    def _judge_raw(self, evaluator: Evaluator, trained: Trained) -> dict[str, Any]:
+        model = self._judged.follow(trained, raw=True)
+        return {"raw": judge_by_loss(model, evaluator, self._config, self._ranks)}
 
     def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
         tally = evaluator.tally(self._model)
@@ -116,8 +130,13 @@ class Validation:
         return row
 
     def _draw(self, evaluator: Evaluator, step: int, log: RunLog) -> None:
-        num_tiles = evaluator.reader.manifest.num_samples
+        num_tiles, bands = evaluator.reader.manifest.num_samples, evaluator.bands
         slots = np.unique(np.linspace(0, num_tiles - 1, NUM_PICTURES).astype(int)).tolist()
         examples = evaluator.examples(by_model(self._model), slots)
-        log.figure("validation/tiles", comparison_figure(examples, evaluator.bands), step)
-        log.figure("validation/leaf_spectra", spectra_figure(examples, evaluator.bands), step)
+        figures = {
+            "tiles": partial(comparison_figure, examples, bands),
+            "leaf_spectra": partial(spectra_figure, examples, bands),
+            "bands": partial(bands_figure, examples, bands),
+        }
+        figures |= {index: partial(index_figure, examples, bands, index) for index in bands.index_pairs()}
+        log.draw({f"validation/{name}": figure for name, figure in figures.items()}, step)

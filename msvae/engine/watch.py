@@ -112,17 +112,20 @@ class DataWatch:
         return ", ".join(f"{name} ({coverage_T[slot]:.3f})" for name, slot in zip(names, slots, strict=True))
 
 
-def coverage_row(counts: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the log says of the coverage of a global batch."""
+def coverage_row(counts: Mapping[str, Tensor], world_size: int = 1) -> dict[str, Any]:
+    """What the log says of the coverage of a global batch, which ranks share in equal slices."""
     coverage_T = counts["tile_coverage"].cpu()
+    coverage_R = coverage_T.view(world_size, -1).mean(dim=1)
     stats = tile_stats(coverage_T)
     return {
         "coverage": float(counts["valid_pixels"] / counts["total_pixels"]),
         "coverage_min": float(stats["min_coverage"]),
         "coverage_max": float(stats["max_coverage"]),
+        "coverage_skew": float(coverage_R.max() - coverage_R.min()),
         "coverage_histogram": stats["histogram"].tolist(),
         "valid_pixels": int(counts["valid_pixels"]),
         "empty_tiles": int(stats["empty_tiles"]),
+        "empty_share": float(stats["empty_tiles"] / stats["tiles"]),
         "nonfinite_elements": int(counts["nonfinite_elements"]),
         "bad_samples": int(counts["bad_slots"].sum()),
     }

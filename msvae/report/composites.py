@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.bands import Bands
+from msvae.bands import MIN_INDEX_SUM, Bands
 
 Picture = NDArray[np.float64]
 STRETCH_PERCENTILES = (1.0, 99.0)
@@ -29,6 +29,11 @@ class Example:
     def of_tensors(cls, key: str, original: Any, reconstruction: Any, leaf_mask: Any) -> Example:
         """From torch tensors on any device."""
         return cls(key, original.cpu().numpy(), reconstruction.float().cpu().numpy(), leaf_mask.cpu().numpy())
+
+    @property
+    def images(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Original and reconstruction."""
+        return self.original, self.reconstruction
 
     def rmse(self) -> NDArray[np.float64]:
         """Root mean squared error over bands at each leaf pixel, NaN elsewhere, (H, W)."""
@@ -58,6 +63,15 @@ class Composite:
         if reconstructed:
             picture[~example.leaf_mask] = 1.0
         return picture
+
+
+def normalised_difference(
+    image_CHW: NDArray[np.float32], first: int, second: int, leaf_HW: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """(a - b) / (a + b) on the leaf, NaN elsewhere and where it is noise, (H, W)."""
+    a, b = (image_CHW[channel].astype(np.float64).clip(min=0) for channel in (first, second))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(leaf_HW & (a + b >= MIN_INDEX_SUM), (a - b) / (a + b), np.nan)
 
 
 def composites(bands: Bands) -> list[Composite]:

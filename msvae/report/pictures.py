@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from msvae.bands import Bands
-from msvae.report.composites import Example, Picture, composites
+from msvae.report.composites import STRETCH_PERCENTILES, Example, Picture, composites, normalised_difference
 
 LEAF, RECON = "#1b7f3b", "#d1495b"
-MASK_COLOURS = np.array([[0.93, 0.93, 0.93], [0.11, 0.50, 0.23]])
+OUTLINE = "#ffd400"
 
 
 def comparison_figure(examples: Sequence[Example], bands: Bands) -> Figure:
-    """A row a tile: its leaf mask, each composite and its reconstruction, and the error."""
+    """A row a tile: each composite with the leaf outlined, its reconstruction, and the error."""
     kinds = composites(bands)
-    num_columns = 2 * len(kinds) + 2
-    figure = Figure(figsize=(2.1 * num_columns + 0.9, 2.1 * len(examples) + 0.3), layout="constrained")
-    grid = figure.subplots(len(examples), num_columns, squeeze=False)
+    num_columns = 2 * len(kinds) + 1
+    figure, grid = _grid(examples, num_columns)
     worst = max((float(np.nanpercentile(e.rmse(), 99)) for e in examples if e.leaf_mask.any()), default=1.0)
     for row, (axes, example) in enumerate(zip(grid, examples, strict=True)):
-        _show(axes[0], MASK_COLOURS[example.leaf_mask.astype(int)], "leaf mask" if row == 0 else "")
         for i, kind in enumerate(kinds):
-            _show(axes[2 * i + 1], kind.draw(example, reconstructed=False), kind.name if row == 0 else "")
-            _show(axes[2 * i + 2], kind.draw(example, reconstructed=True), "reconstructed" if row == 0 else "")
+            _show(axes[2 * i], kind.draw(example, reconstructed=False), kind.name if row == 0 else "")
+            _outline(axes[2 * i], example)
+            _show(axes[2 * i + 1], kind.draw(example, reconstructed=True), "reconstructed" if row == 0 else "")
         error = axes[-1].imshow(example.rmse(), cmap="magma", vmin=0, vmax=worst)
         _bare(axes[-1], "error (RMSE)" if row == 0 else "")
-        axes[0].set_ylabel(example.key, fontsize=6)
     figure.colorbar(error, ax=grid[:, -1].tolist(), shrink=0.6, label="reflectance")
+    return figure
+
+
+def index_figure(examples: Sequence[Example], bands: Bands, index: str) -> Figure:
+    """A row a tile: a normalised difference of the original, of the reconstruction, and by how much it is off.
+
+    The first two share a scale over all tiles, set by the originals.
+    """
+    figure, grid = _grid(examples, 3)
+    pair = bands.index_pairs()[index]
+    maps = [[normalised_difference(image, *pair, e.leaf_mask) for image in e.images] for e in examples]
+    originals = np.concatenate([original[np.isfinite(original)] for original, _ in maps])
+    low, high = np.percentile(originals, STRETCH_PERCENTILES) if len(originals) else (0.0, 1.0)
+    off = np.concatenate([np.abs(recon - original)[np.isfinite(original)] for original, recon in maps])
+    furthest = float(np.nanpercentile(off, 99)) if len(off) else 1.0
+    name = index.upper()
+    for row, (axes, (original, recon)) in enumerate(zip(grid, maps, strict=True)):
+        values = axes[0].imshow(original, cmap="viridis", vmin=low, vmax=high)
+        axes[1].imshow(recon, cmap="viridis", vmin=low, vmax=high)
+        difference = axes[2].imshow(recon - original, cmap="RdBu_r", vmin=-furthest, vmax=furthest)
+        for place, title in zip(axes, (f"{name}, original", f"{name}, reconstructed", "difference"), strict=True):
+            _bare(place, title if row == 0 else "")
+    figure.colorbar(values, ax=grid[:, 1].tolist(), shrink=0.6)
+    figure.colorbar(difference, ax=grid[:, 2].tolist(), shrink=0.6)
     return figure
 
 
@@ -60,6 +84,20 @@ def curves_figure(steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -
         axes.set(xlabel="step", title=name)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _grid(examples: Sequence[Example], num_columns: int) -> tuple[Figure, NDArray[Any]]:
+    figure = Figure(figsize=(2.1 * num_columns + 0.9, 2.1 * len(examples) + 0.3), layout="constrained")
+    grid = figure.subplots(len(examples), num_columns, squeeze=False)
+    for axes, example in zip(grid[:, 0], examples, strict=True):
+        axes.set_ylabel(example.key, fontsize=6)
+    return figure, grid
+
+
+def _outline(axes: Axes, example: Example) -> None:
+    """Of the leaf, pixel by pixel; where it runs out of the tile it has no border."""
+    if example.leaf_mask.any() and not example.leaf_mask.all():
+        axes.contour(example.leaf_mask, levels=[0.5], colors=OUTLINE, linewidths=0.8)
 
 
 def _show(axes: Axes, picture: Picture, title: str) -> None:

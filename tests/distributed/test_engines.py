@@ -58,6 +58,14 @@ def distance(run: Path, reference: Path) -> dict[str, float]:
     return found
 
 
+def distance_to_average(run: Path) -> float:
+    """Of the last weights, relative to their norm."""
+    found = tensors(run)
+    weights = {name: value.astype(np.float64) for name, value in found.items() if name.startswith("model/")}
+    apart = sum(np.square(value - found[name.replace("model/", "average/")]).sum() for name, value in weights.items())
+    return float((apart / sum(np.square(value).sum() for value in weights.values())) ** 0.5)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
     return train(launch, leaf_shards, tmp_path_factory.mktemp("engines") / "zero2", "zero2", 3)
@@ -76,6 +84,9 @@ def test_a_run_goes_on_under_any_engine_and_number_of_ranks(launch, leaf_shards,
     assert max(distance(under_zero3, undisturbed).values()) <= 1e-5
     last = train(launch, leaf_shards, tmp_path / "zero1", "zero1", 2, start=(under_zero3, 15))
     assert max(distance(last, undisturbed).values()) <= 1e-5
+    for run in (undisturbed, under_zero3, last):
+        logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        assert logged["ema_distance"] == pytest.approx(distance_to_average(run), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_bad_samples_are_replaced_named_and_counted(launch, damaged, tmp_path):
         assert [row["bad_samples"] for row in rows] == [steps.count(row["step"]) for row in rows]
         events = EventAccumulator(str(out / "tensorboard"))
         events.Reload()
-        assert sum(event.value for event in events.Scalars("train/bad_samples")) == len(steps)
+        assert sum(event.value for event in events.Scalars("train_data/bad_samples")) == len(steps)
     one, two = (json.loads((tmp_path / f"run-{n}" / "metrics.jsonl").read_text().splitlines()[-1]) for n in (1, 2))
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
 

@@ -24,6 +24,7 @@ class Replicated(Trained):
     ) -> None:
         super().__init__(model, optimizer)
         self.forward = accelerator.prepare_model(model)
+        self.copies = accelerator.num_processes
         self._max_norm = max_norm or float("inf")
         for parameter in self.named.values():
             optimizer.begin(parameter)

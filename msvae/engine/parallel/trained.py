@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from msvae.engine.optim import AveragingAdamW
+from msvae.engine.optim import AVERAGE, AveragingAdamW
 from msvae.engine.precision import InPrecision, LossScale
 
 Named = tuple[str, Tensor]
@@ -23,6 +23,8 @@ class Trained(ABC):
     """
 
     forward: nn.Module
+    copies: int = 1
+    """Ranks that hold each weight."""
 
     def __init__(self, model: InPrecision, optimizer: AveragingAdamW) -> None:
         self._optimizer = optimizer
@@ -63,6 +65,18 @@ class Trained(ABC):
     @abstractmethod
     def put(self, kind: str, name: str, value: Tensor) -> None:
         """Set one of `values` to a whole tensor that every rank holds."""
+
+    @torch.no_grad()
+    def squares_from_average(self) -> Tensor:
+        """This rank's share of two squared norms, (2,): of the weights less their average, and of the weights.
+
+        Shares of all ranks add up.
+        """
+        states = [(weights, state) for weights, state in self._optimizer.state.items() if AVERAGE in state]
+        weights = [weights for weights, _ in states]
+        apart = torch._foreach_sub(weights, [state[AVERAGE] for _, state in states])
+        norms = [torch.stack(torch._foreach_norm(tensors)) for tensors in (apart, weights)]
+        return torch.stack(norms).double().square().sum(dim=1) / self.copies
 
     @property
     def updates(self) -> int:

@@ -1,0 +1,122 @@
+"""What logging every step costs, as a share of a step of an SD3-size VAE on the same machine in the same run.
+
+python bench/log.py [--px 128] [--batch 2] [--steps 3] [--full]
+
+A logged step writes a line and some forty numbers, and measures how far the weights are from their average. Pictures
+are drawn beside the steps, so their time is given beside the step's as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from step import BANDS, SD3, WIDTH
+from steps import ours
+
+from msvae import AutoencoderKLMultispectralAdapter
+from msvae.bands import Bands
+from msvae.config import Config, DataConfig, OptimConfig
+from msvae.engine.log.run_log import RunLog
+from msvae.engine.optim import make_optimizer
+from msvae.engine.pace import Pace
+from msvae.engine.parallel.replicated import Replicated
+from msvae.engine.precision import InPrecision
+from msvae.engine.ranks import Ranks
+from msvae.engine.step_row import optimizer_row, step_row
+from msvae.report.composites import Example
+from msvae.report.pictures import comparison_figure
+
+TERMS = ("mse", "sam", "kl")
+
+
+def median_s(act: Callable[[], object], times: int) -> float:
+    """After one that does not count."""
+    act()
+    taken = []
+    for _ in range(times):
+        began_s = time.perf_counter()
+        act()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began_s)
+    return statistics.median(taken)
+
+
+def one_step(arguments: argparse.Namespace, device: torch.device) -> Callable[[], None]:
+    """A step that logs nothing."""
+    tiles = torch.rand(arguments.batch, BANDS, arguments.px, arguments.px, device=device)
+    leaf_mask = torch.rand(arguments.batch, 1, arguments.px, arguments.px, device=device) > 0.4
+    step = ours.make_step(SD3, ["eager"], WIDTH, arguments.full, device, "no", arguments.batch)
+    return lambda: step(tiles, leaf_mask)
+
+
+def distance(full: bool, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Of the weights to their average."""
+    model = AutoencoderKLMultispectralAdapter(**SD3, adapter_width=WIDTH)
+    if not full:
+        model.freeze_backbone()
+    model.to(device)
+    optimizer = make_optimizer(model, OptimConfig())
+    return Replicated(Accelerator(), InPrecision(model, "no"), optimizer, 1.0).squares_from_average
+
+
+def row_and_line(log: RunLog, batch: int, device: torch.device) -> Callable[[], None]:
+    """From the joined sums of a step to what stands in files and on the screen."""
+    config, bands = Config(data=DataConfig(global_batch_size=batch)), Bands()
+    of_bands = {"mse": torch.rand(BANDS, dtype=torch.float64, device=device)}
+    one = torch.ones((), dtype=torch.float64, device=device)
+    totals = {term: of_bands.get(term, one) for term in TERMS}
+    counts = {term: torch.ones_like(total) for term, total in totals.items()}
+    counts |= {name: one for name in ("valid_pixels", "total_pixels", "nonfinite_elements")}
+    counts |= {name: torch.full((batch,), 0.5, device=device) for name in ("tile_coverage", "bad_slots")}
+    pace, number = Pace(Ranks(Accelerator()), batch, 0), iter(range(1, 1_000_000))
+
+    def write() -> None:
+        step = next(number)
+        pace.add(counts)
+        rows = step_row(config, bands, totals, counts, 1), optimizer_row(config, 1.0, 1.0, torch.ones(2))
+        log.step({"step": step, "epoch": 1.0, **rows[0], **rows[1], "skipped_steps": 0, **pace.row(step)})
+
+    return write
+
+
+def draw(px: int) -> None:
+    """The largest picture of an evaluation."""
+    random = np.random.default_rng(0)
+    tiles = random.random((4, 2, BANDS, px, px), np.float32)
+    examples = [Example(str(i), *tile, tile[0, 0] > 0.4) for i, tile in enumerate(tiles)]
+    FigureCanvasAgg(comparison_figure(examples, Bands())).draw()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("px", 128), ("batch", 2), ("steps", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--full", action="store_true", help="train the backbone as well")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    step_s = median_s(one_step(arguments, device), arguments.steps)
+    distance_s = median_s(distance(arguments.full, device), arguments.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        log = RunLog(Path(folder), -1, 10**9, judged=False)
+        row_s = median_s(row_and_line(log, arguments.batch, device), 200)
+        log.close()
+    picture_s = median_s(lambda: draw(arguments.px), 3)
+    print(f"a step                    {step_s:8.3f} s")
+    print(f"row, line and scalars     {row_s / step_s:8.2%} of it")
+    print(f"distance to the average   {distance_s / step_s:8.2%} of it")
+    print(f"a picture, beside steps   {picture_s / step_s:8.2%} of it")
+
+
+if __name__ == "__main__":
+    main()

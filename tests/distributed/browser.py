@@ -1,0 +1,109 @@
+"""A real TensorBoard and a real browser that looks at it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+
+PATIENCE_S = 240
+WIDTH_PX, HEIGHT_PX = 1600, 1250
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PATIENT_MS = 60_000
+"""Of the page's own clock, which stands still while it waits for the server."""
+
+
+class Server:
+    """A TensorBoard that answers."""
+
+    def __init__(self, address: str, log: Path) -> None:
+        self.address, self._log = address, log
+
+    def ask(self, path: str, question: dict[str, Any] | None = None) -> Any:
+        data = None if question is None else json.dumps(question).encode()
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        with urlopen(Request(self.address + path, data, headers), timeout=PATIENCE_S) as answer:
+            return json.loads(answer.read())
+
+    def complaints(self) -> list[str]:
+        return [line for line in self._log.read_text().splitlines() if "Traceback" in line or "rror" in line]
+
+
+@contextmanager
+def tensorboard(folder: Path, log: Path) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        folder,
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
+    with log.open("w") as screen, subprocess.Popen(command, stdout=screen, stderr=screen) as process:
+        server, deadline = Server(f"http://127.0.0.1:{port}/", log), time.monotonic() + PATIENCE_S
+        try:
+            while not loaded(server):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+            yield server
+        finally:
+            process.terminate()
+
+
+def loaded(server: Server) -> bool:
+    try:
+        return bool(server.ask("data/plugin/scalars/tags"))
+    except (URLError, ConnectionError):
+        return False
+
+
+def browser() -> str:
+    """Debian's Chromium or its like; a test that needs it is passed over without."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed (apt-get install chromium)")
+    return found
+
+
+def look(address: str, place: Path, words: Sequence[str] = ()) -> tuple[Path, str, str]:
+    """A screenshot, the page once its scripts have run and some words stand on it, and what its console said."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        page = _browse("--dump-dom", address, place)
+        if all(word in page.stdout for word in words):
+            break
+        assert time.monotonic() < deadline, [word for word in words if word not in page.stdout]
+    picture = place / "page.png"
+    seen = _browse(f"--screenshot={picture}", address, place)
+    console = "\n".join(line for done in (page, seen) for line in done.stderr.splitlines() if ":CONSOLE" in line)
+    return picture, page.stdout, console
+
+
+def _browse(what: str, address: str, place: Path) -> subprocess.CompletedProcess[str]:
+    # without WebGL curves are SVG, which a screenshot sees
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--hide-scrollbars",
+        "--enable-logging=stderr", "--log-level=0", f"--user-data-dir={place / 'profile'}",
+        f"--window-size={WIDTH_PX},{HEIGHT_PX}", f"--virtual-time-budget={PATIENT_MS}",
+    ]  # fmt: skip
+    return subprocess.run(
+        [browser(), *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )

@@ -1,0 +1,30 @@
+"""Launched by a test: trains as train.py does until `stop STEP` asks for an end there, or `kill STEP` kills.
+
+What comes before is flushed, as the writer of TensorBoard does by itself every two minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from typing import Any
+
+from msvae.engine.trainer import Trainer
+from tests.conftest import ROOT
+
+kind, step = sys.argv[1:3]
+del sys.argv[1:3]
+look_and_log = Trainer._look_and_log
+
+
+def strike(self: Trainer, *arguments: Any) -> None:
+    look_and_log(self, *arguments)
+    if self.step == int(step) and self.log is not None:
+        self.log.flush()
+        os.kill(os.getpid(), signal.SIGTERM if kind == "stop" else signal.SIGKILL)
+
+
+Trainer._look_and_log = strike
+runpy.run_path(str(ROOT / "train" / "train.py"), run_name="__main__")
