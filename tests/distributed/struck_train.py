@@ -9,10 +9,10 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from msvae.engine.trainer import Trainer
-from tests.conftest import ROOT
 
 kind, step = sys.argv[1:3]
 del sys.argv[1:3]
@@ -27,4 +27,4 @@ def strike(self: Trainer, *arguments: Any) -> None:
 
 
 Trainer._look_and_log = strike
-runpy.run_path(str(ROOT / "train" / "train.py"), run_name="__main__")
+runpy.run_path(str(Path(__file__).parents[2] / "train" / "train.py"), run_name="__main__")
