@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from msvae import AutoencoderKLMultispectralAdapter
@@ -14,6 +13,7 @@ from msvae.engine.optim import make_optimizer
 from msvae.engine.parallel.replicated import Replicated
 from msvae.engine.precision import InPrecision, Precision
 from msvae.engine.ranks import Ranks
+from msvae.engine.setup import join
 from msvae.engine.step import Stepper
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, Place
@@ -45,7 +45,7 @@ def make_step(
     model.to(device).train()
     if "compiled" in variants:
         model.compile()
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    accelerator = join()
     ranks, optimizer = Ranks(accelerator), make_optimizer(model, config.optim)
     trained = Replicated(accelerator, InPrecision(model, precision), optimizer, config.optim.max_grad_norm)
     stepper = Stepper(config, ranks, model.leaf_losses, trained, optimizer, precision)

@@ -19,6 +19,7 @@ class Pace:
 
     def __init__(self, ranks: Ranks, global_batch_size: int, step: int) -> None:
         self._device, self._world_size, self._global_batch_size = ranks.device, ranks.world_size, global_batch_size
+        self._marks = ranks.is_main and ranks.device.type == "cuda"
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -42,7 +43,7 @@ class Pace:
     @contextmanager
     def joining(self) -> Iterator[None]:
         """Surrounds a step's collective. On a GPU the stream waits in it and the host does not."""
-        if self._device.type == "cuda":
+        if self._marks:
             begin = _mark()
             yield
             self._joins.append((begin, _mark()))

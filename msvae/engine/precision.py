@@ -41,7 +41,7 @@ class InPrecision(nn.Module):
 class LossScale:
     """A factor on the loss that is taken off the gradients again. 1 for ever unless gradients are fp16.
 
-    It lives on the device, so that no step waits for the host.
+    It lives on the device, so that no step waits for the host; DeepSpeed alone wants it there for each micro batch.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Steps that changed nothing: of a global batch without leaf, or with a gradient that is not finite."""
+"""Steps that changed nothing: of a global batch without leaf, or with a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class SkippedSteps:
         self.empty, self.nonfinite, self._in_a_row = 0, 0, 0
 
     def add(self, step: int, norm: Tensor, counts: Mapping[str, Tensor]) -> None:
-        """The norm of a step's gradient and the joined counts of its global batch."""
+        """What `Stepper.step` says of the gradient, and the joined counts of its global batch."""
         self._seen.append((step, counts["valid_pixels"] > 0, norm.isfinite()))
 
     def look(self, warn: Callable[[str], None] | None) -> None:
         """Count what was added since the last look; warn of it where there is somewhere to say it.
 
-        Raises: ValueError when too many gradients in a row were not finite.
+        Raises: ValueError when too many losses or gradients in a row were not finite.
         """
         if not self._seen:
             return
@@ -53,7 +53,8 @@ class SkippedSteps:
             if empty := self.empty - before[0]:
                 warn(f"warning: {empty} of the last {len(steps)} steps had no leaf at all and were skipped")
             if nonfinite := self.nonfinite - before[1]:
-                warn(f"warning: {nonfinite} of the last {len(steps)} gradients were not finite and changed nothing")
+                share = f"{nonfinite} of the last {len(steps)}"
+                warn(f"warning: {share} losses or gradients were not finite and changed nothing")
 
     def state(self) -> dict[str, int]:
         """To be saved."""
@@ -68,7 +69,7 @@ class SkippedSteps:
         names = [sample_name(self._reader, place.shard, place.row) for place in places[:NUM_NAMED]]
         more = f" and {len(places) - NUM_NAMED} more" if len(places) > NUM_NAMED else ""
         return (
-            f"the gradients of {self._in_a_row} steps in a row, up to step {step}, were not finite and changed "
-            f"nothing; the last was of samples {', '.join(names)}{more}. Lower optim.lr, look at these tiles or raise "
-            "train.max_nonfinite_steps"
+            f"the losses or gradients of {self._in_a_row} steps in a row, up to step {step}, were not finite and "
+            f"changed nothing; the last was of samples {', '.join(names)}{more}. Lower optim.lr, look at these "
+            "tiles or raise train.max_nonfinite_steps"
         )

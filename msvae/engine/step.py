@@ -72,7 +72,7 @@ class Stepper:
         self._trained.settle(loss)
 
     def step(self, window: Sequence[Batch], counts: Mapping[str, Tensor], lr_share: float) -> tuple[Sums, Tensor]:
-        """Change the weights by the gradient of the global loss, unless it is not finite or there is no leaf.
+        """Change the weights by the gradient of the global loss, unless one is not finite or there is no leaf.
 
         Args: this rank's micro batches; the counts of the whole global batch, joined over ranks; and the share of each
             group's peak learning rate.
@@ -89,6 +89,8 @@ class Stepper:
             with self._trained.micro_batch(last=number == len(window)):
                 sums = self._forward(batch)
                 share = objective(sums, counts, self.weights)
+                # an infinite loss may have a finite gradient
+                self._trained.spoilt = self._trained.spoilt | ~share.detach().isfinite()
                 self._trained.backward(share * self._num_shares, self.loss_scale)
             totals.append({term: masked_sum.total.detach() for term, masked_sum in sums.items()})
         norm = self._trained.update(self.loss_scale)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -18,12 +18,19 @@ SAME_REQUEST_S = 1.0
 
 
 class StopRequest:
-    """Whether this process was asked to stop. A second request ends it at once."""
+    """Whether this process was asked to stop. A second request ends it at once, even while it waits for others.
+
+    Handlers of Python run between its own instructions, not within a collective: so a thread reads which signals came.
+    """
 
     def __init__(self) -> None:
         self._asked_at_s: float | None = None
+        came, comes = os.pipe()
+        os.set_blocking(comes, False)
+        signal.set_wakeup_fd(comes, warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, self._ask)
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=self._listen, args=(came,), name="signals", daemon=True).start()
 
     def vote(self, device: torch.device) -> Tensor:
         """1 when this rank was asked, to be added over ranks."""
@@ -34,7 +41,12 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _listen(self, came: int) -> None:
+        while signals := os.read(came, 1):
+            if signals[0] in SIGNALS:
+                self._ask(signals[0])
+
+    def _ask(self, number: int) -> None:
         now_s = time.monotonic()
         if self._asked_at_s is not None and now_s - self._asked_at_s > SAME_REQUEST_S:
             os._exit(128 + number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from accelerate import Accelerator
@@ -80,7 +81,12 @@ class Trainer:
         """
         watchdog = Watchdog(self.config.folder, self.ranks.rank, self.config.train.timeout_s)
         stop = StopRequest()
-        try:
+        with ExitStack() as closing:
+            closing.callback(self.place.close)
+            if self.log is not None:
+                closing.callback(self.log.close)
+            closing.callback(self.writer.close)
+            closing.callback(watchdog.close)
             finished = self._train(watchdog, stop)
             self.writer.finish()
             if finished:
@@ -90,12 +96,6 @@ class Trainer:
             self.place.finish()
             stop.served()
             self.ranks.wait()
-        finally:
-            watchdog.close()
-            self.writer.close()
-            if self.log is not None:
-                self.log.close()
-            self.place.close()
         return finished
 
     def _train(self, watchdog: Watchdog, stop: StopRequest) -> bool:

@@ -90,9 +90,9 @@ class Struck:
         return Ended(self.launcher.returncode, *(path.read_text() for path in self._screen))
 
 
-def accelerated(shards: Path, out: Path, **overrides: object) -> list[str]:
+def accelerated(shards: Path, out: Path, engine: str = "cpu", **overrides: object) -> list[str]:
     """Two ranks, launched as the README does."""
-    return launch_command(PAUSED_TRAIN, *tiny_run(shards, out, **{**RUN, **overrides}), processes=2)
+    return launch_command(PAUSED_TRAIN, *tiny_run(shards, out, **{**RUN, **overrides}), processes=2, engine=engine)
 
 
 def torchrun(*options: object) -> list[str]:

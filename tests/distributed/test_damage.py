@@ -205,7 +205,9 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
     done = Struck([*command, *tiny_run(shards, stopped, **limit)], stopped, tmp_path / "2").end()
     assert done.returncode != 0
     line = errors(done)[0]
-    assert line.startswith(f"error: the gradients of 1 steps in a row, up to step {infinite[0]}, were not finite")
+    assert line.startswith(
+        f"error: the losses or gradients of 1 steps in a row, up to step {infinite[0]}, were not finite"
+    )
     assert all(key in line for key in keys[infinite[0] - 1])
 
 

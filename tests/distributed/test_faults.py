@@ -75,9 +75,8 @@ def accidents(leaf_shards, tmp_path_factory) -> Accidents:
     run = Struck(command, out, place / "3")
     run.wait_for_step(8)  # it stops at 10 or soon after, where no checkpoint would be due
     leftovers = [path.name for path in (out / "checkpoints").glob(".*")]
-    first, second = run.ranks()
-    second.send_signal(signal.SIGTERM)
-    first.send_signal(signal.SIGUSR1)
+    _, second = run.ranks()
+    second.send_signal(signal.SIGUSR1)
     after_signals, saved_after_signals = run.end(), steps_kept(out)
 
     run = Struck(command, out, place / "4")
@@ -109,7 +108,7 @@ def test_a_checkpoint_that_was_being_written_is_not_taken_and_is_cleared_away(ac
     assert "resumed at step 3\n" in accidents.after_signals.stdout
 
 
-def test_signals_to_single_ranks_save_all_and_exit_with_75(accidents):
+def test_a_signal_to_a_single_rank_saves_all_and_exits_with_75(accidents):
     ended = accidents.after_signals
     assert ended.returncode == 1, "the launcher's own code"
     assert ended.stderr.count("exitcode  : 75") == 2
@@ -148,6 +147,34 @@ def test_a_second_signal_ends_a_rank_at_once():
         assert rank.poll() is None
         rank.send_signal(signal.SIGTERM)
         assert rank.wait() == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_ends_a_rank_at_once_that_waits_for_another(tmp_path):
+    script = (
+        "import sys, time, torch; import torch.distributed as dist\n"
+        "from msvae.engine.stop import StopRequest\n"
+        "rank = int(sys.argv[1])\n"
+        "dist.init_process_group('gloo', init_method=f'file://{sys.argv[2]}', rank=rank, world_size=2)\n"
+        "dist.all_reduce(torch.ones(1)); StopRequest(); print(1, flush=True)\n"
+        "time.sleep(90 * rank); dist.all_reduce(torch.ones(1))\n"
+    )
+    command = [sys.executable, "-c", script]
+    waiting, late = (
+        subprocess.Popen([*command, str(rank), tmp_path / "store"], stdout=subprocess.PIPE) for rank in range(2)
+    )
+    try:
+        for rank in (waiting, late):
+            rank.stdout.read(1)
+        time.sleep(1)
+        waiting.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+        assert waiting.poll() is None
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(30) == 128 + signal.SIGTERM
+        assert late.poll() is None
+    finally:
+        for rank in (waiting, late):
+            rank.kill()
 
 
 def test_a_second_run_on_the_same_folder_is_refused_and_the_first_goes_on_without_its_launcher(
@@ -213,9 +240,10 @@ def test_a_run_that_lost_a_machine_goes_on_with_those_left(leaf_shards, undistur
 
 
 @pytest.mark.slow
-def test_ranks_that_wait_too_long_for_one_that_stands_still_say_where_each_stood(leaf_shards, tmp_path):
+@pytest.mark.parametrize("engine", ["cpu", "zero2"])
+def test_ranks_that_wait_too_long_for_one_that_stands_still_say_where_each_stood(leaf_shards, engine, tmp_path):
     out = tmp_path / "run"
-    command = accelerated(leaf_shards, out, train__timeout_s=20)
+    command = accelerated(leaf_shards, out, engine, train__timeout_s=20)
     run = Struck(command, out, tmp_path)
     run.wait_for_step(2)
     waiting, stopped = run.ranks()

@@ -34,6 +34,16 @@ def row(step: int) -> dict:
     }  # fmt: skip
 
 
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+    log = RunLog(tmp_path, -1, 3, judged=False)
+    log.step({**row(1), "loss": float("inf"), "mse_per_channel": {"475nm": float("nan"), "539nm": 0.5}})
+    log.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    logged = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert logged["loss"] is None
+    assert logged["mse_per_channel"] == {"475nm": None, "539nm": 0.5}
+
+
 def judged(step: int) -> dict:
     return {"step": step, "loss": 0.5, "psnr_db": 30.0, "angle_deg": 3.0}
 

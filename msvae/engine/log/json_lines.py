@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ class JsonLines:
         self._file = path.open("a", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one object."""
-        self._file.write(json.dumps(row) + "\n")
+        """Append one object; numbers that are not finite, which JSON does not know, become null."""
+        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -33,3 +34,11 @@ class JsonLines:
 def whole_lines(path: Path) -> list[str]:
     """Whole lines; a kill can leave half of the last one."""
     return [line for line in path.read_text().split("\n")[:-1] if line]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

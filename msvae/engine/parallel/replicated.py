@@ -9,10 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 
 from msvae.engine.optim import AveragingAdamW
-from msvae.engine.parallel.trained import Named, Trained
+from msvae.engine.parallel.trained import Named, Trained, norm_of
 from msvae.engine.precision import InPrecision, LossScale
 
 
@@ -43,7 +42,7 @@ class Replicated(Trained):
     def update(self, scale: LossScale) -> Tensor:
         """Take a step, all on the device."""
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
-        norm = get_total_norm(gradients) / scale.value
+        norm = (norm_of(gradients) / scale.value).float()
         self._optimizer.found_inf = (~norm.isfinite()).float()
         torch._foreach_mul_(gradients, (self._max_norm / (norm + 1e-6)).clamp(max=1.0) / scale.value)
         self._optimizer.step()

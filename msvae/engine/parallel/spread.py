@@ -24,4 +24,5 @@ def spread(
     # imported here: DeepSpeed looks for compilers when it is
     from msvae.engine.parallel.zero import Zero
 
-    return Zero(accelerator, ranks, model, optimizer, max_norm, accumulation_steps(config, ranks.world_size))
+    accumulated = accumulation_steps(config, ranks.world_size)
+    return Zero(accelerator, ranks, model, optimizer, max_norm, accumulated, config.train.timeout_s)

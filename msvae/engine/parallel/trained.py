@@ -75,8 +75,7 @@ class Trained(ABC):
         states = [(weights, state) for weights, state in self._optimizer.state.items() if AVERAGE in state]
         weights = [weights for weights, _ in states]
         apart = torch._foreach_sub(weights, [state[AVERAGE] for _, state in states])
-        norms = [torch.stack(torch._foreach_norm(tensors)) for tensors in (apart, weights)]
-        return torch.stack(norms).double().square().sum(dim=1) / self.copies
+        return torch.stack([norm_of(tensors).square() for tensors in (apart, weights)]) / self.copies
 
     @property
     def updates(self) -> int:
@@ -87,3 +86,9 @@ class Trained(ABC):
     def updates(self, number: int) -> None:
         for state in self._optimizer.state.values():
             state["step"].fill_(float(number))
+
+
+def norm_of(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+    """Norm of all elements, added up in float64: in float32 a CPU loses 1e-3 of it over 10 million elements."""
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, dtype=torch.float64)))
+    return norm

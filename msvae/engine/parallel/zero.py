@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from msvae.engine.optim import AveragingAdamW
 from msvae.engine.parallel.deepspeed_settings import put_own
@@ -38,7 +40,7 @@ class Zero(Trained):
 
     def __init__(
         self, accelerator: Accelerator, ranks: Ranks, model: InPrecision, optimizer: AveragingAdamW,
-        max_norm: float, accumulation_steps: int,
+        max_norm: float, accumulation_steps: int, timeout_s: float,
     ) -> None:  # fmt: skip
         super().__init__(model, optimizer)
         self._ranks = ranks
@@ -48,9 +50,14 @@ class Zero(Trained):
         self.forward, _ = accelerator.prepare(model, optimizer)
         self._engine: Any = self.forward
         self._zero: Any = self._engine.optimizer
+        self._bound_waits(timeout_s)
         self._fragments = dict(self._find_fragments(plugin.zero_stage))
         for flat in {fragment.flat for fragments in self._fragments.values() for fragment in fragments}:
             optimizer.begin(flat)
+
+    def _bound_waits(self, timeout_s: float) -> None:
+        """DeepSpeed makes a group of its own, with torch's time-out."""
+        _set_pg_timeout(timedelta(seconds=timeout_s), self._zero.dp_process_group)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """Tell DeepSpeed where it is in the global batch."""
