@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import IO, Any
 
+from msvae.credentials import hidden
 from msvae.shards.store import MissingError, Patience, RemoteStore, T
 
 SCHEMES = ("s3://", "gs://", "az://")
@@ -22,7 +23,9 @@ class WritableStore(RemoteStore):
 
     def __init__(self, url: str, patience: Patience) -> None:
         if not url.startswith(SCHEMES):
-            raise ValueError(f"{url} cannot be written to; give a folder, {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}")
+            raise ValueError(
+                f"{hidden(url)} cannot be written to; give a folder, {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}"
+            )
         super().__init__(url, patience)
 
     def sizes_bytes(self) -> dict[str, int]:
