@@ -13,7 +13,7 @@ usage: bash launch/node.sh [options] train/train.py --config configs/train/sd3.y
   --processes P      ranks on this machine; without, one a GPU, or one where there is none
   --engine NAME      a file of configs/accelerate/; without, multi_node, or cpu where there is no GPU
   --interface NAME   network interface; without, the one that leads to HOST
-  --restarts N       times that ranks start again by themselves after one was lost (0, with MIN:MAX 100)
+  --restarts N       times that ranks start again by themselves after one was lost (0, with MIN:MAX 5)
   --wait SECONDS     how long to wait for HOST (600)
 
 exit code: 0 finished; 75 asked to stop, and 69 other machines lost: run the same command again; 2 an error that is
@@ -27,12 +27,13 @@ fail() {
 }
 
 asked='' launcher=''
+# shellcheck disable=SC2317 # called by traps
 ask_to_stop() {
     [ -n "$launcher" ] || exit 75
     [ -z "$asked" ] || return 0
     asked=yes
     echo "$(uname -n): asked to stop by SIG$1: the ranks finish their step and save" >&2
-    kill -TERM "$launcher" 2>/dev/null || true
+    kill -USR2 "$launcher" 2>/dev/null || true
 }
 for signal in TERM USR1 INT HUP; do
     # shellcheck disable=SC2064 # the signal of now
@@ -63,12 +64,9 @@ done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ ! -d "$root/.venv" ] || PATH=$root/.venv/bin:$PATH
+[ -f "$root/configs/accelerate/${engine:-cpu}.yaml" ] ||
+    fail "--engine is '$engine', expected the name of a file in configs/accelerate/, such as zero2"
 command -v accelerate >/dev/null || fail "accelerate is not on PATH; install msvae, or activate its environment"
-
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-engine=${engine:-$([ "$gpus" -gt 0 ] && echo multi_node || echo cpu)}
-[ -f "$root/configs/accelerate/$engine.yaml" ] || fail "--engine is '$engine', expected a file of configs/accelerate/ without .yaml"
-processes=${processes:-$((gpus > 0 ? gpus : 1))}
 
 [[ $at =~ ^([^:]*)(:([1-9][0-9]*))?$ ]] || fail "--at is '$at', expected HOST or HOST:PORT"
 at=${BASH_REMATCH[1]} port=${BASH_REMATCH[3]:-29500}
@@ -79,22 +77,31 @@ elif [ -z "$at" ]; then
 fi
 found=$(python "$root/launch/network.py" "$at" "$port" --interface "$interface" --wait-s "$wait_s")
 read -r address interface is_host <<<"$found"
+if [ -z "$processes" ] || [ -z "$engine" ]; then
+    gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+    engine=${engine:-$([ "$gpus" -gt 0 ] && echo multi_node || echo cpu)}
+    processes=${processes:-$((gpus > 0 ? gpus : 1))}
+fi
 echo "$(uname -n): ranks $processes, engine $engine, machines $nodes, meeting at $at:$port, from $address on $interface"
 
 codes=$(mktemp -d)
 trap 'rm -rf "$codes"' EXIT
-elastic=$([ "${nodes%:*}" = "${nodes#*:}" ] || echo 100)
+elastic=$([ "${nodes%:*}" = "${nodes#*:}" ] || echo 5)
 # every option of torchrun can be given as PET_…; accelerate hands on those that it has no option for
 export PET_NNODES=$nodes PET_RDZV_ENDPOINT=$at:$port PET_RDZV_ID=msvae PET_LOCAL_ADDR=$address
 export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-120}
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-=$interface}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 MSVAE_EXIT_CODES=$codes
 
-
-set -m # what a terminal sends to this script must not reach the launcher, which would not let the ranks save
-accelerate launch --config_file "$root/configs/accelerate/$engine.yaml" --num_machines 1 --num_processes "$processes" \
-    --main_process_port 0 --rdzv_backend c10d --rdzv_conf "join_timeout=$wait_s$is_host" \
-    --max_restarts "${restarts:-${elastic:-0}}" "$@" &
+# A scheduler may signal every process of this machine. So the launcher heeds none of its signals, and hands USR2 on to
+# the ranks, who never take that for a second, impatient request.
+export PET_SIGNALS_TO_HANDLE=SIGUSR2
+(
+    trap '' TERM USR1 INT HUP
+    exec accelerate launch --config_file "$root/configs/accelerate/$engine.yaml" --num_machines 1 \
+        --num_processes "$processes" --main_process_port 0 --rdzv_backend c10d \
+        --rdzv_conf "join_timeout=$wait_s$is_host" --max_restarts "${restarts:-${elastic:-0}}" "$@"
+) &
 launcher=$!
 
 while true; do

@@ -13,6 +13,8 @@ from torch import Tensor
 EXIT_CODE = 75
 """Of a run that was asked to stop and has saved itself: run the same command again (EX_TEMPFAIL of sysexits.h)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = signal.SIGUSR2
+"""What `launch/node.sh` makes of a request that may have reached ranks already: never a second one."""
 SAME_REQUEST_S = 1.0
 """A launcher that passes on what its whole group has got sends the same request twice."""
 
@@ -24,6 +26,7 @@ class StopRequest:
         self._asked_at_s: float | None = None
         for number in SIGNALS:
             signal.signal(number, self._ask)
+        signal.signal(PASSED_ON, self._hear)
 
     def vote(self, device: torch.device) -> Tensor:
         """1 when this rank was asked, to be added over ranks."""
@@ -31,7 +34,7 @@ class StopRequest:
 
     def served(self) -> None:
         """All is saved: when the first rank leaves, the launcher signals the others, which must come to their end."""
-        for number in SIGNALS:
+        for number in (*SIGNALS, PASSED_ON):
             signal.signal(number, signal.SIG_IGN)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -39,6 +42,9 @@ class StopRequest:
         if self._asked_at_s is not None and now_s - self._asked_at_s > SAME_REQUEST_S:
             os._exit(128 + number)
         self._asked_at_s = self._asked_at_s or now_s
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._asked_at_s = self._asked_at_s or time.monotonic()
 
 
 class Late:

@@ -168,11 +168,11 @@ class RemoteStore:
     parallel_reads = 16
 
     def __init__(self, url: str, patience: Patience) -> None:
+        refuse_in_url(url)
         try:
             import obstore
         except ImportError:
-            raise ValueError(f"{hidden(url)} needs the package obstore; pip install 'msvae[cloud]'") from None
-        refuse_in_url(url)
+            raise ValueError(f"{url} needs the package obstore; pip install 'msvae[cloud]'") from None
         self.location = url.rstrip("/")
         self._patience, self._obstore = patience, obstore
         plain_http = url.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")

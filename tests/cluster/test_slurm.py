@@ -10,8 +10,9 @@ import pytest
 
 from ..conftest import ROOT, tiny_run
 from ..distributed.accidents import PAUSED_TRAIN, RUN, logged, weights
-from .slurm import NODES, Slurm, slurm_cluster
+from .slurm import Slurm, slurm_cluster
 
+NODES = ("node-0", "node-1")
 pytestmark = pytest.mark.slow
 
 
@@ -53,8 +54,8 @@ class Job:
     @property
     def said(self) -> dict[str, str]:
         """By the batch script and by each node."""
-        logs = {"batch": next(self.place.glob(f"slurm-{self.id}_*.log"), self.place / "none")}
-        logs |= {node: self.place / f"slurm-{self.id}" / f"{node}.log" for node in NODES}
+        logs = {name: self.place / f"slurm-{self.id}" / f"{name}.log" for name in NODES}
+        logs["batch"] = self.place / f"slurm-{self.id}.log"
         return {name: log.read_text() if log.exists() else "" for name, log in logs.items()}
 
     def all_say(self, words: str) -> bool:
