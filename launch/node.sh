@@ -93,15 +93,10 @@ export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-120}
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-=$interface}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 MSVAE_EXIT_CODES=$codes
 
-# A scheduler may signal every process of this machine. So the launcher heeds none of its signals, and hands USR2 on to
-# the ranks, who never take that for a second, impatient request.
 export PET_SIGNALS_TO_HANDLE=SIGUSR2
-(
-    trap '' TERM USR1 INT HUP
-    exec accelerate launch --config_file "$root/configs/accelerate/$engine.yaml" --num_machines 1 \
-        --num_processes "$processes" --main_process_port 0 --rdzv_backend c10d \
-        --rdzv_conf "join_timeout=$wait_s$is_host" --max_restarts "${restarts:-${elastic:-0}}" "$@"
-) &
+python "$root/launch/launcher.py" launch --config_file "$root/configs/accelerate/$engine.yaml" --num_machines 1 \
+    --num_processes "$processes" --main_process_port 0 --rdzv_backend c10d \
+    --rdzv_conf "join_timeout=$wait_s$is_host" --max_restarts "${restarts:-${elastic:-0}}" "$@" &
 launcher=$!
 
 while true; do

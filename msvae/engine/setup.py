@@ -159,9 +159,6 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     rank = int(os.environ.get("RANK", 0))
     # one of before a restart would be taken for ours
     _leave_code("")
-    if EXIT_CODES in os.environ:
-        # its launcher ignores the signal, and we would, too
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         _leave(main() or 0)
     except ValueError as error:
