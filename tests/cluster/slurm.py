@@ -71,7 +71,7 @@ class Slurm:
         words = self.run("scontrol", "show", "job", job).split()
         return next(word.split("=", 1)[1] for word in words if word.startswith(f"{name}="))
 
-    def wait_until(self, happened: Callable[[], bool], patience_s: float = 200) -> None:
+    def wait_until(self, happened: Callable[[], bool], patience_s: float = 300) -> None:
         deadline = time.monotonic() + patience_s
         while not happened():
             assert time.monotonic() < deadline, self.run("scontrol", "show", "job")

@@ -9,6 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from msvae.config import load_config
 from msvae.credentials import hidden, refuse_in_url
 from msvae.shards.store import Patience, open_store
 from msvae.shards.writable_store import WritableStore
@@ -70,6 +71,7 @@ def test_a_run_on_a_store_leaves_no_secret_anywhere(planted, tmp_path):
     assert found(written | files(tmp_path / "scratch") | {"stdout": done.stdout, "stderr": done.stderr}) == []
 
 
+@pytest.mark.slow
 def test_what_the_store_answers_to_wrong_credentials_is_told_without_them(planted, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://scientist:scientist-password@127.0.0.1:9")
     done = train(f"s3://{BUCKET}/runs/refused")
@@ -95,15 +97,10 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url):
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.val", "out", "model.pretrained"])
-def test_a_configuration_with_credentials_is_refused_before_anything_is_written(key, tmp_path):
-    words = ["bash", "-c", f'cd {ROOT} && python train/train.py "$@"', "train"]
-    words += [*tiny_run(tmp_path, tmp_path / "run"), f"--{key}", "https://scientist:scientist-password@host/leaves"]
-    done = subprocess.run(words, capture_output=True, timeout=100)
-    assert done.returncode == 2
-    assert (
-        b"error: command line and overrides: the URL https://\xe2\x80\xa6@host/leaves holds credentials" in done.stderr
-    )
-    assert found({"stdout": done.stdout, "stderr": done.stderr} | files(tmp_path)) == []
+def test_a_configuration_with_credentials_is_refused_without_repeating_them(key):
+    with pytest.raises(ValueError, match="command line and overrides: the URL https://…@host/leaves holds") as refused:
+        load_config(None, [f"--{key}", "https://scientist:scientist-password@host/leaves"])
+    assert "scientist-password" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["s3://leaves/plant@noon/train", "shards/a?b", "stabilityai/stable-diffusion"])
