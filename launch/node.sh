@@ -26,14 +26,14 @@ fail() {
     exit 2
 }
 
-asked='' launcher=''
+asked=''
 # shellcheck disable=SC2317 # called by traps
 ask_to_stop() {
-    [ -n "$launcher" ] || exit 75
+    [ -n "${!:-}" ] || exit 75 # no launcher yet
     [ -z "$asked" ] || return 0
     asked=yes
     echo "$(uname -n): asked to stop by SIG$1: the ranks finish their step and save" >&2
-    kill -USR2 "$launcher" 2>/dev/null || true
+    kill -USR2 "$!" 2>/dev/null || true
 }
 for signal in TERM USR1 INT HUP; do
     # shellcheck disable=SC2064 # the signal of now
@@ -89,11 +89,9 @@ trap 'rm -rf "$codes"' EXIT
 elastic=$([ "${nodes%:*}" = "${nodes#*:}" ] || echo 5)
 # every option of torchrun can be given as PET_…; accelerate hands on those that it has no option for
 export PET_NNODES=$nodes PET_RDZV_ENDPOINT=$at:$port PET_RDZV_ID=msvae PET_LOCAL_ADDR=$address
-export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-120}
+export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-120} PET_SIGNALS_TO_HANDLE=SIGUSR2
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-=$interface}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 MSVAE_EXIT_CODES=$codes
-
-export PET_SIGNALS_TO_HANDLE=SIGUSR2
 python "$root/launch/launcher.py" launch --config_file "$root/configs/accelerate/$engine.yaml" --num_machines 1 \
     --num_processes "$processes" --main_process_port 0 --rdzv_backend c10d \
     --rdzv_conf "join_timeout=$wait_s$is_host" --max_restarts "${restarts:-${elastic:-0}}" "$@" &

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,15 +25,28 @@ def task() -> dict[str, Any]:
     return yaml.safe_load(FILE.read_text())
 
 
-def test_skypilot_reads_the_task(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(ROOT)
-    sky = pytest.importorskip("sky", reason="skypilot is not installed; it wants an environment of its own")
-    read = sky.Task.from_yaml(str(FILE))
-    (resources,) = read.resources
-    assert read.num_nodes == 2
-    assert resources.use_spot
-    assert resources.job_recovery["recover_on_exit_codes"] == [SAVED, LOST_OTHERS]
+READ = """
+import json, sys
+import sky
+
+task = sky.Task.from_yaml(sys.argv[1])
+(resources,) = task.resources
+print(json.dumps([task.num_nodes, resources.use_spot, resources.job_recovery, task.envs]))
+"""
+
+
+def test_skypilot_reads_the_task(task, tmp_path):
+    command = shutil.which("sky")
+    if command is None:
+        pytest.skip("skypilot's command is not on PATH (pip install skypilot, in an environment of its own)")
+    python = Path(command).read_text().splitlines()[0].removeprefix("#!")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": ""}
+    done = subprocess.run([python, "-c", READ, FILE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    num_nodes, use_spot, recovery, envs = json.loads(done.stdout.splitlines()[-1])
+    assert (num_nodes, use_spot) == (2, True)
+    assert recovery == task["resources"]["job_recovery"]
+    assert envs == task["envs"]
 
 
 def test_spot_instances_are_replaced_and_runs_that_saved_are_started_again(task):
