@@ -3,7 +3,9 @@
 A scheduler may signal every process of a machine; torchrun would then end the ranks before they have saved.
 """
 
+import contextlib
 import signal
+import sys
 
 import psutil
 
@@ -13,13 +15,21 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         # a handler, for what is ignored would be ignored by ranks, too
         signal.signal(number, lambda *_: None)
+    # late, so that a signal that comes while libraries are read is heard
     from accelerate.commands.accelerate_cli import main as accelerate
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
         accelerate()
+    except SignalException:
+        sys.exit(1)  # ranks and node.sh have said why
+    except ChildFailedError as summary:
+        sys.exit(str(summary))
     finally:
         for process in psutil.Process().children(recursive=True):
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 if __name__ == "__main__":
