@@ -13,6 +13,8 @@ from typing import TypeVar
 import psutil
 
 SAY_AFTER_S = 10.0
+NOT_THERE = 69
+"""Exit code that asks for another try, as that of ranks which lost others."""
 ELSEWHERE = "192.0.2.1"
 """An address that is nobody's (RFC 5737): packets to it would leave by the default route."""
 
@@ -34,14 +36,18 @@ def main() -> int:
     place, tried = f"{arguments.host}:{arguments.port}", f"within {arguments.wait_s:g} s"
     meeting = patiently(lambda: resolve(arguments.host), f"a name server to know {arguments.host}", deadline_s)
     if meeting is None:
-        return fail(f"{arguments.host} was not known {tried}; give --at an address, or a name that all machines know")
+        return fail(
+            f"{arguments.host} was not known {tried}; give --at an address, or a name that all machines know",
+            NOT_THERE,
+        )
     loopback, is_host = meeting.startswith("127."), any(meeting in found for found in interfaces.values())
     if not (loopback or is_host) and not patiently(
         lambda: answers(meeting, arguments.port), f"{place} ({meeting}) to answer", deadline_s
     ):
         return fail(
             f"{place} ({meeting}) did not answer {tried}; see that the same command runs on the machine with that "
-            "address, and that no firewall stands between"
+            "address, and that no firewall stands between",
+            NOT_THERE,
         )
     # /etc/hosts may give a machine's own name a loopback address, at which others cannot find it
     elsewhere = loopback and arguments.host not in ("localhost", meeting)
@@ -97,10 +103,10 @@ def patiently(look: Callable[[], Found], what: str, deadline_s: float) -> Found:
     return found
 
 
-def fail(message: str) -> int:
-    """One line, exit code 2."""
+def fail(message: str, exit_code: int = 2) -> int:
+    """One line, and the exit code."""
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ usage: bash launch/node.sh [options] train/train.py --config configs/train/sd3.y
   --restarts N       times that ranks start again by themselves after one was lost (0, with MIN:MAX 5)
   --wait SECONDS     how long to wait for HOST (600)
 
-exit code: 0 finished; 75 asked to stop, and 69 other machines lost: run the same command again; 2 an error that is
-told in one line, which a person must mend; others as the launcher ended (docs/faults.md)
+exit code: 0 finished; 75 asked to stop, and 69 other machines lost or not there: run the same command again; 2 an error
+that is told in one line, which a person must mend; others as the launcher ended (docs/faults.md)
 USAGE
 }
 
