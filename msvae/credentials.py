@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-IN_URL = re.compile(r"(?<=://)[^/?#\s'\"]*@")
-"""What stands before the host: `user:password@`."""
+IN_URL = re.compile(r"(?<=://)(?:[^/?#\s'\"]*|[^/?#:\s'\"]*:(?!\d+/)[^?#\s'\"]*)@")
+"""What stands before the host: `user:password@`, where a password may hold a slash, which is no URL then."""
 QUERY = re.compile(r"://[^?\s]*\?")
 """Where signatures stand."""
 NAMES = re.compile(r"(KEY|KEY_ID|SECRET|TOKEN|PASSWORD|SIGNATURE)$")

@@ -85,6 +85,7 @@ def test_what_the_store_answers_to_wrong_credentials_is_told_without_them(plante
     [
         "https://scientist:scientist-password@host/leaves",
         "s3://AKIAPLANTEDINTHETEST:scientist-password@leaves/train",
+        "s3://AKIAPLANTEDINTHETEST:scientist-password/with+slash@leaves/train",
         "https://host/leaves?X-Amz-Signature=scientist-password",
         "az://leaves/train?sv=2024&sig=scientist-password",
     ],
@@ -103,7 +104,15 @@ def test_a_configuration_with_credentials_is_refused_without_repeating_them(key)
     assert "scientist-password" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["s3://leaves/plant@noon/train", "shards/a?b", "stabilityai/stable-diffusion"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://leaves/plant@noon/train",
+        "http://127.0.0.1:9000/leaves/plant@noon",
+        "shards/a?b",
+        "stabilityai/stable-diffusion",
+    ],
+)
 def test_other_places_pass(text):
     refuse_in_url(text)
     assert hidden(text) == text
