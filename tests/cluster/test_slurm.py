@@ -91,7 +91,7 @@ def test_a_preempted_job_is_requeued_and_ends_with_the_weights_of_an_undisturbed
 
 def test_a_job_out_of_time_is_warned_saves_and_goes_on_in_the_queue(slurm, leaf_shards, undisturbed, tmp_path):
     """Slurm sends the signal two to three minutes before the end."""
-    job = Job(slurm, tmp_path, leaf_shards, "--time", 4)
+    job = Job(slurm, tmp_path, leaf_shards, "--time", 5)
     job.wait_for_pause()
     slurm.wait_until(lambda: job.all_say("asked to stop by SIGUSR1: the ranks finish their step and save"))
     job.go.touch()
