@@ -1,6 +1,6 @@
 """Breaks training on purpose, once for each picture in docs/curves.md, beside the same training left whole.
 
-python bench/broken_runs.py OUT [--steps 300]
+python bench/broken_runs.py OUT [--steps 500]
 
 Everything is real: leaves are drawn, masks moved, bands exchanged, shards packed, and train.py is launched.
 """
@@ -130,8 +130,9 @@ def draw(whole: Path, broken: Path) -> Figure:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=0)
     panels[0].set_yscale("log")
+    for axes in panels[2:]:
+        axes.set_ylim(bottom=0)
     panels[1].set_ylim(0, 1)
     panels[0].legend(frameon=False)
     return figure
@@ -147,7 +148,7 @@ def main() -> None:
     """Train whole and broken, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for curves-NAME.png")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
     with tempfile.TemporaryDirectory() as temporary:

@@ -33,6 +33,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from msvae.credentials import refuse_in_url
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -230,6 +232,12 @@ class Config(BaseSettings):
     def _rates_are_used(self) -> Config:
         if self.optim.backbone_lr is not None and self.model.train_backbone == "none":
             raise ValueError("optim.backbone_lr is set but model.train_backbone is none; leave it out, or train more")
+        return self
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Config:
+        for url in (self.out, self.data.train, self.data.val, self.model.pretrained):
+            refuse_in_url(str(url))
         return self
 
     @property

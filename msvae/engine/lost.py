@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+EXIT_CODE = 69
+"""Of a rank that merely lost others: run the same command again (EX_UNAVAILABLE of sysexits.h)."""
 PACKAGE = Path(__file__).parents[1]
 FROM_GLOO = re.compile(r"gloo/[\w/]+\.cc:\d+\]\s*")
 TIMED_OUT = re.compile(r"time(d )?out(?!.*refused)", re.IGNORECASE)

@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn, get_args
@@ -21,6 +22,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
+from msvae.credentials import hidden
+from msvae.engine.lost import EXIT_CODE as LOST_OTHERS
 from msvae.engine.lost import told_of_lost_ranks
 from msvae.engine.parallel.deepspeed_settings import refuse_unsupported
 from msvae.engine.precision import Precision
@@ -28,6 +31,8 @@ from msvae.engine.precision import Precision
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 """Where Open MPI, other MPIs and srun say how many processes they started; torchrun's WORLD_SIZE goes before them."""
 
+EXIT_CODES = "MSVAE_EXIT_CODES"
+"""Names a folder where each local rank leaves its exit code: launchers hide it. `launch/node.sh` looks there."""
 MAIN_RANK_FIRST_S = 5.0
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
@@ -152,9 +157,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point and end with the exit code that it returns, 0 when it returns none.
 
     A user's error becomes one line, exit code 2, and the last words of torchrun's summary. So does a disk that fails
-    or is full. A rank that merely lost others says so, and leaves the last words to them.
+    or is full. A rank that merely lost others says so, leaves the last words to them, and ends with 69.
     """
     rank = int(os.environ.get("RANK", 0))
+    # one of before a restart would be taken for ours
+    _leave_code("")
     try:
         _leave(main() or 0)
     except ValueError as error:
@@ -173,7 +180,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         # the launcher ends this rank as soon as it has seen the one that failed first
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(MAIN_RANK_FIRST_S)
-        _end(line)
+        _end(line, LOST_OTHERS)
     except KeyboardInterrupt:
         if rank == 0:
             print("stopped; training goes on from its newest checkpoint when run again", file=sys.stderr, flush=True)
@@ -181,15 +188,15 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _say(rank: int, message: str) -> str:
-    line = f"error on rank {rank}: {message}" if rank else f"error: {message}"
+    line = hidden(f"error on rank {rank}: {message}" if rank else f"error: {message}")
     print(line, file=sys.stderr, flush=True)
     return line
 
 
-def _end(line: str) -> NoReturn:
+def _end(line: str, exit_code: int = 2) -> NoReturn:
     if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(summary).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
-    _leave(2)
+    _leave(exit_code)
 
 
 def _leave(exit_code: int) -> NoReturn:
@@ -200,4 +207,12 @@ def _leave(exit_code: int) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    _leave_code(str(exit_code))
     os._exit(exit_code)
+
+
+def _leave_code(text: str) -> None:
+    if folder := os.environ.get(EXIT_CODES):
+        # whoever asked for it may be gone
+        with suppress(OSError):
+            Path(folder, os.environ.get("LOCAL_RANK", "0")).write_text(text)

@@ -13,6 +13,8 @@ from torch import Tensor
 EXIT_CODE = 75
 """Of a run that was asked to stop and has saved itself: run the same command again (EX_TEMPFAIL of sysexits.h)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = signal.SIGUSR2
+"""What `launch/node.sh` makes of a request that may have reached ranks already: never a second one."""
 SAME_REQUEST_S = 1.0
 """A launcher that passes on what its whole group has got sends the same request twice."""
 
@@ -28,7 +30,7 @@ class StopRequest:
         came, comes = os.pipe()
         os.set_blocking(comes, False)
         signal.set_wakeup_fd(comes, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in (*SIGNALS, PASSED_ON):
             signal.signal(number, lambda number, frame: None)
         threading.Thread(target=self._listen, args=(came,), name="signals", daemon=True).start()
 
@@ -38,19 +40,20 @@ class StopRequest:
 
     def served(self) -> None:
         """All is saved: when the first rank leaves, the launcher signals the others, which must come to their end."""
-        for number in SIGNALS:
+        for number in (*SIGNALS, PASSED_ON):
             signal.signal(number, signal.SIG_IGN)
 
     def _listen(self, came: int) -> None:
         while signals := os.read(came, 1):
-            if signals[0] in SIGNALS:
-                self._ask(signals[0])
+            if signals[0] in (*SIGNALS, PASSED_ON):
+                self._hear(signals[0])
 
-    def _ask(self, number: int) -> None:
+    def _hear(self, number: int) -> None:
         now_s = time.monotonic()
-        if self._asked_at_s is not None and now_s - self._asked_at_s > SAME_REQUEST_S:
+        first_s = self._asked_at_s
+        if first_s is not None and now_s - first_s > SAME_REQUEST_S and number != PASSED_ON:
             os._exit(128 + number)
-        self._asked_at_s = self._asked_at_s or now_s
+        self._asked_at_s = first_s or now_s
 
 
 class Late:

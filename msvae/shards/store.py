@@ -13,6 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from msvae.credentials import hidden, refuse_in_url
+
 MAX_OPEN_FILES = 256
 """Well under the 1,024 files that a process may hold open by default."""
 
@@ -71,7 +73,7 @@ def open_store(location: str | Path, patience: Patience | None = None) -> Store:
     """The store at a folder, `file://`, `s3://`, `gs://`, `az://`, `http://` or `https://`.
 
     Credentials and endpoints come from the environment, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.
-    Raises: ValueError for a URL that is not understood.
+    Raises: ValueError for a URL that is not understood, or that holds credentials.
     """
     text = os.fspath(location)
     if text.startswith("file://"):
@@ -166,6 +168,7 @@ class RemoteStore:
     parallel_reads = 16
 
     def __init__(self, url: str, patience: Patience) -> None:
+        refuse_in_url(url)
         try:
             import obstore
         except ImportError:
@@ -253,4 +256,4 @@ class _ShortError(Exception):
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return hidden((str(error).splitlines() or [type(error).__name__])[0])[:200]

@@ -136,7 +136,7 @@ def test_a_run_that_met_every_accident_ends_with_the_weights_of_one_that_met_non
     assert not [path for path in accidents.out.rglob(".*")]
 
 
-def test_a_second_signal_ends_a_rank_at_once():
+def test_a_second_signal_ends_a_rank_at_once_unless_it_was_passed_on():
     waits = (
         "import time; from msvae.engine.stop import StopRequest; StopRequest(); print(1, flush=True); time.sleep(90)"
     )
@@ -144,6 +144,8 @@ def test_a_second_signal_ends_a_rank_at_once():
         rank.stdout.read(1)
         rank.send_signal(signal.SIGUSR1)
         time.sleep(1.5)
+        rank.send_signal(signal.SIGUSR2)
+        time.sleep(0.5)
         assert rank.poll() is None
         rank.send_signal(signal.SIGTERM)
         assert rank.wait() == 128 + signal.SIGTERM

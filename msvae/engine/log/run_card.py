@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 import msvae
 from msvae.config import Config
+from msvae.credentials import hidden
 from msvae.engine.setup import launched_precision
 
 LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
@@ -74,7 +75,7 @@ def launch_command() -> str:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
     except (OSError, UnicodeDecodeError):
         words = []
-    return shlex.join(words if sys.argv[0] in words else ["python", *sys.argv])
+    return hidden(shlex.join(words if sys.argv[0] in words else ["python", *sys.argv]))
 
 
 def _engine(accelerator: Accelerator) -> str:

@@ -1,0 +1,125 @@
+"""Credentials stay in the environment: a run on a store leaves them nowhere, and a URL that holds some is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import boto3
+import pytest
+
+from msvae.config import load_config
+from msvae.credentials import hidden, refuse_in_url
+from msvae.shards.store import Patience, open_store
+from msvae.shards.writable_store import WritableStore
+
+from ..conftest import ROOT, tiny_run
+from ..servers import BUCKET, set_credentials
+
+NODE = ["bash", str(ROOT / "launch" / "node.sh")]
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDINTHETEST",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret+access+key",
+    "AWS_SESSION_TOKEN": "planted-session-token",
+    "AZURE_STORAGE_ACCOUNT_KEY": "planted-account-key==",
+    "HF_TOKEN": "hf_plantedtoken",
+}
+
+
+@pytest.fixture
+def planted(moto, monkeypatch, tmp_path) -> dict[str, str]:
+    """The environment of a user with many secrets."""
+    set_credentials(monkeypatch, f"http://{moto[0]}:{moto[1]}")
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    return dict(os.environ)
+
+
+def train(out: str, *words: object) -> subprocess.CompletedProcess[bytes]:
+    """Through the script that every launcher shares."""
+    arguments = tiny_run(Path("s3:/") / BUCKET / "field" / "shards", Path("nowhere"), train__max_steps=2)
+    arguments = [word.replace("s3:/", "s3://") for word in arguments]
+    command = [*NODE, "train/train.py", *arguments, "--out", out, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=200)
+
+
+def found(contents: dict[str, bytes]) -> list[tuple[str, str]]:
+    secrets = [*PLANTED.values(), "scientist-password"]
+    return [(name, secret) for name, content in contents.items() for secret in secrets if secret.encode() in content]
+
+
+def objects(prefix: str) -> dict[str, bytes]:
+    client = boto3.client("s3")
+    keys = [one["Key"] for one in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])]
+    return {key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_on_a_store_leaves_no_secret_anywhere(planted, tmp_path):
+    done = train(f"s3://{BUCKET}/runs/secret", "--train.checkpoint_every", 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = objects("runs/secret/")
+    kinds = ("tensorboard/", "config.yaml", "state.json", "tensors.safetensors", "metrics.jsonl", "model/README.md")
+    for kind in kinds:
+        assert any(kind in name for name in written), kind
+    assert found(written | files(tmp_path / "scratch") | {"stdout": done.stdout, "stderr": done.stderr}) == []
+
+
+@pytest.mark.slow
+def test_what_the_store_answers_to_wrong_credentials_is_told_without_them(planted, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://scientist:scientist-password@127.0.0.1:9")
+    done = train(f"s3://{BUCKET}/runs/refused")
+    assert done.returncode == 2
+    assert b"error: " in done.stderr
+    assert found(files(tmp_path / "scratch") | {"stdout": done.stdout, "stderr": done.stderr}) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://scientist:scientist-password@host/leaves",
+        "s3://AKIAPLANTEDINTHETEST:scientist-password@leaves/train",
+        "s3://AKIAPLANTEDINTHETEST:scientist-password/with+slash@leaves/train",
+        "https://host/leaves?X-Amz-Signature=scientist-password",
+        "az://leaves/train?sv=2024&sig=scientist-password",
+    ],
+)
+def test_a_url_with_credentials_is_refused_without_repeating_them(url):
+    for uses in (refuse_in_url, open_store, lambda url: WritableStore(url, Patience())):
+        with pytest.raises(ValueError, match="holds credentials or a query") as refused:
+            uses(url)
+        assert "scientist-password" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.val", "out", "model.pretrained"])
+def test_a_configuration_with_credentials_is_refused_without_repeating_them(key):
+    with pytest.raises(ValueError, match="command line and overrides: the URL https://…@host/leaves holds") as refused:
+        load_config(None, [f"--{key}", "https://scientist:scientist-password@host/leaves"])
+    assert "scientist-password" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://leaves/plant@noon/train",
+        "http://127.0.0.1:9000/leaves/plant@noon",
+        "shards/a?b",
+        "stabilityai/stable-diffusion",
+    ],
+)
+def test_other_places_pass(text):
+    refuse_in_url(text)
+    assert hidden(text) == text
+
+
+def test_a_message_is_rid_of_the_environments_credentials(monkeypatch):
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
+    text = f"403 for {PLANTED['AWS_ACCESS_KEY_ID']} at http://me:scientist-password@store/leaves"
+    assert hidden(text) == "403 for $AWS_ACCESS_KEY_ID at http://…@store/leaves"

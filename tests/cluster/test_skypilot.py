@@ -1,0 +1,74 @@
+"""launch/skypilot.yaml: read by SkyPilot's own parser where that is installed, and its run script on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from msvae.engine.lost import EXIT_CODE as LOST_OTHERS
+from msvae.engine.stop import EXIT_CODE as SAVED
+
+from ..conftest import ROOT
+
+FILE = ROOT / "launch" / "skypilot.yaml"
+
+
+@pytest.fixture
+def task() -> dict[str, Any]:
+    return yaml.safe_load(FILE.read_text())
+
+
+READ = """
+import json, sys
+import sky
+
+task = sky.Task.from_yaml(sys.argv[1])
+(resources,) = task.resources
+print(json.dumps([task.num_nodes, resources.use_spot, resources.job_recovery, task.envs]))
+"""
+
+
+def test_skypilot_reads_the_task(task, tmp_path):
+    command = shutil.which("sky")
+    if command is None:
+        pytest.skip("skypilot's command is not on PATH (pip install skypilot, in an environment of its own)")
+    python = Path(command).read_text().splitlines()[0].removeprefix("#!")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": ""}
+    done = subprocess.run([python, "-c", READ, FILE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    num_nodes, use_spot, recovery, envs = json.loads(done.stdout.splitlines()[-1])
+    assert (num_nodes, use_spot) == (2, True)
+    assert recovery == task["resources"]["job_recovery"]
+    assert envs == task["envs"]
+
+
+def test_spot_instances_are_replaced_and_runs_that_saved_are_started_again(task):
+    recovery = task["resources"]["job_recovery"]
+    assert task["resources"]["use_spot"] is True
+    assert recovery["recover_on_exit_codes"] == [SAVED, LOST_OTHERS]
+    assert task["num_nodes"] == 2
+    assert set(task["secrets"].values()) == {None}, "values come from the user's environment"
+
+
+def test_the_run_script_meets_at_the_first_machine_with_what_skypilot_tells(task, tmp_path):
+    """A node.sh that says its words stands in for the repository's, which tests of its own launch."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "node.sh").write_text('printf "%s\\n" "$@"\n')
+    told = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.9", "SKYPILOT_NODE_RANK": "1"}
+    environment = {**os.environ, **task["envs"], **told}
+    done = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    assert words[:5] == ["--nodes", "2", "--at", "10.0.0.7", "train/train.py"]
+    assert words[5:] == [
+        "--config", "configs/train/sd3.yaml", "--data.train", "s3://leaves/shards/train",
+        "--data.val", "s3://leaves/shards/val", "--out", "s3://leaves/runs/first",
+    ]  # fmt: skip
+    assert all((ROOT / word).is_file() for word in words if word.startswith(("train/", "configs/")))
