@@ -29,7 +29,7 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
     try:
         accelerator = join(2 * timeout_s)
     except (ValueError, RuntimeError) as error:
-        return _alone(config, timeout_s, None, f"they could not join: {_first_line(error)}")
+        return _alone(config, timeout_s, _first_line(error))
     ranks = Ranks(accelerator)
     own = _look(Scene(config, ranks.world_size, ranks.device), accelerator, timeout_s)
     try:
@@ -42,9 +42,8 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
     return [*_judge(findings, config, ranks.world_size, ""), *between]
 
 
-def _alone(config: Config | None, timeout_s: float, accelerator: Accelerator | None, why: str) -> list[Row]:
-    scene = Scene(config, 1, _device())
-    return _judge([_look(scene, accelerator, timeout_s)], config, 1, why)
+def _alone(config: Config | None, timeout_s: float, why: str) -> list[Row]:
+    return _judge([_look(Scene(config, 1, _device()), None, timeout_s)], config, 1, why)
 
 
 def _look(scene: Scene, accelerator: Accelerator | None, timeout_s: float) -> Findings:

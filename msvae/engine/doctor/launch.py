@@ -76,9 +76,7 @@ def _traps(facts: Facts) -> list[Row]:
 
 def _traps_of_machines(facts: Facts) -> list[Row]:
     rows = []
-    if _is_loopback(facts[0]["meeting_point"]) and (
-        not facts[0]["joined"] or len({found["host"] for found in facts}) > 1
-    ):
+    if _is_loopback(facts[0]["meeting_point"]) and facts[0]["joined"] < facts[0]["launched"]:
         rows.append(
             Row(
                 "environment",

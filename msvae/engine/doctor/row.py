@@ -33,8 +33,12 @@ def failed(name: str, facts: Facts, advice: str) -> Row | None:
     ranks = [rank for rank, found in enumerate(facts) if "fault" in found]
     if not ranks:
         return None
-    where = f"on rank {ranks[0]}" if len(ranks) == 1 else f"on {listed(ranks)}, first"
-    return Row(name, "fault", f"{where}: {facts[ranks[0]]['fault']}", advice)
+    return Row(name, "fault", told_of(ranks, facts, facts[ranks[0]]["fault"]), advice)
+
+
+def told_of(ranks: Sequence[int], facts: Facts, fault: str) -> str:
+    """A fault of the first of these ranks, and which others have one; of a rank that is alone, the fault."""
+    return fault if len(facts) == 1 else f"on {listed(ranks)}: {fault}"
 
 
 def listed(ranks: Sequence[int]) -> str:

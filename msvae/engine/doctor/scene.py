@@ -13,7 +13,7 @@ from msvae.config import Config
 
 @dataclass(frozen=True)
 class Scene:
-    """Of one rank. `joined` is 0 where the ranks never met; then each looks at itself alone."""
+    """Of one rank. `joined` is 1 where the ranks never met; then each looks at itself alone."""
 
     config: Config | None
     joined: int

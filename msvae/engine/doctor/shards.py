@@ -12,7 +12,7 @@ import numpy as np
 
 from msvae.config import Config
 from msvae.engine.doctor.patience import Found
-from msvae.engine.doctor.row import Facts, Row, duration, extent, listed, size
+from msvae.engine.doctor.row import Facts, Row, duration, extent, listed, size, told_of
 from msvae.engine.doctor.scene import Scene
 from msvae.engine.stream import accumulation_steps
 from msvae.shards.order import permutation
@@ -62,8 +62,7 @@ def judge(split: str, facts: Facts, config: Config, world_size: int) -> list[Row
         rank: found.get("fault") or found["bad"] for rank, found in enumerate(facts) if found.keys() & {"fault", "bad"}
     }
     if wrong:
-        ranks = list(wrong)
-        text = f"on {listed(ranks)}: {wrong[ranks[0]]}"
+        text = told_of(list(wrong), facts, next(iter(wrong.values())))
         return [Row(name, "fault", text, "`msvae verify` names every fault; every machine must see the same shards")]
     first = facts[0]
     differing = [rank for rank, found in enumerate(facts) if found["digest"] != first["digest"]]

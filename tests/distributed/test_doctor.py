@@ -1,0 +1,167 @@
+"""The doctor on several ranks and machines, well and with real faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ..conftest import ROOT, launch_command, tiny_run
+from ..namespaces import two_machines
+
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+
+
+def doctor_command(arguments: Sequence[object], *options: object, processes: int = 2) -> list[str]:
+    """`accelerate launch … --module msvae doctor …`, as a user would give it."""
+    command = launch_command("msvae", "doctor", *arguments, processes=processes)
+    at = command.index("msvae")
+    command[at:at] = [*map(str, options), "--module"]
+    return command
+
+
+def found_in(text: str, level: str) -> dict[str, str]:
+    """Rows of a level by the first word or two of them."""
+    lines = [line[9:] for line in text.splitlines() if line.startswith(f"{level} ")]
+    return {line.split(":")[0]: line for line in lines}
+
+
+def run(
+    commands: Sequence[Sequence[str]], folders: Sequence[Path], environments: Sequence[dict[str, str]]
+) -> list[str]:
+    """What each machine printed; all end with the same exit code, which comes first."""
+    running = [
+        subprocess.Popen(
+            command, cwd=cwd, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for command, cwd, own in zip(commands, folders, environments, strict=True)
+    ]
+    ended = [process.communicate(timeout=200) for process in running]
+    codes = {process.returncode for process in running}
+    assert len(codes) == 1, ended
+    return [str(codes.pop()), *(out for out, _ in ended)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_healthy_ranks_are_told_apart_from_none(leaf_shards, tmp_path):
+    command = doctor_command(tiny_run(leaf_shards, tmp_path / "run"))
+    code, out = run([command], [ROOT], [{}])
+    assert code == "0", out
+    assert found_in(out, "fault") == {}
+    fine = found_in(out, "ok")
+    assert fine["ranks"] == "ranks: 2 launched, 2 joined, on 1 machine"
+    assert "MULTI_CPU, backend gloo" in fine["engine"]
+    assert "equal on all ranks" in fine["versions"]
+    assert "a gradient of" in fine["collectives"]
+    assert "2 micro batches of 2 on each of 2" in fine["batch"]
+    assert ("links" in fine) != ("links" in found_in(out, "warning"))
+    assert out.count("ranks: 2 launched") == 1, "one rank speaks"
+
+
+@pytest.fixture(scope="module")
+def unequal(leaf_shards, tmp_path_factory) -> list[str]:
+    """Two machines: the second has a truncated shard, another diffusers, and a clock that is two minutes ahead."""
+    folder = tmp_path_factory.mktemp("machines")
+    disks = [folder / "first", folder / "second"]
+    for disk in disks:
+        shutil.copytree(leaf_shards, disk / "shards")
+    tar = sorted((disks[1] / "shards" / "train").glob("*.tar"))[0]
+    tar.write_bytes(tar.read_bytes()[:-2048])
+    overlay = disks[1] / "site"
+    (overlay / "diffusers-0.1.0.dist-info").mkdir(parents=True)
+    (overlay / "diffusers-0.1.0.dist-info" / "METADATA").write_text("Name: diffusers\nVersion: 0.1.0\n")
+    paths = [str(overlay), *filter(None, [os.environ.get("PYTHONPATH")])]
+    second = {"PYTHONPATH": os.pathsep.join(paths)}
+    if FAKETIME.exists():
+        second |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+120s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    port = free_port()
+    arguments = tiny_run(Path("shards"), folder / "run")
+    commands = [
+        doctor_command(
+            arguments,
+            *("--num_machines", 2, "--machine_rank", machine),
+            *("--main_process_ip", "127.0.0.1", "--main_process_port", port),
+        )
+        for machine in range(2)
+    ]
+    return run(commands, disks, [{}, second])
+
+
+def test_a_shard_and_a_version_that_differ_on_one_machine_are_named_with_its_rank(unequal):
+    code, out, second = unequal
+    assert code == "1"
+    faults = found_in(out, "fault")
+    assert faults.keys() == {"versions", "shards"}
+    assert "diffusers 0.42.1 on rank 0 but 0.1.0 on rank 1" in faults["versions"]
+    assert "on rank 1: shard shards/train/" in faults["shards"]
+    assert "it was truncated or replaced" in faults["shards"]
+    assert "2 launched, 2 joined, on 2 machines" in out
+    assert "launched" not in second, "the first machine speaks for both"
+
+
+@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed")
+def test_a_clock_that_is_ahead_is_told_with_the_bound_of_the_estimate(unequal):
+    row = found_in(unequal[1], "warning")["clocks"]
+    assert "(rank 1) is 120.0 s ahead of rank 0, give or take" in row
+    assert "NTP" in row
+
+
+def test_ranks_that_were_started_alone_are_a_fault_that_is_explained(tmp_path):
+    config = tmp_path / "multi_cpu.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    command = doctor_command([])
+    command[command.index("--config_file") + 1] = str(config)
+    code, out = run([command], [ROOT], [{}])
+    assert code == "1"
+    faults = found_in(out, "fault")
+    assert faults.keys() == {"ranks"}
+    assert "accelerate was asked for several processes and started one" in faults["ranks"]
+    assert "versions" in found_in(out, "ok"), "the rest is looked at all the same"
+
+
+@pytest.mark.slow
+def test_a_machine_that_never_comes_is_a_fault_after_the_time_out(tmp_path):
+    command = doctor_command(
+        ["--timeout-s", 5],
+        *("--num_machines", 2, "--machine_rank", 0),
+        *("--main_process_ip", "127.0.0.1", "--main_process_port", free_port()),
+    )
+    code, out = run([command], [ROOT], [{}])
+    assert code == "1"
+    faults = found_in(out, "fault")
+    assert "2 launched, 1 joined, on 2 machines" in faults["ranks"]
+    assert "is that machine itself" in faults["environment"]
+
+
+@pytest.mark.slow
+def test_a_slow_cable_between_two_machines_is_named():
+    with two_machines() as machines:
+        machines.slow_down(50)
+        running = []
+        for machine in range(2):
+            command = doctor_command(
+                [],
+                *("--num_machines", 2, "--machine_rank", machine),
+                *("--main_process_ip", machines.addresses[0], "--main_process_port", 29512),
+            )
+            running.append(machines.run(machine, "env", "GLOO_SOCKET_IFNAME=cable", *command))
+        out, _ = running[0].communicate(timeout=200)
+        assert [process.wait(100) for process in running] == [0, 0], "it can train, slowly"
+    row = found_in(out, "warning")["links"]
+    named = row.split("slow: ")[1]
+    assert "(rank 0)" in named
+    assert "(rank 1)" in named
+    speed_gbit = float(named.split(" Gbit/s")[0].rsplit(" ", 1)[1])
+    assert 0.03 < speed_gbit < 0.055
