@@ -185,9 +185,9 @@ def start_rows(asked: argparse.Namespace) -> Iterator[list[str]]:
         nodes = max(1, gpus // GPUS_A_NODE)
         yield [
             f"{gpus:,}",
-            f"{gpus * manifest_bytes / 1e9:,.2g} GB",
-            f"{gpus * weights_bytes / 1e9:,.3g} GB",
-            f"{nodes * weights_bytes / 1e9:,.3g} GB",
+            f"{gpus * manifest_bytes / 1e9:,.2f} GB",
+            f"{gpus * weights_bytes / 1e9:,.0f} GB",
+            f"{nodes * weights_bytes / 1e9:,.1f} GB",
             f"{all_reduce_s(weights_bytes, gpus, asked.node_gbit) / 2 * 1e3:,.0f} ms",
         ]
 

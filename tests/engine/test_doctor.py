@@ -30,7 +30,7 @@ def rows_of(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]
     parts = [(line[:7].strip(), *line[9:].split(": ", 1)) for line in lines]
     # `disk: out` and `shards: train` are names, too
     return {
-        name if name not in ("disk", "shards") else f"{name} {text.split(':')[0]}": (level, text)
+        f"{name} {text.split(':')[0]}" if ": " in text and name in ("disk", "shards") else name: (level, text)
         for level, name, text in parts
     }
 
@@ -177,6 +177,17 @@ def test_damage_and_a_full_disk_are_told_with_exit_code_1(leaf_shards, small_dis
     assert rows["shards val"][0] == "ok"
     assert "3 faults" in done.stdout
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_is_told(moto, leaf_shards):
+    arguments = {"data__train": "s3://leaves/field/shards/train", "data__val": "s3://leaves/field/shards/val"}
+    done = doctor(*tiny_run(leaf_shards, Path("run"), **arguments, out="s3://no-such-bucket/run"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = rows_of(done)
+    (fault,) = [text for level, text in rows.values() if level == "fault"]
+    assert "s3://no-such-bucket/run/doctor-" in fault
+    assert "there is no such bucket" in fault
+    assert rows["shards train"][0] == rows["shards val"][0] == "ok"
 
 
 def test_a_mistake_in_the_command_is_one_line_and_exit_code_2():

@@ -17,6 +17,7 @@ from msvae.engine.lost import told_of_lost_ranks
 from msvae.engine.ranks import Ranks
 from msvae.engine.setup import join
 
+MARGIN_S = 10.0
 Findings = dict[str, Any]
 """What one rank found, by check."""
 
@@ -27,7 +28,7 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
     Args: how long one rank may look at itself; others wait twice as long for it, then say that it is lost.
     """
     try:
-        accelerator = join(2 * timeout_s)
+        accelerator = join(2 * timeout_s + MARGIN_S)
     except (ValueError, RuntimeError) as error:
         return _alone(config, timeout_s, _first_line(error))
     ranks = Ranks(accelerator)
@@ -36,8 +37,9 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
         findings = ranks.all_told(own)
         between = _measure(ranks, findings)
     except RuntimeError as error:
-        if (lost := told_of_lost_ranks(error)) is None:
+        if told_of_lost_ranks(error) is None:
             raise
+        lost = f"then one was lost or stood still ({_first_line(error)})"
         return _judge([own], config, ranks.world_size, lost)
     return [*_judge(findings, config, ranks.world_size, ""), *between]
 
@@ -55,10 +57,11 @@ def _look(scene: Scene, accelerator: Accelerator | None, timeout_s: float) -> Fi
         "machine": partial(machine.look, scene),
         "versions": partial(versions.look, scene),
         "disks": partial(disks.look, scene),
-        "weights": partial(weights.look, scene),
     }
     if config is not None:
         looks |= {f"shards {split}": partial(shards.look, scene, place) for split, place in _splits(config).items()}
+    # last: one rank of each machine alone does this, and all should read shards at the same time
+    looks["weights"] = partial(weights.look, scene)
     return {name: deadline.look(look) for name, look in looks.items()}
 
 

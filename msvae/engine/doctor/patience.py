@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 Found = dict[str, Any]
-LEAST_S = 2.0
+LEAST_S = 0.5
 
 
 class Deadline:

@@ -23,7 +23,7 @@ def look(scene: Scene) -> Found:
         code.update(path.read_bytes())
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
-        versions[name] = importlib.metadata.version(name)
+        versions[name] = _version(name)
     config = "none" if scene.config is None else hashlib.sha256(scene.config.dump().encode()).hexdigest()[:12]
     return {**versions, "code of msvae": code.hexdigest()[:12], "configuration": config}
 
@@ -43,3 +43,10 @@ def judge(facts: Facts) -> list[Row]:
         return [Row("versions", "fault", "; ".join(differing), advice)]
     text = ", ".join(f"{name} {version}" for name, version in first.items())
     return [Row("versions", "ok", f"equal on all ranks: {text}" if len(facts) > 1 else text)]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -16,7 +16,11 @@ def look(scene: Scene) -> Found:
     if scene.config is None or scene.local_rank:
         return {}
     config = scene.config
-    manifest = Manifest.load(config.data.train)
+    try:
+        manifest = Manifest.load(config.data.train)
+    except ValueError:
+        # the row of the shards says so
+        return {}
     model = build_model(config.model, config.loss, config.data.background, manifest, config.train.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"all": sum(parameter.numel() for parameter in model.parameters()), "trained": trained}
