@@ -17,6 +17,7 @@ from msvae.engine.doctor.patience import Deadline
 from msvae.engine.doctor.row import Row
 
 from ..conftest import tiny_run
+from ..servers import set_credentials
 
 
 def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -179,9 +180,10 @@ def test_damage_and_a_full_disk_are_told_with_exit_code_1(leaf_shards, small_dis
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_written_is_told(moto, leaf_shards):
+def test_a_store_that_cannot_be_written_is_told(moto, leaf_shards, monkeypatch):
+    set_credentials(monkeypatch, f"http://{moto[0]}:{moto[1]}")
     arguments = {"data__train": "s3://leaves/field/shards/train", "data__val": "s3://leaves/field/shards/val"}
-    done = doctor(*tiny_run(leaf_shards, Path("run"), **arguments, out="s3://no-such-bucket/run"))
+    done = doctor(*tiny_run(leaf_shards, "s3://no-such-bucket/run", **arguments))
     assert done.returncode == 1, done.stdout + done.stderr
     rows = rows_of(done)
     (fault,) = [text for level, text in rows.values() if level == "fault"]
