@@ -109,6 +109,7 @@ def place(**changes: object) -> dict[str, object]:
         ({}, "", "ok", "no interface is asked for"),
         ({"asked_interfaces": {"NCCL_SOCKET_IFNAME": "eth"}}, "", "ok", "NCCL_SOCKET_IFNAME=eth"),
         ({"asked_interfaces": {"NCCL_SOCKET_IFNAME": "^lo,docker"}}, "", "ok", "NCCL_SOCKET_IFNAME=^lo,docker"),
+        ({"asked_interfaces": {"GLOO_SOCKET_IFNAME": "eth"}}, "", "fault", "whose machine has lo, eth0"),
         ({"asked_interfaces": {"GLOO_SOCKET_IFNAME": "ib0"}}, "", "fault", "whose machine has lo, eth0"),
         ({"meeting_point": "127.0.0.1", "joined": 1}, "timed out", "fault", "is that machine itself"),
         ({"own_address": "127.0.1.1"}, "", "warning", "stands for 127.0.1.1, which others cannot reach"),

@@ -78,7 +78,7 @@ def _precision(facts: Facts) -> Row:
     asked = facts[0]["asked"]
     able = [name for name in ("bf16", "fp16") if all(found["computes"][name] for found in facts)]
     able += ["tf32"] if all(found["tf32"] for found in facts) else []
-    text = f"asked: {asked}; float32{''.join(f', {name}' for name in able)} on all ranks"
+    text = f"mixed precision {asked} is asked for; {', '.join(['float32', *able])} on all ranks"
     if len({found["asked"] for found in facts}) > 1:
         others = [rank for rank, found in enumerate(facts) if found["asked"] != asked]
         return Row("precision", "fault", f"{text}; another is asked for on {listed(others)}", "launch all alike")

@@ -46,7 +46,8 @@ def judge(facts: Facts, apart: str = "") -> list[Row]:
     if apart:
         joining = Row("ranks", "fault", f"{found}: {apart}", "mend this first: what needs several ranks is left out")
         return [joining, *_traps(facts)]
-    engine = Row("engine", "ok", f"{first['engine']}, backend {first['backend']}")
+    together = f"{first['engine']}, backend {first['backend']}" if joined > 1 else f"one process, {first['engine']}"
+    engine = Row("engine", "ok", together)
     return [Row("ranks", "ok", found), engine, *_traps(facts)]
 
 
@@ -56,7 +57,7 @@ def _traps(facts: Facts) -> list[Row]:
         rank: f"{setting}={asked}"
         for rank, found in enumerate(facts)
         for setting, asked in found["asked_interfaces"].items()
-        if not _exists(asked, found["interfaces"])
+        if not _exists(setting, asked, found["interfaces"])
     }
     if missing:
         rank, setting = next(iter(missing.items()))
@@ -105,11 +106,13 @@ def _traps_of_machines(facts: Facts) -> list[Row]:
     return rows
 
 
-def _exists(asked: str, interfaces: Sequence[str]) -> bool:
-    """As gloo and NCCL read it: names or their beginnings, `=` for the exact name, `^` for all but these."""
-    if asked.startswith("^"):
+def _exists(setting: str, asked: str, interfaces: Sequence[str]) -> bool:
+    """As gloo reads it, names; as NCCL does, beginnings of names, `=` for whole ones and `^` for all but these."""
+    if setting.startswith("NCCL") and asked.startswith("^"):
         return True
     wanted = asked.removeprefix("=").split(",")
+    if setting.startswith("GLOO") or asked.startswith("="):
+        return any(name in wanted for name in interfaces)
     return any(name.startswith(tuple(wanted)) for name in interfaces)
 
 

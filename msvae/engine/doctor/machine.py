@@ -46,10 +46,10 @@ def judge(facts: Facts) -> list[Row]:
 
 def _cores(facts: Facts) -> Row:
     cores = extent([found["cores"] for found in facts], lambda number: f"{number:.0f}")
-    threads = extent([found["threads"] for found in facts], lambda number: f"{number:.0f}")
+    threads = extent([found["threads"] for found in facts], lambda number: counted(int(number), "thread"))
     memory = extent([found["memory_bytes"] for found in facts], size)
     ranks = counted(facts[0]["ranks_here"], "rank")
-    text = f"{cores} cores for the {ranks} of a machine, {threads} threads each, {memory} of memory"
+    text = f"{cores} cores for the {ranks} of a machine, {threads} each, {memory} of memory"
     crowded = [rank for rank, found in enumerate(facts) if found["threads"] * found["ranks_here"] > found["cores"]]
     if crowded:
         fair = max(1, facts[crowded[0]]["cores"] // facts[crowded[0]]["ranks_here"])

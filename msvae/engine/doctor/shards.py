@@ -77,7 +77,7 @@ def judge_batch(config: Config, world_size: int) -> list[Row]:
     try:
         steps = accumulation_steps(config, world_size)
     except ValueError as error:
-        return [Row("batch", "fault", str(error), "change data.global_batch_size or data.micro_batch_size")]
+        return [Row("batch", "fault", str(error))]
     data = config.data
     micro = counted(steps, "micro batch", "micro batches")
     text = f"{data.global_batch_size:,} tiles a step: {micro} of {data.micro_batch_size:,} on each of {world_size:,}"
