@@ -17,6 +17,7 @@ import torch
 from step import SD3, flop
 
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.pack.options import PackOptions
 from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
 from msvae.shards.schedule import Cluster, Schedule, simulate
 
@@ -40,9 +41,9 @@ STORE_BYTES_A_S = 1e9
 RESTART_S = 300.0
 """From a failure to the first new step: scheduler, launch, checkpoint, first batch."""
 FLOAT_BYTES, COPIES_OF_TRAINED = 4, 4
-SHARDS, TILES_A_SHARD = 20_000, 1000
+TILES, TILES_A_SHARD = 20_000_000, PackOptions().tiles_per_shard
 TILE_OVERHEAD_BYTES = 2942
-"""Tar headers, padding and metadata of a sample (docs/findings.md); its mask is small beside them."""
+"""Tar headers, padding, metadata and a small mask: about what shards of msvae spend on a sample."""
 STEPS = 20
 
 
@@ -132,7 +133,7 @@ def schedule_rows(asked: argparse.Namespace) -> Iterator[list[str]]:
 def followed(gpus: int, asked: argparse.Namespace) -> Schedule:
     """Some steps of a run on a data set of twenty million tiles."""
     cluster = Cluster(max(1, gpus // GPUS_A_NODE), GPUS_A_NODE, gpus * asked.micro_batch, asked.micro_batch)
-    return simulate(manifest(SHARDS, asked), cluster, seed=0, num_steps=STEPS)
+    return simulate(manifest(TILES // TILES_A_SHARD, asked), cluster, seed=0, num_steps=STEPS)
 
 
 def manifest(num_shards: int, asked: argparse.Namespace) -> Manifest:
@@ -179,7 +180,7 @@ def failure_rows(asked: argparse.Namespace) -> Iterator[list[str]]:
 
 def start_rows(asked: argparse.Namespace) -> Iterator[list[str]]:
     """What all ranks together ask of the place of the shards and of the weights before the first step."""
-    manifest_bytes = len(manifest(SHARDS, asked).model_dump_json())
+    manifest_bytes = len(manifest(TILES // TILES_A_SHARD, asked).model_dump_json())
     weights_bytes = FLOAT_BYTES * parameters()[0]
     for gpus in GPUS:
         nodes = max(1, gpus // GPUS_A_NODE)
