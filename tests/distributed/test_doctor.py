@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, launch_command, tiny_run
+from ..conftest import ROOT, documented_commands, launch_command, tiny_run
 from ..namespaces import two_machines
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -73,8 +73,9 @@ def free_port() -> int:
 
 
 def test_two_healthy_ranks_are_told_apart_from_none(leaf_shards, tmp_path):
-    command = doctor_command(tiny_run(leaf_shards, tmp_path / "run"))
-    code, out = run([command], [ROOT], [{}])
+    *_, command = documented_commands("doctor.md")
+    words = [word.replace("shards/leaves", str(leaf_shards)) for word in command]
+    code, out = run([[*words, "--out", str(tmp_path / "run")]], [ROOT], [{}])
     assert code == "0", out
     assert found_in(out, "fault") == {}
     fine = found_in(out, "ok")
@@ -82,9 +83,10 @@ def test_two_healthy_ranks_are_told_apart_from_none(leaf_shards, tmp_path):
     assert "MULTI_CPU, backend gloo" in fine["engine"]
     assert "equal on all ranks" in fine["versions"]
     assert "a gradient of" in fine["collectives"]
-    assert "2 micro batches of 2 on each of 2" in fine["batch"]
+    assert "1 micro batch of 2 on each of 2" in fine["batch"]
     assert ("links" in fine) != ("links" in found_in(out, "warning"))
     assert out.count("ranks: 2 launched") == 1, "one rank speaks"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_shard_and_a_version_that_differ_on_one_machine_are_named_with_its_rank(leaf_shards, tmp_path):

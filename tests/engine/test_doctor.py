@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import time
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +14,16 @@ from msvae.engine.doctor import clocks, launch, network, versions
 from msvae.engine.doctor.patience import Deadline
 from msvae.engine.doctor.row import Row
 
-from ..conftest import tiny_run
+from ..conftest import ROOT, documented_commands, tiny_run
 from ..servers import set_credentials
 
 
-def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "msvae", "doctor", *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200)
+def doctor(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "msvae", "doctor", *map(str, arguments)])
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
 def rows_of(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
@@ -147,8 +148,10 @@ def test_a_look_that_fails_or_never_answers_is_a_fault_and_holds_nobody_up():
 
 
 def test_one_process_finds_nothing_wrong_where_nothing_is_and_leaves_nothing_behind(leaf_shards, tmp_path):
-    out = tmp_path / "run"
-    done = doctor(*tiny_run(leaf_shards, out))
+    alone, for_a_run, _ = documented_commands("doctor.md")
+    assert for_a_run[: len(alone)] == alone
+    words = [word.replace("shards/leaves", str(leaf_shards)) for word in for_a_run]
+    done = run([*words, "--out", str(tmp_path / "run")])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 faults" in done.stdout
     rows = rows_of(done)
@@ -201,4 +204,4 @@ def test_a_mistake_in_the_command_is_one_line_and_exit_code_2():
 
 def test_the_command_costs_nothing_until_it_is_asked_for():
     watched = "import sys; from msvae.cli import app; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", watched], cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", watched], cwd=ROOT).returncode == 0
