@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -112,18 +113,6 @@ def test_a_shard_and_a_version_that_differ_on_one_machine_are_named_with_its_ran
     assert "launched" not in second, "the first machine speaks for both"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed")
-def test_a_clock_that_is_ahead_is_told_with_the_bound_of_the_estimate():
-    # no more, since what waits until a time by the clock waits as much longer
-    ahead = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+3s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    code, out, _ = run(on_two_machines([]), [ROOT, ROOT], [{}, ahead])
-    assert code == "0"
-    row = found_in(out, "warning")["clocks"]
-    assert "(rank 1) is 3.0 s ahead of rank 0, give or take" in row
-    assert "NTP" in row
-
-
 def test_ranks_that_were_started_alone_are_a_fault_that_is_explained(tmp_path):
     config = tmp_path / "multi_cpu.yaml"
     config.write_text(
@@ -139,14 +128,53 @@ def test_ranks_that_were_started_alone_are_a_fault_that_is_explained(tmp_path):
     assert "versions" in found_in(out, "ok"), "the rest is looked at all the same"
 
 
+def ranks(count: int) -> list[dict[str, str]]:
+    """What srun or mpirun would tell ranks of two machines."""
+    place = {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{**place, "RANK": str(rank), "LOCAL_RANK": "0"} for rank in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed")
+def test_a_clock_that_is_ahead_is_told_with_the_bound_of_the_estimate():
+    # no more, since what waits until a time by the clock waits as much longer
+    ahead = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+3s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    first, second = ranks(2)
+    command = [sys.executable, "-m", "msvae", "doctor"]
+    code, out, _ = run([command, command], [ROOT, ROOT], [first, second | ahead])
+    assert code == "0"
+    row = found_in(out, "warning")["clocks"]
+    assert "(rank 1) is 3.0 s ahead of rank 0, give or take" in row
+    assert "NTP" in row
+
+
 @pytest.mark.slow
 def test_a_machine_that_never_comes_is_a_fault_after_the_time_out():
-    first, _ = on_two_machines(["--timeout-s", 5])
-    code, out = run([first], [ROOT], [{}])
+    code, out = run([[sys.executable, "-m", "msvae", "doctor", "--timeout-s", "5"]], [ROOT], ranks(1))
     assert code == "1"
     faults = found_in(out, "fault")
     assert "2 launched, 1 joined, on 2 machines" in faults["ranks"]
     assert "is that machine itself" in faults["environment"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accident", ["os._exit(1)", "time.sleep(1000)"])
+def test_a_rank_that_dies_or_hangs_once_it_has_joined_is_a_fault_and_holds_nobody_up(accident):
+    second = f"import os, time; from msvae.engine.setup import join; join(60); {accident}"
+    commands = [[sys.executable, "-m", "msvae", "doctor", "--timeout-s", "5"], [sys.executable, "-c", second]]
+    running = [
+        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True)
+        for command, own in zip(commands, ranks(2), strict=True)
+    ]
+    try:
+        out, _ = running[0].communicate(timeout=200)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert running[0].returncode == 1
+    assert "2 joined, on 2 machines: then one was lost or stood still" in found_in(out, "fault")["ranks"]
+    assert "versions" in found_in(out, "ok")
 
 
 @pytest.mark.slow
