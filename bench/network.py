@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-FITTED_RATES_MBIT, HELD_OUT_RATES_MBIT = (20, 80), (40,)
-FITTED_SIZES, HELD_OUT_SIZES = (2**14, 2**18, 2**21), (2**19, 2**20)
+FITTED_RATES_MBIT, HELD_OUT_RATES_MBIT = (50, 200), (100,)
+FITTED_SIZES, HELD_OUT_SIZES = (2**14, 2**18, 2**22), (2**20, 2**21)
 FITTED_MACHINES, HELD_OUT_MACHINES = (2, 4), (3,)
 BURST_BYTES = 8192
 """What a link that has rested lets through at once: far less than a message."""
