@@ -100,9 +100,7 @@ def _judge_links(links: Sequence[Link], hosts: Sequence[str]) -> list[Row]:
     advice = "look at cables, switches and the interface that NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names"
     ends = [end for link in slow for end in link[:2]]
     worst = max(set(ends), key=ends.count)
-    others = sum(worst in link[:2] for link in links)
-    # all links of one end are slow, and there are others
-    if len(slow) > 1 and ends.count(worst) == others == len(slow) < len(links):
+    if 1 < len(slow) == ends.count(worst) < len(links):
         advice = f"all of them lead to {_named(worst, hosts)}: {advice}"
     return [Row("links", "warning", text, advice)]
 
