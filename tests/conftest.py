@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -103,6 +105,15 @@ def launch_command(
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     options = ["--num_processes", str(processes), "--mixed_precision", precision]
     return [*launcher, *options, str(script), *map(str, arguments)]
+
+
+def documented_commands(page: str) -> list[list[str]]:
+    """Every command in the bash blocks of a page of docs/, run by this Python."""
+    programs = {"msvae": ["msvae"], "accelerate": ["accelerate.commands.accelerate_cli"]}
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [[sys.executable, "-m", *programs[program], *words] for program, *words in commands]
 
 
 def tiny_run(shards: Path, out: Path, **overrides: object) -> list[str]:

@@ -54,6 +54,12 @@ class TwoMachines:
         """What is on its way is lost, and nobody is told."""
         _run(*_inside(self.names[0]), "ip", "link", "set", DEVICE, "down")
 
+    def slow_down(self, rate_mbit: float) -> None:
+        """What each machine sends."""
+        for name in self.names:
+            shape = ("tbf", "rate", f"{rate_mbit}mbit", "burst", "8192", "limit", str(2**26))
+            _run(*_inside(name), "tc", "qdisc", "replace", "dev", DEVICE, "root", *shape)
+
     def plug_in(self) -> None:
         """Mend it."""
         _run(*_inside(self.names[0]), "ip", "link", "set", DEVICE, "up")

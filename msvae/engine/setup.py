@@ -121,13 +121,18 @@ def _make_cuda_repeatable() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def launched_processes() -> int:
+    """How many processes the launcher says that it started."""
+    told = os.environ.get("WORLD_SIZE")
+    return int(told) if told else max(int(os.environ.get(name, 1)) for name in LAUNCHED_SIZES)
+
+
 def refuse_alone(joined: int) -> None:
     """Compare the processes that joined with those that were launched.
 
     Raises: ValueError when they differ.
     """
-    told = os.environ.get("WORLD_SIZE")
-    launched = int(told) if told else max(int(os.environ.get(name, 1)) for name in LAUNCHED_SIZES)
+    launched = launched_processes()
     if launched != joined:
         raise ValueError(
             f"the launcher started {launched} processes but {joined} joined: they would train apart, not together; "

@@ -39,7 +39,7 @@ def run_card(accelerator: Accelerator, digests: Mapping[str, str]) -> dict[str, 
     return {
         "git commit": _git_commit() or "none: not run from a checkout",
         "launch command": launch_command(),
-        "engine": _engine(accelerator),
+        "engine": engine_name(accelerator),
         "world size": str(accelerator.num_processes),
         "precision": launched_precision(),
         "device of rank 0": f"{device.type} ({name}), {platform.node()}",
@@ -78,7 +78,8 @@ def launch_command() -> str:
     return hidden(shlex.join(words if sys.argv[0] in words else ["python", *sys.argv]))
 
 
-def _engine(accelerator: Accelerator) -> str:
+def engine_name(accelerator: Accelerator) -> str:
+    """How the ranks train together, such as `MULTI_GPU` or `DEEPSPEED, ZeRO 2`."""
     plugin = accelerator.state.deepspeed_plugin
     kind = str(accelerator.distributed_type.value)
     return kind if plugin is None else f"{kind}, ZeRO {plugin.zero_stage}"

@@ -1,0 +1,6 @@
+"""python -m msvae, which accelerate launch --module needs."""
+
+from msvae.cli import app
+
+if __name__ == "__main__":
+    app()
