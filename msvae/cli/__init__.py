@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from msvae.cli import data, pack
+from msvae.cli import data, model, pack
 
 app = typer.Typer(
     help="Multispectral leaf autoencoders: make shards here, train with `accelerate launch train/train.py`.",
@@ -14,3 +14,4 @@ app = typer.Typer(
 )
 app.add_typer(pack.app)
 app.add_typer(data.app)
+app.add_typer(model.app)
