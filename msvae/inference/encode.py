@@ -192,7 +192,7 @@ def _join_sums(
     work: WorkFolder,
     ranks: Ranks,
 ) -> NDArray[np.float64]:
-    """Sums over the leaf cells of a split. A shard's come from the rank that made it, or from rank 0 if made before."""
+    """Sums over the leaf cells of a split. A shard's come from the rank that made it, else from rank 0."""
     made_by = {job: number % ranks.world_size for number, job in enumerate(missing)}
     chosen = [job for job in jobs if job.split == split]
     rows = torch.zeros((len(chosen), 1 + 2 * num_channels), dtype=torch.float64)

@@ -21,7 +21,7 @@ from msvae.pack.planes import Georeference
 from msvae.shards.tar import growing_path
 
 BLOCK_PX = 256
-"""Side of the blocks of a GeoTIFF. Each is written once and whole: a second time it would be stored beside the first."""
+"""Side of the blocks of a GeoTIFF. Each is written whole and once: a second time it would take new room."""
 
 
 class RasterOutput(Protocol):

@@ -68,7 +68,7 @@ class ShardWriter:
         self.append(key, tile_member, mask_png.encode(leaf_mask), json_bytes(about))
 
     def append(self, key: str, array: tuple[str, bytes], mask: bytes, about: bytes) -> None:
-        """Append one sample as the bytes of its members: the array with the ending of its name, and JSON or nothing."""
+        """Append one sample as the bytes of its members: the array with its ending, the mask, and JSON or nothing."""
         members = {"bands": array, "mask": ("mask.png", mask), "json": ("json", about)}
         if not about:
             del members["json"]
