@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,22 +20,33 @@ from ..conftest import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")]
 
 
-def test_every_command_of_the_page_runs(model_folder, leaf_images, leaf_shards, rice, tmp_path):
+def test_every_command_of_the_page_runs(model_folder, leaf_images, leaf_shards, rice, tmp_path, monkeypatch):
     shutil.copytree(model_folder, tmp_path / "runs" / "leaves" / "best")
     shutil.copytree(leaf_images, tmp_path / "leaves")
     shutil.copytree(leaf_shards, tmp_path / "shards" / "leaves")
     for name in ("configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "field").symlink_to(rice)
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "using.md").read_text(), flags=re.DOTALL)
+    page = (ROOT / "docs" / "using.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    # the field would be read for minutes by a model that is not for its bands
     script = "set -e\n" + "\n".join(blocks).replace("--steps 200", "--steps 3")
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("recon/leaf_000.tif", "field-recon.tif", "latents/model/config.json", "tiles/train/manifest.json"):
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["moments"].shape == (32, 4, 4)
+    for name in (
+        "leaf_000-recon.tif",
+        "recon/leaf_000.tif",
+        "field-recon.tif",
+        "latents/model/config.json",
+        "tiles/train/manifest.json",
+    ):
         assert (tmp_path / name).is_file(), name
 
 
