@@ -20,6 +20,9 @@ def load_model(name: str, device: torch.device) -> AutoencoderKLMultispectralAda
             f"{name} holds a {saved['_class_name']}, expected a model trained on spectral bands, such as RUN/best; "
             "train one around it with model.pretrained"
         )
+    if device.type == "cuda":
+        # whatever precision a launcher asks for training
+        make_cuda_exact()
     return AutoencoderKLMultispectralAdapter.from_pretrained(name).to(device)  # type: ignore[no-any-return]
 
 
@@ -37,6 +40,4 @@ def choose_device(text: str) -> torch.device:
         raise ValueError(
             f"got --device {text}, which is not there ({str(error).splitlines()[0]}); give cpu"
         ) from error
-    if device.type == "cuda":
-        make_cuda_exact()
     return device

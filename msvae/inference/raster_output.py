@@ -49,7 +49,7 @@ class GeoTiff:
         georeference: Georeference,
         has_mask: bool,
     ) -> None:
-        self._has_mask = has_mask
+        self._path, self._has_mask = path, has_mask
         self._raster = rasterio.open(
             path,
             "w",
@@ -85,8 +85,11 @@ class GeoTiff:
             self._raster.write_mask(leaf_HW, window=window)
 
     def close(self) -> None:
-        """See `RasterOutput`."""
+        """See `RasterOutput`. GDAL does not always tell that the last blocks found no room: they are read again."""
         self._raster.close()
+        with rasterio.open(self._path) as written:
+            last = Window(written.width - 1, written.height - 1, 1, 1)
+            written.read(window=last)
 
 
 class Npy:

@@ -133,7 +133,8 @@ class GdalPlanes:
         if not gcps and not dataset.transform.is_identity:
             profile["transform"] = dataset.transform
         profile["rpcs"] = dataset.rpcs
-        return Georeference({name: value for name, value in profile.items() if value}, dataset.tags())
+        tags = {name: value for name, value in dataset.tags().items() if name == "AREA_OR_POINT"}
+        return Georeference({name: value for name, value in profile.items() if value}, tags)
 
     def _dataset(self, file: int) -> Any:
         path = self._paths[file]

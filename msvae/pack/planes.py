@@ -29,7 +29,7 @@ class Georeference:
     profile: Mapping[str, Any] = field(default_factory=dict)
     """Of `crs`, `transform`, `gcps` and `rpcs` those that are known."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Such as AREA_OR_POINT, and what else the file says of itself as a whole."""
+    """AREA_OR_POINT: what of a pixel the transform means."""
 
 
 class Planes(Protocol):

@@ -275,3 +275,13 @@ def test_integers_are_rounded_clipped_and_never_nodata_on_the_leaf(dtype, nodata
     assert values.dtype == dtype
     assert values[0, 0, :3].tolist() == expected
     assert values[0, 0, 3] == (nodata or 0)
+
+
+def test_pixels_that_are_points_stay_points(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    with rasterio.open(image, "r+") as raster:
+        raster.update_tags(AREA_OR_POINT="Point")
+    run(model_folder, image, tmp_path / "out.tif")
+    with rasterio.open(image) as before, rasterio.open(tmp_path / "out.tif") as after:
+        assert after.tags()["AREA_OR_POINT"] == "Point"
+        assert after.transform == before.transform
