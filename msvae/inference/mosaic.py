@@ -31,7 +31,8 @@ class Mosaic:
         """First row, and all rows from there to before `end_row`, (C, rows, columns). Those are then forgotten."""
         first, num_rows = self._first_row, end_row - self._first_row
         self._reach(num_rows)
-        rows_CHW, self._blended_CHW = self._blended_CHW[:, :num_rows], self._blended_CHW[:, num_rows:].copy()
+        # copied, so that the memory of the whole is free again
+        rows_CHW, self._blended_CHW = (part.copy() for part in np.split(self._blended_CHW, [num_rows], axis=1))
         self._first_row = end_row
         return first, rows_CHW
 
