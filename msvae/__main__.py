@@ -1,6 +1,6 @@
-"""python -m msvae, which accelerate launch --module needs."""
+"""`python -m msvae`, which `accelerate launch --module msvae` starts on every rank."""
 
 from msvae.cli import app
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="msvae")

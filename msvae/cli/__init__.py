@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from msvae.cli import data, doctor, pack
+from msvae.cli import data, doctor, model, pack
 
 app = typer.Typer(
     help="Multispectral leaf autoencoders: make shards here, train with `accelerate launch train/train.py`.",
@@ -15,3 +15,4 @@ app = typer.Typer(
 app.add_typer(pack.app)
 app.add_typer(data.app)
 app.add_typer(doctor.app)
+app.add_typer(model.app)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from msvae.cli.screen import numbers, progress, say, user_errors
+from msvae.cli import image_options as options
+from msvae.cli.image_options import option
+from msvae.cli.screen import numbers, progress, say, user_errors, words
 from msvae.pack.job import pack as pack_images
 from msvae.pack.options import PackOptions, PackSummary
 from msvae.pack.output import is_merged
@@ -18,10 +20,6 @@ from msvae.pack.synthetic.images import synthesise
 from msvae.wording import counted
 
 app = typer.Typer()
-
-
-def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
 
 
 @app.command()
@@ -50,72 +48,64 @@ def pack(
         list[Path], typer.Argument(help="Rasters that GDAL reads, .npy arrays, or folders of them.", metavar="IMAGE…")
     ],
     *,
-    band_files: Annotated[
-        str,
-        _option("Input", "One-band files that make up an image: blue.tif,green.tif,…; each IMAGE is a folder then."),
-    ] = "",
-    axes: Annotated[str, _option("Input", "Where bands do not come first: hwc, hcw.", metavar="ORDER")] = "",
-    nodata: Annotated[float | None, _option("Input", "Value that means no data, instead of the file's.")] = None,
-    bands: Annotated[str, _option("Bands", "Bands to take, by number or name: 1,2,5 or blue,red,nir.")] = "",
+    band_files: options.BandFiles = "",
+    axes: options.Axes = "",
+    nodata: options.Nodata = None,
+    bands: options.BandNames = "",
     wavelengths: Annotated[
         str,
-        _option("Bands", "Bands to take, in nm: 475,560,668; or what all bands are, where files do not say."),
+        option("Bands", "Bands to take, in nm: 475,560,668; or what all bands are, where files do not say."),
     ] = "",
-    tolerance_nm: Annotated[float, _option("Bands", "How far a band may be from its wavelength.")] = 20.0,
-    scale: Annotated[
-        float | None, _option("Bands", "Reflectance = value x scale + offset, instead of the file's: 0.0001.")
-    ] = None,
-    offset: Annotated[float | None, _option("Bands", "Reflectance of the value 0: -0.1.")] = None,
-    mask: Annotated[
-        str,
-        _option("Mask", "auto (NAME_mask file, else nodata or NaN), 'ndvi>0.3', or 'otsu(ndvi) and green<0.4'."),
-    ] = "auto",
-    mask_files: Annotated[str, _option("Mask", "Where masks lie: 'masks/{stem}.tif'.", metavar="PATTERN")] = "",
-    min_object_px: Annotated[int, _option("Mask", "Drop connected leaf objects of fewer pixels.")] = 0,
-    erode_px: Annotated[int, _option("Mask", "Move leaf borders inwards, after that.")] = 0,
-    tile: Annotated[int, _option("Tiles", "Side of a tile in pixels, a multiple of 8.")] = 256,
+    tolerance_nm: options.ToleranceNm = 20.0,
+    scale: options.Scale = None,
+    offset: options.Offset = None,
+    mask: options.Mask = "auto",
+    mask_files: options.MaskFiles = "",
+    min_object_px: options.MinObjectPx = 0,
+    erode_px: options.ErodePx = 0,
+    tile: Annotated[int, option("Tiles", "Side of a tile in pixels, a multiple of 8.")] = 256,
     tiling: Annotated[
-        str, _option("Tiles", "grid, or leaf: as few tiles as cover 99 % of the leaf.", metavar="grid|leaf")
+        str, option("Tiles", "grid, or leaf: as few tiles as cover 99 % of the leaf.", metavar="grid|leaf")
     ] = "grid",
-    stride: Annotated[int | None, _option("Tiles", "Pixels from tile to tile; less than --tile overlaps.")] = None,
-    min_coverage: Annotated[float, _option("Tiles", "Least share of leaf pixels in a tile.")] = 0.1,
-    split: Annotated[tuple[float, float, float], _option("Split", "Shares of tiles for train, val and test.")] = (
+    stride: Annotated[int | None, option("Tiles", "Pixels from tile to tile; less than --tile overlaps.")] = None,
+    min_coverage: Annotated[float, option("Tiles", "Least share of leaf pixels in a tile.")] = 0.1,
+    split: Annotated[tuple[float, float, float], option("Split", "Shares of tiles for train, val and test.")] = (
         0.7,
         0.15,
         0.15,
     ),
     split_by: Annotated[
-        str, _option("Split", "image, block of neighbouring tiles, or auto.", metavar="auto|image|block")
+        str, option("Split", "image, block of neighbouring tiles, or auto.", metavar="auto|image|block")
     ] = "auto",
     group_by: Annotated[
         str | None,
-        _option("Split", "Images in whose path this finds the same stay together: 'plant_([0-9]+)'.", metavar="REGEX"),
+        option("Split", "Images in whose path this finds the same stay together: 'plant_([0-9]+)'.", metavar="REGEX"),
     ] = None,
     gap_px: Annotated[
-        int, _option("Split", "Pixels between tiles of different splits in one image; drops what is nearer.")
+        int, option("Split", "Pixels between tiles of different splits in one image; drops what is nearer.")
     ] = 0,
-    seed: Annotated[int, _option("Split", "Decides which images or blocks go where.", min=0)] = 0,
-    out: Annotated[Path, _option("Output", "Folder for train/, val/ and test/.")],
-    compress: Annotated[bool, _option("Output", "Store tiles compressed, without loss.", "--compress")] = False,
+    seed: Annotated[int, option("Split", "Decides which images or blocks go where.", min=0)] = 0,
+    out: Annotated[Path, option("Output", "Folder for train/, val/ and test/.")],
+    compress: Annotated[bool, option("Output", "Store tiles compressed, without loss.", "--compress")] = False,
     workers: Annotated[
-        int | None, _option("Output", "Processes; one a CPU core if not given, fewer for little work.", min=1)
+        int | None, option("Output", "Processes; one a CPU core if not given, fewer for little work.", min=1)
     ] = None,
     part: Annotated[
-        str | None, _option("Output", "Make this part of the shards: 1/8 to 8/8 in a job array.", metavar="I/N")
+        str | None, option("Output", "Make this part of the shards: 1/8 to 8/8 in a job array.", metavar="I/N")
     ] = None,
-    merge: Annotated[bool, _option("Output", "Complete the data set after all parts.", "--merge")] = False,
-    overwrite: Annotated[bool, _option("Output", "Replace an earlier data set.", "--overwrite")] = False,
+    merge: Annotated[bool, option("Output", "Complete the data set after all parts.", "--merge")] = False,
+    overwrite: Annotated[bool, option("Output", "Replace an earlier data set.", "--overwrite")] = False,
 ) -> None:
     """Cut images into tiles with leaf masks and write them as shards for training.
 
     What was killed goes on when the same command is given again.
     """
     with user_errors():
-        options = PackOptions(
-            band_files=_words(band_files),
+        asked = PackOptions(
+            band_files=words(band_files),
             axes=axes.strip().lower() or None,
             nodata=nodata,
-            bands=_words(bands),
+            bands=words(bands),
             wavelengths_nm=numbers("--wavelengths", wavelengths),
             tolerance_nm=tolerance_nm,
             scale=scale,
@@ -139,13 +129,13 @@ def pack(
             merge=merge,
             overwrite=overwrite,
         )
-        if part and not overwrite and is_merged(out, options):
+        if part and not overwrite and is_merged(out, asked):
             raise ValueError(
                 f"{out} is a finished data set: if it is the one of these parts, part {part} has nothing left to do; "
                 "for another name another --out, or give --overwrite"
             )
         with progress("tiles") as advance_to:
-            summary = pack_images(images, out, options, advance_to)
+            summary = pack_images(images, out, asked, advance_to)
     if summary.shards_missing or part:
         _show_part(summary, out, overwrite)
     else:
@@ -200,7 +190,3 @@ def _part(text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise ValueError(f"--part is {text!r}, expected two numbers such as 1/8")
     return int(match[1]), int(match[2])
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (word.strip() for word in text.split(","))))

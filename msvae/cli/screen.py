@@ -54,7 +54,10 @@ def user_errors() -> Iterator[None]:
         say(f"error: {error}", stderr=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        say("stopped; `msvae pack` goes on where it was when the same command is given again", stderr=True)
+        say(
+            "stopped; `msvae pack` and `msvae encode` go on where they were when the same command is given again",
+            stderr=True,
+        )
         raise typer.Exit(130) from None
 
 
@@ -75,3 +78,8 @@ def numbers(option: str, text: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(",")) if text else None
     except ValueError:
         raise ValueError(f"{option} is {text!r}, expected numbers such as 475,560,668") from None
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words separated by commas."""
+    return tuple(filter(None, (word.strip() for word in text.split(","))))

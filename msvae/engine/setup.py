@@ -53,8 +53,7 @@ def join(timeout_s: float = 1800.0) -> Accelerator:
     """
     on_gpu, precision = torch.cuda.is_available(), launched_precision()
     if on_gpu:
-        _make_cuda_repeatable()
-        # convolutions in float32 would be rounded to 11 bits
+        make_cuda_exact()
         torch.backends.cudnn.allow_tf32 = precision != "no"
     # torch renamed the option, accelerate still passes it under its old name
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
@@ -109,8 +108,10 @@ def _quieten_deepspeed(on_gpu: bool) -> None:
         deepspeed.ops.__compatible_ops__ = {}
 
 
-def _make_cuda_repeatable() -> None:
-    """Kernels that add in a fixed order, so that a resumed run repeats every bit."""
+def make_cuda_exact() -> None:
+    """Kernels that add in a fixed order, so that a resumed run repeats every bit, and float32 as it is."""
+    # convolutions in float32 would be rounded to 11 bits
+    torch.backends.cudnn.allow_tf32 = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)

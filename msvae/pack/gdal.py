@@ -22,7 +22,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from msvae.pack.planes import PlaneFacts
+from msvae.pack.planes import Georeference, PlaneFacts
 from msvae.pack.sources import ImageSource
 
 CACHE_BYTES = 32 * 2**20
@@ -124,6 +124,17 @@ class GdalPlanes:
             x, y = _apply(dataset.transform, col, row)
             place["transform"] = [float(value) for value in (a, b, x, d, e, y)]
         return place
+
+    def georeference(self) -> Georeference:
+        """Where the whole image lies, by its first file."""
+        dataset = self._dataset(0)
+        gcps, crs_of_gcps = dataset.gcps
+        profile = {"crs": crs_of_gcps, "gcps": gcps} if gcps else {"crs": dataset.crs}
+        if not gcps and not dataset.transform.is_identity:
+            profile["transform"] = dataset.transform
+        profile["rpcs"] = dataset.rpcs
+        tags = {name: value for name, value in dataset.tags().items() if name == "AREA_OR_POINT"}
+        return Georeference({name: value for name, value in profile.items() if value}, tags)
 
     def _dataset(self, file: int) -> Any:
         path = self._paths[file]

@@ -7,7 +7,6 @@ Every step keeps what it has made in the work folder, so that any process can go
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -33,9 +32,10 @@ from msvae.pack.workers import workers
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
 from msvae.shards.leaf_values import LeafValues
-from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, Shards, index_name
+from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
 from msvae.shards.store import open_store
+from msvae.shards.tar import shard_entry
 
 OnProgress = Callable[[int, int], None]
 TaskT = TypeVar("TaskT")
@@ -175,13 +175,7 @@ def write_manifests(data_set: DataSet, jobs: Sequence[ShardJob], work: WorkFolde
             offset=list(layout.offset),
             compression=data_set.options.compression,
             statistics=statistics,
-            shards=Shards.of(_entry(job.tar(work)) for job in jobs if job.split == split),
+            shards=Shards.of(shard_entry(job.tar(work)) for job in jobs if job.split == split),
         )
         manifests[split].save(work.data / split)
     return manifests
-
-
-def _entry(tar: Path) -> ShardEntry:
-    index = (tar.parent / index_name(tar.name)).read_bytes()
-    num_samples = len(ShardIndex.model_validate_json(index).keys)
-    return ShardEntry(tar.name, num_samples, tar.stat().st_size, hashlib.sha256(index).hexdigest())

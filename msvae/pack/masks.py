@@ -51,6 +51,19 @@ def choose_mask(
 
     Raises: ValueError when there is no way to tell leaf from background, or the mask file has another size.
     """
+    rule = stated_mask(source, info, expression, mask_files)
+    if rule is None and np.dtype(info.dtype).kind != "f":
+        raise no_mask_error(source)
+    return rule or MaskRule(must_see_background=True)
+
+
+def stated_mask(
+    source: ImageSource, info: RasterInfo, expression: Expression | None, mask_files: str | None
+) -> MaskRule | None:
+    """The rule that options, files or the image itself state for one image; None where at most NaN can tell.
+
+    Raises: ValueError when a mask file is missing or has another size.
+    """
     if expression is not None:
         return MaskRule(expression=expression)
     candidates = mask_paths(source.path, source.stem, mask_files)
@@ -67,11 +80,7 @@ def choose_mask(
             f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
             "or leave the image out"
         )
-    if info.states_nodata:
-        return MaskRule()
-    if np.dtype(info.dtype).kind == "f":
-        return MaskRule(must_see_background=True)
-    raise no_mask_error(source)
+    return MaskRule() if info.states_nodata else None
 
 
 def no_mask_error(source: ImageSource) -> ValueError:
@@ -105,27 +114,27 @@ class MaskedImage:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._open_files.close()
 
-    def read(self, row: int, col: int, size_px: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Stored values (C, H, W), those that are not finite as 0, and leaf mask (H, W) of a square window.
+    def read(self, row: int, col: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Stored values (C, H, W), those that are not finite as 0, and leaf mask (H, W) of a window.
 
         Raises: ValueError when a file is damaged.
         """
-        stored_CHW, valid_HW = self._read_stored(row, col, size_px, size_px)
+        stored_CHW, valid_HW = self._read_stored(row, col, height, width)
         if self._rule.prepared is not None:
-            leaf_HW = self._rule.prepared.read(row, col, size_px, size_px)
+            leaf_HW = self._rule.prepared.read(row, col, height, width)
         else:
             leaf_HW = valid_HW & self._leaf(stored_CHW, row, col)
         self._look_for_brightness(stored_CHW, leaf_HW)
         return stored_CHW, leaf_HW
 
-    def read_leaf(self, row: int, col: int, size_px: int) -> NDArray[np.bool_]:
-        """Leaf mask (H, W) of a square window. Bands are read, unless they were before, so that damage is found early.
+    def read_leaf(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
+        """Leaf mask (H, W) of a window. Bands are read, unless they were before, so that damage is found early.
 
         Raises: ValueError when a file is damaged.
         """
         if self._rule.prepared is None or self._looks_for_brightness:
-            return self.read(row, col, size_px)[1]
-        return self._rule.prepared.read(row, col, size_px, size_px)
+            return self.read(row, col, height, width)[1]
+        return self._rule.prepared.read(row, col, height, width)
 
     def check_reflectance(self) -> None:
         """Raises: ValueError when what was read so far of a float raster can be no reflectance."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.pack.planes import PlaneFacts
+from msvae.pack.planes import Georeference, PlaneFacts
 from msvae.pack.sources import ImageSource
 
 MAX_MAPPED_BYTES = 4 * 2**20
@@ -68,6 +68,10 @@ class NpyPlanes:
     def place(self, row: int, col: int) -> dict[str, Any]:
         """An array lies nowhere on Earth."""
         return {}
+
+    def georeference(self) -> Georeference:
+        """An array lies nowhere on Earth."""
+        return Georeference()
 
 
 def _map(file: Path) -> NDArray[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,16 @@ class PlaneFacts:
     scale: float = 1.0
     offset: float = 0.0
     nodata: float | None = None
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where an image lies on Earth, in the words of GDAL; empty for one that lies nowhere."""
+
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    """Of `crs`, `transform`, `gcps` and `rpcs` those that are known."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """AREA_OR_POINT: what of a pixel the transform means."""
 
 
 class Planes(Protocol):
@@ -48,3 +58,6 @@ class Planes(Protocol):
 
     def place(self, row: int, col: int) -> dict[str, Any]:
         """`crs` and `transform` of the window that starts there, if known."""
+
+    def georeference(self) -> Georeference:
+        """Where the whole image lies."""

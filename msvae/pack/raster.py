@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from msvae.pack.gdal import GdalPlanes
 from msvae.pack.npy import NpyPlanes
 from msvae.pack.options import TILE_STEP_PX, PackOptions
-from msvae.pack.planes import Planes
+from msvae.pack.planes import Georeference, Planes
 from msvae.pack.sources import ImageSource
 from msvae.wording import counted
 
@@ -98,6 +98,15 @@ class Raster:
     def place(self, row: int, col: int) -> dict[str, Any]:
         """`crs` and `transform` of the window that starts there; empty when the image is not georeferenced."""
         return self._planes.place(row, col) if self._axes == "chw" else {}
+
+    def georeference(self) -> Georeference:
+        """Where the whole image lies."""
+        return self._planes.georeference() if self._axes == "chw" else Georeference()
+
+    @property
+    def nodata(self) -> list[Any]:
+        """Value of each band that means no data, in the type of the file, or None."""
+        return self._nodata
 
     def _read_slab(self, bands: Sequence[int], row: int, col: int, height: int, width: int) -> _Slab:
         """A window and, where any window decodes whole rows, as much to the right of it as memory allows."""

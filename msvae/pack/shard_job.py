@@ -83,7 +83,7 @@ def _samples(
         source = data_set.images[index].source
         with data_set.open(index) as opened:
             for tile, group in of_image:
-                stored_CHW, leaf_HW = opened.read(tile.row, tile.col, size_px)
+                stored_CHW, leaf_HW = opened.read(tile.row, tile.col, size_px, size_px)
                 about = {
                     "source": source.file_names,
                     "window": [tile.row, tile.col, size_px, size_px],

@@ -169,7 +169,7 @@ def _count_cells(data_set: DataSet, band: Band) -> tuple[NDArray[np.uint32], boo
                 # A window that would reach beyond the image starts earlier; its first pixels are not counted again.
                 from_row = min(row, where.height - _read_px(where))
                 from_col = min(col, where.width - _read_px(where))
-                leaf_HW = opened.read_leaf(from_row, from_col, _read_px(where))
+                leaf_HW = opened.read_leaf(from_row, from_col, _read_px(where), _read_px(where))
                 leaf_HW = leaf_HW[row - from_row : end_row - from_row, col - from_col : end_col - from_col]
                 background_seen = background_seen or not leaf_HW.all()
                 first_row, at_rows = _cells_from(row_edges, row, end_row)

@@ -128,7 +128,7 @@ def _lock(work: WorkFolder, shared: bool) -> int:
         fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise ValueError(f"another run is packing in {work.path}; wait until it ends, or name another --out") from None
+        raise ValueError(f"another run works in {work.path}; wait until it ends, or name another --out") from None
     except OSError:
         pass  # a file system without locks: then runs must not meet
     return lock

@@ -79,20 +79,25 @@ class ShardReader:
         tile, leaf_mask = np.empty(self.tile_shape, self.dtype), np.empty(self.tile_shape[1:], np.bool_)
         key = self.read_into(shard, row, tile, leaf_mask)
         entry, index = self.manifest.shards[shard], self._index(shard)
-
-        def member(offset: int, num_bytes: int) -> bytes:
-            content = bytearray(num_bytes)
-            if num_bytes:
-                self.store.read_into(entry.name, offset, [memoryview(content)])
-            return bytes(content)
-
+        about = self.about(shard, row)
         return {
             "__key__": key,
             "__url__": self.store.path(entry.name),
             "bands.npy": self._npy_header + tile.tobytes(),
-            "mask.png": member(index.mask_offset[row], index.mask_bytes[row]),
-            **({"json": member(index.json_offset[row], num_bytes)} if (num_bytes := index.json_bytes[row]) else {}),
+            "mask.png": self._member(entry, index.mask_offset[row], index.mask_bytes[row]),
+            **({"json": about} if about else {}),
         }
+
+    def about(self, shard: int, row: int) -> bytes:
+        """The JSON of one sample, empty for one without."""
+        entry, index = self.manifest.shards[shard], self._index(shard)
+        return self._member(entry, index.json_offset[row], index.json_bytes[row])
+
+    def _member(self, entry: ShardEntry, offset: int, num_bytes: int) -> bytes:
+        content = bytearray(num_bytes)
+        if num_bytes:
+            self.store.read_into(entry.name, offset, [memoryview(content)])
+        return bytes(content)
 
     def _fetch(
         self, entry: ShardEntry, index: ShardIndex, row: int, span: _Span, bands: list[memoryview], place: str

@@ -64,13 +64,17 @@ class ShardWriter:
         """Append one sample: tile (C, H, W), leaf mask (H, W), and what is known about them."""
         assert "." not in key and "/" not in key and len(key) <= MAX_KEY_CHARS, key
         assert tile.shape[1:] == leaf_mask.shape, (tile.shape, leaf_mask.shape)
-        members = {
-            "bands": encode(tile, self._compression),
-            "mask": mask_png.encode(leaf_mask),
-            "json": json_bytes(about),
-        }
-        endings = (ENDINGS[self._compression], "mask.png", "json")
-        for (name, content), ending in zip(members.items(), endings, strict=True):
+        tile_member = ENDINGS[self._compression], encode(tile, self._compression)
+        self.append(key, tile_member, mask_png.encode(leaf_mask), json_bytes(about))
+
+    def append(self, key: str, array: tuple[str, bytes], mask: bytes, about: bytes) -> None:
+        """Append one sample as the bytes of its members: the array with its ending, the mask, and JSON or nothing."""
+        members = {"bands": array, "mask": ("mask.png", mask), "json": ("json", about)}
+        if not about:
+            del members["json"]
+            self._columns["json_offset"].append(0)
+            self._columns["json_bytes"].append(0)
+        for name, (ending, content) in members.items():
             header = tarfile.TarInfo(f"{key}.{ending}")
             header.size = len(content)
             self._append(header.tobuf(tarfile.USTAR_FORMAT))
@@ -79,7 +83,7 @@ class ShardWriter:
             self._append(content)
             self._append(bytes(-len(content) % tarfile.BLOCKSIZE))
         self._columns["keys"].append(key)
-        self._columns["crc32c"].append(crc32c(members["mask"], crc32c(members["bands"])))
+        self._columns["crc32c"].append(crc32c(mask, crc32c(array[1])))
 
     def _append(self, content: bytes) -> None:
         # a raw file may take less than it is given
@@ -119,3 +123,10 @@ def write_whole(path: Path, text: str) -> None:
 def json_bytes(about: dict[str, Any]) -> bytes:
     """JSON with sorted keys; NaN is refused."""
     return json.dumps(about, sort_keys=True, allow_nan=False).encode()
+
+
+def shard_entry(tar: Path) -> ShardEntry:
+    """What a manifest says of a shard that is complete."""
+    index = (tar.parent / index_name(tar.name)).read_bytes()
+    num_samples = len(ShardIndex.model_validate_json(index).keys)
+    return ShardEntry(tar.name, num_samples, tar.stat().st_size, hashlib.sha256(index).hexdigest())

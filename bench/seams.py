@@ -1,0 +1,54 @@
+"""How far windows are from one pass over the whole image, on the leaf.
+
+python bench/seams.py MODEL IMAGE --tiles 256 512     (IMAGE as for msvae reconstruct, with a NAME_mask.png or nodata)
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msvae.inference.image_bands import describe_image
+from msvae.inference.load import choose_device, load_model
+from msvae.inference.through_model import TiledModel
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.pack.data_set import DataSet
+from msvae.pack.gdal import gdal_session
+from msvae.pack.options import PackOptions
+from msvae.pack.sources import find_sources
+
+
+def reconstructed(model: AutoencoderKLMultispectralAdapter, data_set: DataSet, tile_px: int) -> NDArray[np.float32]:
+    """Reflectance (C, H, W) through windows of a size."""
+    image = data_set.images[0]
+    tiled = TiledModel(model, image.height, image.width, tile_px, tile_px // 8, batch_size=1)
+    with data_set.open(0) as opened:
+        rows = tiled.rows(opened, data_set.layout, range(image.width), lambda _: None)
+        return np.concatenate([rows_CHW for _, rows_CHW in rows], axis=1)
+
+
+def main() -> None:
+    """Print the relative RMS difference for each size of a window."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--tiles", type=int, nargs="+", default=[256, 512])
+    arguments = parser.parse_args()
+    model = load_model(arguments.model, choose_device("auto"))
+    with gdal_session():
+        (source,) = find_sources([arguments.image], ())
+        data_set = describe_image(source, model.bands, PackOptions(), None)
+        image = data_set.images[0]
+        with data_set.open(0) as opened:
+            _, leaf_HW = opened.read(0, 0, image.height, image.width)
+        longest_px = max(image.height, image.width)
+        whole = reconstructed(model, data_set, -(-longest_px // 64) * 64)[:, leaf_HW]
+        for tile_px in arguments.tiles:
+            difference = reconstructed(model, data_set, tile_px)[:, leaf_HW] - whole
+            relative = np.sqrt(np.mean(difference**2) / np.mean(whole**2))
+            print(f"windows of {tile_px} px in {longest_px} px: {relative:.4f} of one pass", flush=True)
+
+
+if __name__ == "__main__":
+    main()

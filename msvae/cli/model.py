@@ -1,0 +1,170 @@
+"""`msvae reconstruct`, `encode` and `decode`: a trained model at work.
+
+The rooms below are imported inside the commands: torch takes seconds, which the other commands do not need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msvae.cli import image_options as options
+from msvae.cli.image_options import option
+from msvae.cli.screen import numbers, progress, say, user_errors, words
+from msvae.pack.options import PackOptions
+from msvae.wording import counted
+
+app = typer.Typer()
+
+TIMEOUT_S = 6 * 3600.0
+"""Ranks meet when all shards are done; those that had fewer wait for the others."""
+Model = Annotated[str, typer.Argument(help="A trained model: folder, such as RUN/best, or hub id.", metavar="MODEL")]
+Device = Annotated[str, option("Model", "cpu, cuda or cuda:1; auto is a GPU where there is one.")]
+
+
+@app.command()
+def reconstruct(
+    model: Model,
+    image: Annotated[
+        Path, typer.Argument(help="A raster that GDAL reads, a .npy array, or a folder of them.", metavar="IMAGE")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="File to write (.tif, .npy), or a folder in which images keep their names.")
+    ],
+    *,
+    band_files: options.BandFiles = "",
+    axes: options.Axes = "",
+    nodata: options.Nodata = None,
+    bands: options.BandNames = "",
+    wavelengths: Annotated[str, option("Bands", "What all bands are, in nm, where files do not say.")] = "",
+    tolerance_nm: options.ToleranceNm = 20.0,
+    scale: options.Scale = None,
+    offset: options.Offset = None,
+    mask: options.Mask = "auto",
+    mask_files: options.MaskFiles = "",
+    min_object_px: options.MinObjectPx = 0,
+    erode_px: options.ErodePx = 0,
+    tile: Annotated[int, option("Model", "Side of the windows that the model sees, in pixels.")] = 1024,
+    batch_size: Annotated[int, option("Model", "Windows that the model takes at once.")] = 1,
+    device: Device = "auto",
+    overwrite: Annotated[bool, option("Output", "Replace files that are there.", "--overwrite")] = False,
+) -> None:
+    """Put images of any size through a model and write them as they were: type, scale, nodata, place on Earth.
+
+    Only leaf pixels are reconstructed. What is no leaf becomes nodata; in a file without nodata NaN, or 0 in integers,
+    of which a mask band of the GeoTIFF tells.
+    """
+    with user_errors():
+        reading = PackOptions(
+            band_files=words(band_files),
+            axes=axes.strip().lower() or None,
+            nodata=nodata,
+            bands=words(bands),
+            wavelengths_nm=numbers("--wavelengths", wavelengths),
+            tolerance_nm=tolerance_nm,
+            scale=scale,
+            offset=offset,
+            mask=mask,
+            mask_files=mask_files or None,
+            min_object_px=min_object_px,
+            erode_px=erode_px,
+        )
+        from msvae.inference.reconstruct import ReconstructOptions
+        from msvae.inference.reconstruct import reconstruct as reconstruct_images
+
+        asked = ReconstructOptions(tile_px=tile, batch_size=batch_size, device=device, overwrite=overwrite)
+        with progress("windows") as advance_to:
+            done = reconstruct_images(model, image, out, reading, asked, advance_to)
+    for each in done:
+        summary = each.summary
+        angle = "" if summary.angle_deg is None else f", spectral angle {summary.angle_deg:.2f} degrees"
+        say(
+            f"{each.path}: {counted(summary.num_leaf_pixels, 'leaf pixel')}, PSNR {summary.psnr_db:.2f} dB{angle} "
+            "against the image"
+        )
+    for notice in dict.fromkeys(notice for each in done for notice in each.notices):
+        say(f"note: {notice}")
+
+
+@app.command()
+def encode(
+    model: Model,
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a data set, or of one split.", metavar="SHARDS")],
+    out: Annotated[Path, typer.Argument(help="Folder for latents and the model with its factors.")],
+    kind: Annotated[
+        str, typer.Option(help="moments (mean and log variance) or sample (one draw).", metavar="moments|sample")
+    ] = "moments",
+    dtype: Annotated[str, typer.Option(help="Type of the latents.", metavar="float32|float16")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same samples.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Tiles that the model takes at once.")] = 8,
+) -> None:
+    """Turn shards of tiles into shards of latents for diffusion training.
+
+    On several processes by `accelerate launch --config_file FILE --module msvae encode MODEL SHARDS OUT`, to the same
+    bytes. What was killed goes on when the same command is given again.
+    """
+
+    def work() -> None:
+        from msvae.engine.ranks import Ranks
+        from msvae.engine.setup import check_writable, join
+        from msvae.inference.encode import encode as encode_shards
+        from msvae.inference.encoder import EncodeOptions
+
+        asked = EncodeOptions(kind=kind, dtype=dtype, seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
+        check_writable(out)
+        ranks = Ranks(join(TIMEOUT_S))
+        with progress("tiles of this rank") if ranks.is_main else nullcontext() as advance_to:
+            manifests = encode_shards(model, shards, out, asked, ranks, advance_to)
+        if not ranks.is_main:
+            return
+        for split, manifest in manifests.items():
+            say(f"{out / split}: {counted(manifest.num_samples, 'tile')}, {manifest.kind} of shape {manifest.shape}")
+        manifest = next(iter(manifests.values()))
+        say(
+            f"{out / 'model'}: the model with shift_factor {manifest.shift_factor:.4f} and scaling_factor "
+            f"{manifest.scaling_factor:.4f} in its config.json; {model} is as it was"
+        )
+
+    _on_this_rank(work)
+
+
+@app.command()
+def decode(
+    model: Model,
+    latents: Annotated[
+        str, typer.Argument(help="Latents that `encode` made, or a .npy file (B, channels, h, w).", metavar="LATENTS")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="Folder to make: shards of tiles, or a GeoTIFF for each latent of a file.")
+    ],
+    unscaled: Annotated[
+        bool,
+        typer.Option("--unscaled", help="The file holds latents as the encoder gives them, not shifted and scaled."),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Latents that the model takes at once.")] = 8,
+    device: Device = "auto",
+) -> None:
+    """Turn latents back into reflectance."""
+    with user_errors():
+        from msvae.inference.decode import decode as decode_latents
+
+        with progress("tiles") as advance_to:
+            number = decode_latents(
+                model, latents, out, unscaled=unscaled, batch_size=batch_size, device=device, on_progress=advance_to
+            )
+    say(f"{out}: {counted(number, 'tile')} of reflectance")
+
+
+def _on_this_rank(work: Callable[[], None]) -> None:
+    """Run what `accelerate launch` started on several ranks; without a launcher as any other command."""
+    if "RANK" not in os.environ:
+        with user_errors():
+            return work()
+    from msvae.engine.setup import run_script
+
+    run_script(work)

@@ -1,0 +1,172 @@
+"""Latents back into reflectance: shards of them into shards of tiles, an array of them into images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msvae.inference.identity import model_sha256
+from msvae.inference.load import choose_device, load_model
+from msvae.inference.raster_output import GeoTiff
+from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.pack.gdal import gdal_session
+from msvae.pack.output import replacing_folder
+from msvae.pack.planes import Georeference
+from msvae.shards import mask_png
+from msvae.shards.latents import LatentReader, LatentSample
+from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
+from msvae.shards.leaf_values import LeafValues
+from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
+from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.tar import ShardWriter
+from msvae.shards.tile_codec import ENDINGS, encode
+
+OnProgress = Callable[[int, int], None]
+
+
+def decode(
+    model_name: str,
+    latents: str,
+    out: Path,
+    *,
+    unscaled: bool = False,
+    batch_size: int = 8,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> int:
+    """Write the reflectance that latents stand for into a new folder; returns how many tiles or images there are.
+
+    Args: folder or hub id of a model; latents made by `encode`, a data set or one split of it, which become shards of
+        float32 tiles; or an `.npy` file of (B, channels, h, w) latents as a diffusion model has them, shifted and
+        scaled unless `unscaled`, which becomes a GeoTIFF for each.
+    Raises: ValueError, one line, for anything that is wrong with model, latents or output.
+    """
+    out = out.resolve()
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"{out} exists; name a folder that does not")
+    decoder = Decoder(load_model(model_name, choose_device(device)), batch_size)
+    if latents.endswith(".npy"):
+        return _decode_array(decoder, Path(latents), out, unscaled, on_progress)
+    if unscaled:
+        raise ValueError(f"got --unscaled for {latents}, but shards hold unscaled latents anyway; leave it out")
+    return _decode_shards(decoder, model_name, latents, out, on_progress)
+
+
+class Decoder:
+    """A model that turns unscaled latents (channels, h, w) into reflectance, some at once."""
+
+    def __init__(self, model: AutoencoderKLMultispectralAdapter, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"got --batch-size {batch_size}, expected 1 or more")
+        self.model, self._batch_size = model, batch_size
+
+    @torch.inference_mode()
+    def __call__(self, latents: Iterator[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
+        """Reflectance (C, H, W) of each, in order."""
+        while batch := list(islice(latents, self._batch_size)):
+            z_BChw = torch.from_numpy(np.stack(batch).astype(np.float32)).to(self.model.device)
+            yield from self.model.decode(z_BChw, return_dict=False)[0].float().cpu().numpy()
+
+
+def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_progress: OnProgress | None) -> int:
+    try:
+        latents = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be opened ({error}); save latents with numpy.save") from error
+    model = decoder.model
+    channels = model.config.latent_channels
+    if latents.ndim == 3:
+        latents = latents[None]
+    if latents.ndim != 4 or latents.shape[1] != channels or latents.dtype.kind != "f":
+        raise ValueError(
+            f"{file} holds {latents.dtype} of shape {latents.shape}, expected floats (B, {channels}, h, w); save "
+            "latents of this model"
+        )
+    scaling, shift = model.config.scaling_factor, model.config.shift_factor or 0.0
+    unscale = (each if unscaled else each / scaling + shift for each in latents)
+    with gdal_session(), replacing_folder(out) as folder:
+        for number, image_CHW in enumerate(decoder(unscale)):
+            dtype, bands = "float32", model.bands
+            ones, zeros = (1.0,) * len(bands), (0.0,) * len(bands)
+            path = folder / f"{file.stem}-{number:04d}.tif"
+            output = GeoTiff(
+                path, image_CHW.shape[1:], dtype, bands, ones, zeros, None, Georeference(), has_mask=False
+            )
+            output.write(0, 0, image_CHW, np.ones(image_CHW.shape[1:], bool))
+            output.close()
+            if on_progress is not None:
+                on_progress(number + 1, len(latents))
+    return len(latents)
+
+
+def _decode_shards(decoder: Decoder, model_name: str, location: str, out: Path, on_progress: OnProgress | None) -> int:
+    readers = {name or SPLITS[0]: LatentReader(store.location) for name, store in find_splits(location).items()}
+    sha256 = model_sha256(decoder.model)
+    for reader in readers.values():
+        if reader.manifest.model_sha256 != sha256:
+            raise ValueError(
+                f"{reader.store.location} was encoded by another model than {model_name}; decode with the one "
+                "that lies beside it in model/"
+            )
+    total, done = sum(map(len, readers.values())), 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total)
+
+    with replacing_folder(out) as folder:
+        written = {name: _decode_split(decoder, reader, folder / name, count) for name, reader in readers.items()}
+        statistics = written[SPLITS[0] if SPLITS[0] in written else next(iter(written))][1]
+        for name, (entries, _) in written.items():
+            _manifest(readers[name], entries, statistics).save(folder / name)
+    return total
+
+
+def _decode_split(
+    decoder: Decoder, reader: LatentReader, folder: Path, count: Callable[[], None]
+) -> tuple[list[ShardEntry], LeafStatistics]:
+    """Entries of the shards of tiles, and statistics of their leaf pixels."""
+    folder.mkdir()
+    entries, num_bands = [], len(decoder.model.bands)
+    values = LeafValues("float32", (1.0,) * num_bands, (0.0,) * num_bands)
+    histogram = np.zeros(COVERAGE_BINS, np.int64)
+    for shard, entry in enumerate(reader.manifest.shards):
+        samples = list(reader.samples(shard))
+        tiles = decoder(_modes(reader, samples))
+        with ShardWriter(folder / entry.name) as writer:
+            for sample, tile_CHW in zip(samples, tiles, strict=True):
+                member = ENDINGS["none"], encode(tile_CHW, "none")
+                writer.append(sample.key, member, mask_png.encode(sample.leaf_mask), sample.about)
+                values.add(tile_CHW, sample.leaf_mask)
+                histogram[coverage_bin(int(sample.leaf_mask.sum()), sample.leaf_mask.size)] += 1
+                count()
+        assert writer.entry is not None
+        entries.append(writer.entry)
+    return entries, values.result(histogram.tolist())
+
+
+def _modes(reader: LatentReader, samples: list[LatentSample]) -> Iterator[NDArray[np.floating]]:
+    """What is decoded of each sample: of moments the mean."""
+    return (sample.latents[: reader.manifest.latent_channels] for sample in samples)
+
+
+def _manifest(reader: LatentReader, entries: list[ShardEntry], statistics: LeafStatistics) -> Manifest:
+    latents = reader.manifest
+    num_bands = len(latents.band_names)
+    return Manifest(
+        band_names=latents.band_names,
+        wavelengths_nm=latents.wavelengths_nm,
+        dtype="float32",
+        tile_px=latents.tile_px,
+        scale=[1.0] * num_bands,
+        offset=[0.0] * num_bands,
+        statistics=statistics,
+        shards=Shards.of(entries),
+    )

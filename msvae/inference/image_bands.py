@@ -1,0 +1,72 @@
+"""Which bands of an image are those of a model, and how its values become reflectance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from msvae.bands import Bands
+from msvae.pack.data_set import DataSet, Image
+from msvae.pack.expression import Expression
+from msvae.pack.layout import Layout, first_layout
+from msvae.pack.masks import MaskRule, stated_mask
+from msvae.pack.options import PackOptions
+from msvae.pack.raster import Raster, RasterInfo
+from msvae.pack.sources import ImageSource
+
+
+def describe_image(source: ImageSource, bands: Bands, options: PackOptions, expression: Expression | None) -> DataSet:
+    """One image, with those of its bands that a model knows, in its order. Without a leaf mask, what is valid is leaf.
+
+    Raises: ValueError when a file cannot be read, or bands, mask or scale do not fit.
+    """
+    with Raster(source, options) as raster:
+        info = raster.info
+    layout, positions = _fit(source, info, bands, options)
+    rule = stated_mask(source, info, expression, options.mask_files)
+    if expression is not None:
+        expression.band_indices(layout.bands)
+    notices = layout.notices
+    if rule is None:
+        valid = "finite pixel" if info.dtype.startswith("float") else "pixel"
+        notices += (f"no leaf mask: every {valid} counts as leaf; give --mask, such as 'ndvi>0.3', if that is wrong",)
+    image = Image(source, tuple(positions), rule or MaskRule(), info.height, info.width)
+    return DataSet((image,), replace(layout, notices=notices), options)
+
+
+def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: PackOptions) -> tuple[Layout, list[int]]:
+    notices: tuple[str, ...] = ()
+    if info.wavelengths_nm is None and options.wavelengths_nm is None:
+        if len(info.scales) != len(bands):
+            raise _misfit(source, info.describe_bands(), bands, "give --bands, or --wavelengths of all its bands")
+        options = replace(options, wavelengths_nm=bands.wavelengths_nm)
+        notices = (
+            f"no wavelengths stated: taken for those of the model, {bands}; give --wavelengths if that is wrong",
+        )
+    layout, positions = first_layout(source.path, info, options)
+    chosen = _nearest(layout.bands.wavelengths_nm, bands.wavelengths_nm, options.tolerance_nm)
+    if chosen is None:
+        hint = "give --wavelengths, a larger --tolerance-nm, or use a model trained on these bands"
+        raise _misfit(source, str(layout.bands), bands, hint)
+    names = tuple(layout.bands.names[i] for i in chosen) if info.names else bands.names
+    fitted = replace(
+        layout,
+        bands=Bands(tuple(layout.bands.wavelengths_nm[i] for i in chosen), names),
+        scale=tuple(layout.scale[i] for i in chosen),
+        offset=tuple(layout.offset[i] for i in chosen),
+        source_scale=tuple(layout.source_scale[i] for i in chosen),
+        source_offset=tuple(layout.source_offset[i] for i in chosen),
+        notices=notices + layout.notices,
+    )
+    return fitted, [positions[i] for i in chosen]
+
+
+def _nearest(found_nm: Sequence[float], wanted_nm: Sequence[float], tolerance_nm: float) -> list[int] | None:
+    """For each wanted wavelength the nearest that was found; None when one is too far off or serves twice."""
+    nearest = [min(range(len(found_nm)), key=lambda i: abs(found_nm[i] - nm)) for nm in wanted_nm]
+    too_far = any(abs(found_nm[i] - nm) > tolerance_nm for i, nm in zip(nearest, wanted_nm, strict=True))
+    return None if too_far or len(set(nearest)) < len(nearest) else nearest
+
+
+def _misfit(source: ImageSource, holds: str, bands: Bands, hint: str) -> ValueError:
+    return ValueError(f"{source.path} holds {holds}, the model expects {bands}; {hint}")

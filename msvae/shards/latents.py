@@ -1,0 +1,160 @@
+"""Shards of latents: a WebDataset tar for every tar of tiles, its index, and a manifest of another kind.
+
+Members of a sample: `KEY.latents.npy`, `KEY.mask.png` (of the tile, 1 bit) and `KEY.json`, as in the tiles' tar.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
+
+from msvae.bands import Bands
+from msvae.shards import mask_png
+from msvae.shards.manifest import MANIFEST_NAME, ShardIndex, Shards
+from msvae.shards.store import MissingError, Store, open_store
+from msvae.shards.tile_codec import npy_header
+
+MEMBER = "latents.npy"
+
+
+class LatentStatistics(BaseModel):
+    """Of latents that are drawn from the posterior, in leaf cells, each weighted by its share of leaf pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_cells: NonNegativeFloat
+    """Sum of the leaf shares."""
+    mean: list[float]
+    std: list[float]
+    """One entry a channel."""
+
+
+class LatentManifest(BaseModel):
+    """A split of latents: what they are, which model made them of which tiles, and the shards that hold them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["msvae-latents"] = "msvae-latents"
+    version: Literal[1] = 1
+    kind: Literal["moments", "sample"]
+    """Mean and log variance of the posterior, one after the other along the channels; or one draw from it."""
+    seed: int | None
+    """Of the draw; None for moments."""
+    dtype: Literal["float16", "float32"]
+    latent_channels: PositiveInt
+    cells: PositiveInt
+    """Along a side."""
+    tile_px: PositiveInt
+    band_names: list[str]
+    wavelengths_nm: list[float]
+    model_sha256: str
+    """Of what decides latents and their decoding: weights, adapters, leaf statistics."""
+    tiles_sha256: str
+    """Digest of the manifest of the tiles."""
+    shift_factor: float
+    scaling_factor: float
+    """What a diffusion model learns is (latent - shift_factor) * scaling_factor."""
+    statistics: LatentStatistics
+    """Of the training split, in every split."""
+    shards: Shards
+
+    @property
+    def bands(self) -> Bands:
+        """The bands that decoded tiles have."""
+        return Bands(tuple(self.wavelengths_nm), tuple(self.band_names))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the stored array of a sample."""
+        return self.latent_channels * (2 if self.kind == "moments" else 1), self.cells, self.cells
+
+    @property
+    def num_samples(self) -> int:
+        """In all shards."""
+        return sum(self.shards.num_samples)
+
+    @classmethod
+    def load(cls, store: Store) -> LatentManifest:
+        """Read `manifest.json`.
+
+        Raises: ValueError when it is missing, or one of something else.
+        """
+        path = store.path(MANIFEST_NAME)
+        try:
+            return cls.model_validate_json(store.read(MANIFEST_NAME))
+        except MissingError:
+            raise ValueError(f"{path} is missing; make latents with `msvae encode MODEL SHARDS OUT`") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise ValueError(
+                f"{path} is no manifest of latents ({place}: {first['msg']}); make them with `msvae encode`"
+            ) from error
+
+
+class LatentSample(NamedTuple):
+    """One sample: latents as they are stored, leaf mask (H, W) of its tile, and the bytes of its JSON."""
+
+    key: str
+    latents: NDArray[np.floating]
+    leaf_mask: NDArray[np.bool_]
+    about: bytes
+
+
+class LatentReader:
+    """Random access to the latents of one split, in a folder or at a URL; also a data set for a torch DataLoader."""
+
+    def __init__(self, location: str | Path) -> None:
+        self.store = open_store(location)
+        self.manifest = LatentManifest.load(self.store)
+        self._indexes: dict[int, ShardIndex] = {}
+        self._ends = np.cumsum(self.manifest.shards.num_samples)
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __getitem__(self, sample: int) -> LatentSample:
+        """Raises: IndexError beyond the last sample; ValueError when it was altered."""
+        if not 0 <= sample < len(self):
+            raise IndexError(f"got sample {sample} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, sample, side="right"))
+        return self.read(shard, sample - int(self._ends[shard]) + self.manifest.shards.num_samples[shard])
+
+    def samples(self, shard: int) -> Iterator[LatentSample]:
+        """Those of one shard, in their order."""
+        return (self.read(shard, row) for row in range(self.manifest.shards.num_samples[shard]))
+
+    def read(self, shard: int, row: int) -> LatentSample:
+        """One sample.
+
+        Raises: ValueError when it is missing, altered, or not what the manifest says.
+        """
+        entry, index = self.manifest.shards[shard], self._index(shard)
+        parts = {
+            name: self.store.read_span(
+                entry.name, getattr(index, f"{name}_offset")[row], getattr(index, f"{name}_bytes")[row]
+            )
+            for name in ("bands", "mask", "json")
+        }
+        place = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
+        if crc32c(parts["mask"], crc32c(parts["bands"])) != index.crc32c[row]:
+            raise ValueError(f"{place} is truncated or altered; encode this split again")
+        header = npy_header(self.manifest.shape, np.dtype(self.manifest.dtype))
+        if not parts["bands"].startswith(header):
+            raise ValueError(f"{place} is no {self.manifest.dtype} array of {self.manifest.shape}; encode again")
+        latents = np.load(io.BytesIO(parts["bands"]), allow_pickle=False)
+        leaf_mask = np.empty((self.manifest.tile_px,) * 2, np.bool_)
+        mask_png.decode_into(parts["mask"], leaf_mask)
+        return LatentSample(index.keys[row], latents, leaf_mask, parts["json"])
+
+    def _index(self, shard: int) -> ShardIndex:
+        if shard not in self._indexes:
+            self._indexes[shard] = ShardIndex.load(self.store, self.manifest.shards[shard])
+        return self._indexes[shard]

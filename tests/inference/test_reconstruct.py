@@ -1,0 +1,287 @@
+"""`msvae reconstruct`: an image of any size comes back as it was, but for what the model made of its leaves."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from msvae.cli import app
+from msvae.inference import through_model
+from msvae.inference.values import leaf_values
+from msvae.pack.layout import Layout
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["reconstruct", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def refused(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["reconstruct", *map(str, arguments)])
+    assert done.exit_code == 2, done.output
+    assert done.output.count("\n") == 1
+    return done.output
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as raster:
+        return raster.read()
+
+
+def in_one_pass(model, values, scale, leaf):
+    """Reflectance (C, H, W) by the model alone, the sides padded to multiples of 8 with what is no leaf."""
+    height, width = leaf.shape
+    padded = torch.zeros(1, len(values), -(-height // 8) * 8, -(-width // 8) * 8)
+    padded[0, :, :height, :width] = torch.from_numpy(values * scale)
+    mask = torch.zeros_like(padded[:, :1], dtype=torch.bool)
+    mask[0, 0, :height, :width] = torch.from_numpy(leaf.copy())
+    with torch.no_grad():
+        return model.decode(model.encode(padded, mask=mask).latent_dist.mode()).sample[0, :, :height, :width].numpy()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("uint16", None), ("uint16", 0), ("float32", -9999.0), ("float32", None)]
+)
+def test_type_scale_nodata_bands_and_place_are_kept(model_folder, write_field, tmp_path, dtype, nodata):
+    image = write_field(tmp_path / "field.tif", 70, 51, dtype, nodata=nodata)
+    run(model_folder, image, tmp_path / "out.tif")
+    with rasterio.open(image) as before, rasterio.open(tmp_path / "out.tif") as after:
+        for name in ("crs", "transform", "shape", "dtypes", "scales", "offsets", "descriptions", "nodata", "count"):
+            assert getattr(after, name) == getattr(before, name), name
+        assert [float(after.tags(band)["wavelength"]) for band in after.indexes] == [
+            float(before.tags(band)["wavelength"]) for band in before.indexes
+        ]
+        assert after.profile["tiled"]
+        assert after.compression.value == "DEFLATE"
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("uint16", 1e-4), ("float32", 1.0)])
+def test_an_image_that_fits_into_a_window_is_what_the_model_makes_of_it(
+    model, model_folder, write_field, tmp_path, dtype, scale
+):
+    image = write_field(tmp_path / "field.tif", 70, 51, dtype)
+    output = run(model_folder, image, tmp_path / "out.tif")
+    leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
+    expected = in_one_pass(model, read(image), scale, leaf)
+    found = read(tmp_path / "out.tif") * scale
+    step = scale if dtype == "uint16" else 1e-6
+    np.testing.assert_allclose(found[:, leaf], expected[:, leaf].clip(min=0 if dtype == "uint16" else None), atol=step)
+    error = np.mean((found - read(image) * scale)[:, leaf].astype(np.float64) ** 2)
+    assert f"{leaf.sum():,} leaf pixels, PSNR {-10 * np.log10(error):.2f} dB" in output
+    assert "spectral angle" in output
+
+
+def test_windows_come_within_one_percent_of_one_pass_and_have_no_seams(model, model_folder, write_field, tmp_path):
+    """Relative RMS difference on the leaf; and at the borders of windows it changes no faster than elsewhere."""
+    image = write_field(tmp_path / "field.tif", 452, 387, "float32")
+    run(model_folder, image, tmp_path / "out.tif", "--tile", 192)
+    leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
+    expected, found = in_one_pass(model, read(image), 1.0, leaf), read(tmp_path / "out.tif")
+    difference = np.where(leaf, found - expected, 0)
+    relative = np.sqrt(np.mean(difference[:, leaf] ** 2) / np.mean(expected[:, leaf] ** 2))
+    assert relative < 0.01
+    for axis, starts in ((1, (128, 264)), (2, (96, 200))):
+        inside = np.logical_and(*(np.delete(leaf, edge, axis - 1) for edge in (0, -1)))
+        steps = np.abs(np.diff(difference, axis=axis)).sum(axis=0)
+        along = np.where(inside, steps, np.nan)
+        profile = np.nanmean(along, axis=2 - axis)
+        borders = [profile[max(0, start - 2) : start + 30].max() for start in starts]
+        assert max(borders) < 4 * profile.mean(), axis
+
+
+def test_background_changes_no_bit_and_comes_back_as_nodata(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 150, 90, "float32")
+    leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
+    other = Path(shutil.copy(image, tmp_path / "other.tif"))
+    shutil.copy(tmp_path / "field_mask.png", tmp_path / "other_mask.png")
+    with rasterio.open(other, "r+") as raster:
+        values = raster.read()
+        values[:, ~leaf] = np.random.default_rng(0).choice([np.nan, np.inf, 7.0], (5, (~leaf).sum()))
+        raster.write(values)
+    for name in ("field", "other"):
+        run(model_folder, tmp_path / f"{name}.tif", tmp_path / f"{name}-out.tif", "--tile", 64, "--scale", 1)
+    found = read(tmp_path / "field-out.tif")
+    assert (tmp_path / "field-out.tif").read_bytes() == (tmp_path / "other-out.tif").read_bytes()
+    assert np.isnan(found[:, ~leaf]).all()
+    assert np.isfinite(found[:, leaf]).all()
+
+
+def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 300, 280)
+    run(model_folder, image, tmp_path / "out.tif")
+    leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
+    with rasterio.open(tmp_path / "out.tif") as raster:
+        np.testing.assert_array_equal(raster.read_masks(1) > 0, leaf)
+        assert not raster.read()[:, ~leaf].any()
+
+
+def test_without_a_mask_everything_is_reconstructed_and_said(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    (tmp_path / "field_mask.png").unlink()
+    assert "note: no leaf mask: every pixel counts as leaf" in run(model_folder, image, tmp_path / "out.tif")
+
+
+def test_a_wide_raster_is_made_in_runs_that_change_nothing(model_folder, write_field, tmp_path, monkeypatch):
+    image = write_field(tmp_path / "field.tif", 130, 700)
+    run(model_folder, image, tmp_path / "at-once.tif", "--tile", 128)
+    monkeypatch.setattr(through_model, "MOSAIC_BYTES", 1)
+    run(model_folder, image, tmp_path / "in-runs.tif", "--tile", 128)
+    np.testing.assert_array_equal(read(tmp_path / "at-once.tif"), read(tmp_path / "in-runs.tif"))
+
+
+def test_batches_of_windows_change_nothing_that_is_seen(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 130, 200)
+    for batch_size in (1, 3):
+        run(model_folder, image, tmp_path / f"{batch_size}.tif", "--tile", 64, "--batch-size", batch_size)
+    difference = read(tmp_path / "1.tif").astype(int) - read(tmp_path / "3.tif")
+    assert np.abs(difference).max() <= 1
+
+
+def test_an_array_comes_back_as_an_array_with_its_axes(model, model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 70, 51)
+    np.save(tmp_path / "field.npy", read(image).transpose(1, 2, 0))
+    options = ("--axes", "hwc", "--scale", 1e-4)
+    output = run(model_folder, tmp_path / "field.npy", tmp_path / "out.npy", *options)
+    assert "note: no wavelengths stated: taken for those of the model" in output
+    run(model_folder, image, tmp_path / "out.tif")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), read(tmp_path / "out.tif").transpose(1, 2, 0))
+
+
+def test_bands_are_chosen_by_wavelength_and_misfits_name_both(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    with rasterio.open(image) as before:
+        values, profile = before.read(), before.profile
+    order = [4, 0, 0, 3, 1, 2]
+    stated = [850.0, 475.0, 400.0, 731.0, 540.0, 650.0]
+    profile.update(count=6)
+    for name, wavelengths in (("mixed", stated), ("other", [nm + 100 for nm in stated])):
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as raster:
+            raster.write(values[order])
+            raster.scales = (1e-4,) * 6
+            for band, nm in enumerate(wavelengths, start=1):
+                raster.update_tags(band, wavelength=str(nm), wavelength_units="nm")
+        shutil.copy(tmp_path / "field_mask.png", tmp_path / f"{name}_mask.png")
+    run(model_folder, image, tmp_path / "out.tif")
+    run(model_folder, tmp_path / "mixed.tif", tmp_path / "mixed-out.tif")
+    np.testing.assert_array_equal(read(tmp_path / "mixed-out.tif"), read(tmp_path / "out.tif"))
+    message = refused(model_folder, tmp_path / "other.tif", tmp_path / "other-out.tif")
+    assert "other.tif holds 6 bands (950, 575, 500, 831, 640, 750 nm)" in message
+    assert "the model expects 5 bands (475, 539, 651, 731, 851 nm)" in message
+    assert not list(tmp_path.glob("*other-out.tif"))
+
+
+def test_a_folder_becomes_a_folder(model_folder, write_field, tmp_path):
+    (tmp_path / "fields").mkdir()
+    for name in ("a", "b"):
+        write_field(tmp_path / "fields" / f"{name}.tif", 64, 64)
+    run(model_folder, tmp_path / "fields", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "b.tif"]
+    assert "is one file for 2 images" in refused(model_folder, tmp_path / "fields", tmp_path / "out.tif")
+
+
+def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    out = tmp_path / "out.tif"
+    out.write_text("mine")
+    assert "out.tif exists; name another OUT or give --overwrite" in refused(model_folder, image, out)
+    assert "is an image that is read" in refused(model_folder, image, image, "--overwrite")
+    assert out.read_text() == "mine"
+    run(model_folder, image, out, "--overwrite")
+    assert read(out).shape == (5, 64, 64)
+
+
+def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 300, 300, compress="deflate")
+    content = bytearray(image.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 5000] = bytes(5000)
+    image.write_bytes(content)
+    assert "field.tif cannot be read" in refused(model_folder, image, tmp_path / "out" / "field.tif", "--tile", 64)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(model_folder, write_field, tmp_path, small_disk):
+    image = write_field(tmp_path / "field.tif", 512, 512, "float32")
+    assert "free space there or choose another place" in refused(model_folder, image, small_disk / "out.tif")
+    assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tile", "100"], "got --tile 100, expected a multiple of 64"),
+        (["--device", "cuda:9"], "got --device cuda:9, which is not there"),
+        (["--mask", "ndvi>2"], "field.tif has no leaf pixel; give another --mask"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(model_folder, write_field, tmp_path, arguments, message):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    assert message in refused(model_folder, image, tmp_path / "out.tif", *arguments)
+    assert not list(tmp_path.glob("*out.tif"))
+
+
+def test_a_bare_backbone_is_no_model(tmp_path, write_field):
+    from diffusers import AutoencoderKL
+
+    from msvae.model.build import TINY_BACKBONE
+
+    AutoencoderKL(**TINY_BACKBONE).save_pretrained(tmp_path / "backbone")
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    assert "holds a AutoencoderKL, expected" in refused(tmp_path / "backbone", image, tmp_path / "out.tif")
+
+
+def test_a_killed_run_leaves_a_hidden_file_that_the_next_removes(model_folder, write_field, tmp_path):
+    image, out = write_field(tmp_path / "field.tif", 900, 900), tmp_path / "out"
+    command = [sys.executable, "-m", "msvae", "reconstruct", model_folder, image, out / "field.tif", "--tile", "64"]
+    running = subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL)
+    while not list(out.glob(".*")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    (left,) = out.iterdir()
+    assert left.name.startswith(".")
+    run(model_folder, image, out / "field.tif")
+    assert [path.name for path in out.iterdir()] == ["field.tif"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "expected"),
+    [
+        ("uint8", 0, [1, 3, 255]),
+        ("uint8", 255, [0, 3, 254]),
+        ("int16", None, [-200, 3, 900]),
+        ("uint8", 3, [0, 4, 255]),
+    ],
+)
+def test_integers_are_rounded_clipped_and_never_nodata_on_the_leaf(dtype, nodata, expected):
+    layout = Layout(None, dtype, (0.01,), (0.0,), dtype, (0.01,), (0.0,), True)
+    reflectance, leaf = np.array([[[-2.0, 0.0312, 9.0, np.nan]]], np.float32), np.array([[True, True, True, False]])
+    values = leaf_values(reflectance, leaf, layout, None if nodata is None else np.dtype(dtype).type(nodata))
+    assert values.dtype == dtype
+    assert values[0, 0, :3].tolist() == expected
+    assert values[0, 0, 3] == (nodata or 0)
+
+
+def test_pixels_that_are_points_stay_points(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    with rasterio.open(image, "r+") as raster:
+        raster.update_tags(AREA_OR_POINT="Point")
+    run(model_folder, image, tmp_path / "out.tif")
+    with rasterio.open(image) as before, rasterio.open(tmp_path / "out.tif") as after:
+        assert after.tags()["AREA_OR_POINT"] == "Point"
+        assert after.transform == before.transform
