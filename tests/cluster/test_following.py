@@ -43,7 +43,7 @@ def wait_until(happened: Any) -> None:
 
 @pytest.mark.slow
 def test_tensorboard_follows_a_run_on_a_store_and_listens_on_this_machine_alone(moto, monkeypatch, tmp_path):
-    """The command of docs/curves.md."""
+    """The command of docs/machines.md."""
     set_credentials(monkeypatch, f"http://{moto[0]}:{moto[1]}")
     (port,) = free_ports(1)
     board = Board(tmp_path / "run" / "tensorboard", -1)
