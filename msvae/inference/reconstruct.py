@@ -29,7 +29,7 @@ from msvae.pack.sources import ImageSource, find_sources
 TILE_STEP = 64
 """An eighth of a window, the overlap, is then whole latent cells."""
 TIFF_ENDINGS, ARRAY_ENDING = (".tif", ".tiff"), ".npy"
-JUDGED_PX = 1024
+JUDGED_PX = BLOCK_PX
 """Columns that are turned into values of the file and judged at once."""
 
 OnProgress = Callable[[int, int], None]
