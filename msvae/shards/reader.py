@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -44,6 +45,25 @@ class ShardReader:
     def key(self, shard: int, row: int) -> str:
         """The key of one sample."""
         return self._index(shard).keys[row]
+
+    def about(self, shard: int, row: int) -> dict[str, Any]:
+        """What the JSON of one sample says; nothing where it has none, or one that is no object.
+
+        Raises: ValueError naming shard and key when it cannot be read.
+        """
+        entry, index = self.manifest.shards[shard], self._index(shard)
+        content = bytearray(index.json_bytes[row])
+        if not content:
+            return {}
+        self.store.read_into(entry.name, index.json_offset[row], [memoryview(content)])
+        try:
+            about = json.loads(content)
+        except ValueError as error:
+            place = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
+            raise ValueError(
+                f"{place} has broken JSON ({error}); restore the shard or pack this split again"
+            ) from error
+        return about if isinstance(about, dict) else {}
 
     def read_into(self, shard: int, row: int, tile: NDArray[Any], leaf_mask: NDArray[np.bool_]) -> str:
         """Read one sample into `tile` (C, H, W), stored type, and `leaf_mask` (H, W); returns its key.
