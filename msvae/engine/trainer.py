@@ -14,7 +14,8 @@ from msvae.engine.build import JudgedModel, build, splits_weights
 from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.checkpoints.identity import identity
 from msvae.engine.checkpoints.writer import CheckpointWriter
-from msvae.engine.log.run_card import RUN_CARD, as_code, as_list, run_card, settings
+from msvae.engine.log.json_lines import RUN_CARD
+from msvae.engine.log.run_card import as_code, as_list, run_card, settings
 from msvae.engine.log.run_log import RunLog
 from msvae.engine.optim import make_optimizer, schedule
 from msvae.engine.pace import Pace

@@ -48,6 +48,7 @@ def write_report(
     cautions: Sequence[str],
     sections: Sequence[Section],
     facts: Mapping[str, str],
+    facts_heading: str,
 ) -> None:
     """Write the report, and its pictures into `pictures/` beside it."""
     pictures = path.parent / "pictures"
@@ -61,6 +62,7 @@ def write_report(
         cautions=cautions,
         sections=[(s, _picture(s, pictures) if isinstance(s.content, Figure) else None) for s in sections],
         facts=facts,
+        facts_heading=facts_heading,
     )
     path.write_text(page)
 

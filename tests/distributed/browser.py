@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,13 @@ import pytest
 PATIENCE_S = 240
 WIDTH_PX, HEIGHT_PX = 1600, 1250
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MARK = "MEASURED"
+MEASURE = """<script>onload = () => document.body.append("MEASURED" + JSON.stringify({
+  width: innerWidth, scroll_width: document.documentElement.scrollWidth, pictures: document.images.length,
+  broken_pictures: [...document.images].filter(image => !image.naturalWidth).length,
+  requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !/^data:/.test(name)),
+}) + "MEASURED")</script>"""
+"""Put at the end of a page, it writes what the browser made of it between two marks."""
 PATIENT_MS = 60_000
 """Of the page's own clock, which stands still while it waits for the server."""
 
@@ -100,10 +108,33 @@ def look(address: str, place: Path, words: Sequence[str] = ()) -> tuple[Path, st
 def _browse(what: str, address: str, place: Path) -> subprocess.CompletedProcess[str]:
     # without WebGL curves are SVG, which a screenshot sees
     flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--hide-scrollbars",
-        "--enable-logging=stderr", "--log-level=0", f"--user-data-dir={place / 'profile'}",
-        f"--window-size={WIDTH_PX},{HEIGHT_PX}", f"--virtual-time-budget={PATIENT_MS}",
+        "--disable-3d-apis", "--enable-logging=stderr", "--log-level=0", f"--window-size={WIDTH_PX},{HEIGHT_PX}",
+        f"--virtual-time-budget={PATIENT_MS}",
+    ]  # fmt: skip
+    return _headless(what, address, place, flags)
+
+
+def _headless(what: str, address: str, place: Path, flags: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    always = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={place / 'profile'}",
     ]  # fmt: skip
     return subprocess.run(
-        [browser(), *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        [browser(), *always, *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
+
+
+def layout(page: Path, place: Path, width_px: int) -> dict[str, Any]:
+    """How a file looks in a window that wide: `width`, `scroll_width`, `pictures`, `broken_pictures`, `requests`."""
+    measured = place / f"measured-{width_px}.html"
+    measured.write_text(page.read_text() + MEASURE)
+    # a window has a least width, in its own pixels
+    flags = ["--force-device-scale-factor=2", f"--window-size={width_px * 2},{HEIGHT_PX * 2}"]
+    dom = _headless("--dump-dom", f"file://{measured}", place, flags).stdout
+    return dict(json.loads(dom.split(MARK)[-2]))
+
+
+def print_pages(page: Path, place: Path) -> int:
+    """Print a file to `page.pdf`; how many sheets it takes."""
+    pdf = place / "page.pdf"
+    _headless(f"--print-to-pdf={pdf}", f"file://{page}", place, ["--no-pdf-header-footer"])
+    return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))

@@ -150,7 +150,7 @@ def _about(judge: Judge, model_folder: Path, split: str) -> dict[str, Any]:
     """What was judged, and how."""
     manifest, units = judge.evaluator.reader.manifest, judge.units
     return {
-        "model": str(model_folder),
+        "model": str(model_folder.resolve()),
         "split": split,
         "manifest_digest": manifest.digest(),
         "num_images": len(units.images),

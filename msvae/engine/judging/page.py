@@ -13,8 +13,8 @@ from msvae.engine.evaluation import Evaluator, Reconstruct
 from msvae.engine.judging.judge import Judged
 from msvae.engine.judging.tables import Row
 from msvae.engine.judging.wording import EXPLANATIONS, LABELS, cautions, verdict
-from msvae.engine.log.json_lines import METRICS, VALIDATION, whole_lines
-from msvae.engine.log.run_card import RUN_CARD
+from msvae.engine.log.curves import PANELS, line, loss_lines, rows_of
+from msvae.engine.log.json_lines import RUN_CARD, VALIDATION
 from msvae.metrics.histograms import ANGLE_EDGES_DEG, ERROR_EDGES
 from msvae.metrics.indices import INDICES
 from msvae.report.errors import curves_figure, deciles_figure, histograms_figure, labels_of
@@ -46,7 +46,6 @@ PER_BAND = (
 )
 NUM_WORST = 10
 LIBRARIES = ("msvae", "torch", "diffusers", "imagecodecs")
-CURVES = {"psnr_db": "leaf PSNR (dB)", "angle_deg": "spectral angle (°)", "ndvi_mae": "NDVI error"}
 
 
 def write_page(
@@ -70,11 +69,12 @@ def write_page(
             *_pictures(evaluator, reconstruct, tables["tiles"]),
             _histograms(judged, evaluator.bands),
             *_where(metrics),
-            *training_curves(run),
+            *_training_curves(run),
             *_details(metrics, evaluator.bands),
             *_worst(tables),
         ],
         facts=_facts(evaluator, metrics, run),
+        facts_heading="Run card",
     )
 
 
@@ -174,28 +174,18 @@ def _where(metrics: Mapping[str, Any]) -> Iterator[Section]:
     )
 
 
-def training_curves(run: Path) -> Iterator[Section]:
+def _training_curves(run: Path) -> Iterator[Section]:
     """Of the run that a model lies in, where it left any."""
-    lines = whole_lines(run / VALIDATION) if (run / VALIDATION).is_file() else []
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    if not rows:
-        return
-    panels = {
-        label: {"validation": ([row["step"] for row in rows], [row[name] for row in rows])}
-        for name, label in CURVES.items()
-        if all(row.get(name) is not None for row in rows)
-    }
-    losses = {"validation": ([row["step"] for row in rows], [row["loss"] for row in rows])}
-    if (run / METRICS).is_file():
-        steps = [json.loads(line) for line in whole_lines(run / METRICS)]
-        losses = {"training": ([row["step"] for row in steps], [row["loss"] for row in steps]), **losses}
-    yield Section(
-        "Training",
-        "On the validation split while training. Curves that still improve ask for more steps, those that turn for "
-        "more images.",
-        curves_figure({"loss": losses, **panels}),
-        "training",
-    )
+    rows = rows_of(run / VALIDATION)
+    lines = {label: line(rows, name) for name, label in PANELS.items()}
+    panels = {"loss": loss_lines(run), **{label: {"": own} for label, own in lines.items() if own is not None}}
+    if rows:
+        yield Section(
+            "Training",
+            "Curves that still improve ask for more steps, those that turn on the validation split for more images.",
+            curves_figure(panels),
+            "training",
+        )
 
 
 def _details(metrics: Mapping[str, Any], bands: Bands) -> Iterator[Section]:

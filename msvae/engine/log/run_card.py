@@ -20,8 +20,6 @@ import msvae
 from msvae.config import Config
 from msvae.engine.setup import launched_precision
 
-RUN_CARD = "run_card.json"
-"""In the folder of a run."""
 LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
 SETTINGS = {
     "model": None,
