@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +56,14 @@ def total(sums: TileSums) -> TileSums:
 
     Raises: ValueError when there is no leaf pixel.
     """
-    if not sums["num_pixels"].any():
-        raise ValueError("the split has no leaf pixel, so nothing can be measured; pack it with another --mask")
+    check_leaf(sums["num_pixels"])
     return {name: column.sum(axis=0, keepdims=True) for name, column in sums.items()}
+
+
+def check_leaf(num_pixels: NDArray[Any]) -> None:
+    """Raises: ValueError when there is no leaf pixel."""
+    if not num_pixels.any():
+        raise ValueError("the split has no leaf pixel, so nothing can be measured; pack it with another --mask")
 
 
 def by_class(sums: TileSums, class_of_row: NDArray[np.int64], num_classes: int) -> dict[str, NDArray[np.float64]]:

@@ -49,8 +49,8 @@ class BlockScatter:
 def components(sums: dict[str, Tensor], num_kept: int) -> tuple[Tensor, Tensor]:
     """Mean block less the mean spectrum, (D,), and the components, (D, num_kept), in reflectance, on the CPU."""
     count, total, product = (sums[name].cpu() for name in ("count", "total", "product"))
-    mean = total / count
-    covariance = product / count - torch.outer(mean, mean)
+    mean = total / count.clamp(min=1)
+    covariance = product / count.clamp(min=1) - torch.outer(mean, mean)
     _, eigenvectors = torch.linalg.eigh(covariance)
     return mean * QUANTUM, eigenvectors[:, -num_kept:]
 

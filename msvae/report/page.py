@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below headings; the first row of a `verdict` table is what the report is about."""
+    """Rows of cells below headings. The first row can be stressed: it is what the report is about."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]

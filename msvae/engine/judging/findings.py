@@ -13,6 +13,7 @@ import numpy as np
 from msvae.engine.judging.judge import Judged
 from msvae.metrics.accumulate import total
 from msvae.metrics.bootstrap import interval, intervals, resample
+from msvae.metrics.indices import INDICES
 from msvae.metrics.measures import Numbers, measures, plain
 
 COMPARED = ("psnr_db", "angle_deg", "ndvi_mae")
@@ -40,7 +41,9 @@ class Finding:
         counts = {"num_tiles": len(judged.tiles["num_pixels"]), "num_leaf_pixels": int(totals["num_pixels"][0])}
         resampled = measures(resample(units)) if judged.units.num_units > 1 else {}
         ends = {name: _pairs(values) for name, values in intervals(resampled).items()}
-        return cls(plain(measures(totals)) | counts | dict(extra or {}), ends, resampled)
+        # without the bands for an index its name stays, for whoever reads it
+        numbers: dict[str, Any] = dict.fromkeys(f"{index}_mae" for index in INDICES)
+        return cls(numbers | plain(measures(totals)) | counts | dict(extra or {}), ends, resampled)
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from msvae.engine.evaluation import Evaluator, Reconstruct
 from msvae.engine.judging.units import Units
 from msvae.engine.ranks import Ranks
-from msvae.metrics.accumulate import TileSums, by_class
+from msvae.metrics.accumulate import TileSums, by_class, check_leaf
 from msvae.metrics.brightness import NUM_BINS, DecileOf, brightness_counts
 from msvae.metrics.detail import detail_sums
 from msvae.metrics.histograms import ERROR_EDGES, NUM_ANGLE_BINS, angle_counts, error_counts
@@ -53,7 +53,10 @@ class Judged:
 
 
 class Judge:
-    """Judges reconstructions of the split of `evaluator`. All ranks call each method; `say` shows a line."""
+    """Judges reconstructions of the split of `evaluator`. All ranks make it and call `judge`; `say` shows a line.
+
+    Raises: ValueError when the split has no leaf pixel.
+    """
 
     def __init__(self, evaluator: Evaluator, units: Units, ranks: Ranks, say: Callable[[str], None]) -> None:
         self.evaluator, self.units, self._ranks, self._say = evaluator, units, ranks, say
@@ -100,8 +103,9 @@ class Judge:
         for batch in self.evaluator.batches():
             pixels = LeafPixels.of(batch.tiles, batch.tiles, batch.leaf_mask)
             counts += brightness_counts(pixels.brightness, pixels.leaf)
-        joined = self._ranks.sum({"brightness": counts})["brightness"]
-        return joined.cpu().numpy().astype(np.int64)
+        joined = self._ranks.sum({"brightness": counts})["brightness"].cpu().numpy()
+        check_leaf(joined)
+        return joined.astype(np.int64)
 
 
 def _with_spectra(sums: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:

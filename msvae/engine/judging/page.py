@@ -91,7 +91,7 @@ def _headline(metrics: Mapping[str, Any]) -> Section:
 
 def _comparison(metrics: Mapping[str, Any], columns: Sequence[tuple[str, str, str]], explains: bool = False) -> Table:
     """A row a reconstruction, the model first."""
-    shown = [c for c in columns if any(c[0] in numbers for numbers in _reconstructions(metrics).values())]
+    shown = [column for column in columns if metrics["model"].get(column[0]) is not None]
     rows = [
         [Cell(LABELS[name], explains * EXPLANATIONS[name]), *(_cell(numbers, key, form) for key, _, form in shown)]
         for name, numbers in _reconstructions(metrics).items()
@@ -208,7 +208,7 @@ def _details(metrics: Mapping[str, Any], bands: Bands) -> Iterator[Section]:
             ],
         ),
     )
-    indices = [index for index in INDICES if f"{index}_mae" in model]
+    indices = [index for index in INDICES if model[f"{index}_mae"] is not None]
     if indices:
         yield Section(
             "Vegetation indices",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,10 @@ BATCH_SIZE = 8
 
 def training_split(split: str) -> str | None:
     """`train` beside a split, or the split itself where it is that; None when there is none."""
-    beside = f"{split.rstrip('/').rpartition('/')[0] or '.'}/train"
+    is_url = "://" in split
+    beside = (
+        f"{split.rstrip('/').rpartition('/')[0]}/train" if is_url else str(Path(split).absolute().parent / "train")
+    )
     try:
         open_store(beside).size_bytes(MANIFEST_NAME)
     except MissingError:
@@ -94,12 +98,13 @@ class AtRate:
         example = {name: torch.zeros(1, dtype=torch.float64) for name in ("bytes", "fits")}
         self._columns = evaluator.columns(example)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self._threads = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // ranks_here), "msvae-codec")
+        self._num_threads = max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Reconstruction of a batch, (B, C, H, W)."""
         filled = fill(batch.tiles, batch.leaf_mask, self._mean_C).cpu()
-        coded = list(self._threads.map(lambda tile: at_rate(tile, self._max_bytes, self._codec), filled.numpy()))
+        with ThreadPoolExecutor(self._num_threads, "msvae-codec") as threads:
+            coded = list(threads.map(lambda tile: at_rate(tile, self._max_bytes, self._codec), filled.numpy()))
         self._columns.put(
             batch,
             {
@@ -107,9 +112,8 @@ class AtRate:
                 "fits": torch.tensor([float(tile is not None) for tile in coded]),
             },
         )
-        return torch.stack([self._reflectance(tile, like) for tile, like in zip(coded, filled, strict=True)]).to(
-            batch.tiles.device
-        )
+        decoded = [self._reflectance(tile, like) for tile, like in zip(coded, filled, strict=True)]
+        return torch.stack(decoded).to(batch.tiles.device)
 
     def numbers(self, ranks: Ranks) -> dict[str, Any]:
         """Over all ranks: mean bits a value, and how many tiles did not fit."""
