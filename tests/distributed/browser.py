@@ -22,12 +22,15 @@ PATIENCE_S = 240
 WIDTH_PX, HEIGHT_PX = 1600, 1250
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MARK = "MEASURED"
-MEASURE = """<script>onload = () => document.body.append("MEASURED" + JSON.stringify({
+MEASURE = """<script>onload = () => parent.postMessage(JSON.stringify({
   width: innerWidth, scroll_width: document.documentElement.scrollWidth, pictures: document.images.length,
   broken_pictures: [...document.images].filter(image => !image.naturalWidth).length,
   requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !/^data:/.test(name)),
-}) + "MEASURED")</script>"""
-"""Put at the end of a page, it writes what the browser made of it between two marks."""
+}), "*")</script>"""
+"""At the end of a page it tells the page around what the browser made of it."""
+FRAME = """<iframe src="{file}" style="border: 0; width: {width_px}px; height: 900px"></iframe>
+<script>onmessage = message => document.body.append("{mark}" + message.data + "{mark}")</script>"""
+"""A window cannot be as narrow as a phone."""
 PATIENT_MS = 60_000
 """Of the page's own clock, which stands still while it waits for the server."""
 
@@ -125,11 +128,10 @@ def _headless(what: str, address: str, place: Path, flags: Sequence[str]) -> sub
 
 def layout(page: Path, place: Path, width_px: int) -> dict[str, Any]:
     """How a file looks in a window that wide: `width`, `scroll_width`, `pictures`, `broken_pictures`, `requests`."""
-    measured = place / f"measured-{width_px}.html"
-    measured.write_text(page.read_text() + MEASURE)
-    # a window has a least width, in its own pixels
-    flags = ["--force-device-scale-factor=2", f"--window-size={width_px * 2},{HEIGHT_PX * 2}"]
-    dom = _headless("--dump-dom", f"file://{measured}", place, flags).stdout
+    (place / "measured.html").write_text(page.read_text() + MEASURE)
+    frame = place / "frame.html"
+    frame.write_text(FRAME.format(file="measured.html", width_px=width_px, mark=MARK))
+    dom = _headless("--dump-dom", f"file://{frame}", place, ["--virtual-time-budget=10000"]).stdout
     return dict(json.loads(dom.split(MARK)[-2]))
 
 

@@ -34,10 +34,8 @@ BATCH_SIZE = 8
 
 def training_split(split: str) -> str | None:
     """`train` beside a split, or the split itself where it is that; None when there is none."""
-    is_url = "://" in split
-    beside = (
-        f"{split.rstrip('/').rpartition('/')[0]}/train" if is_url else str(Path(split).absolute().parent / "train")
-    )
+    above = split.rstrip("/").rpartition("/")[0] if "://" in split else Path(split).absolute().parent
+    beside = f"{above}/train"
     try:
         open_store(beside).size_bytes(MANIFEST_NAME)
     except MissingError:
