@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,3 +127,24 @@ def test_runs_have_the_shortest_names_that_tell_them_apart(tmp_path):
     places = [tmp_path / name for name in ("small/run", "large/run")]
     assert names_of(places) == ["small", "large"]
     assert names_of([tmp_path / "x" / "a", tmp_path / "y" / "a", tmp_path / "y" / "b"]) == ["x/a", "y/a", "y/b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "about", "image", "group"),
+    [
+        ("field_r00000_c00128", {"source": ["blue.tif"], "group": "field block 3"}, "field", "field block 3"),
+        ("a_r1_b_r00000_c00128", {}, "a_r1_b", "a_r1_b"),
+        ("sample-17", {"source": ["scan.tif", "scan.hdr"]}, "scan.tif, scan.hdr", "scan.tif, scan.hdr"),
+        ("sample-17", {"source": "scan.tif", "group": 4}, "scan.tif", "4"),
+        ("sample-17", {}, "sample-17", "sample-17"),
+    ],
+)
+def test_image_and_group_are_what_key_and_json_say(key, about, image, group):
+    """Also of tars that others wrote."""
+    reader = SimpleNamespace(
+        samples_per_shard=[1],
+        store=SimpleNamespace(parallel_reads=1),
+        key=lambda shard, row: key,
+        about=lambda shard, row: about,
+    )
+    assert origins(reader) == [Origin(key, image, group)]

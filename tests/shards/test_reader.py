@@ -179,3 +179,19 @@ class TestFaults:
         (split / "manifest.json").write_text('{"format": "other"}')
         with pytest.raises(ValueError, match=r"manifest\.json: "):
             ShardReader(split)
+
+
+def test_a_sample_says_where_it_is_from_and_broken_json_is_named(leaf_shards, tmp_path):
+    split = tmp_path / "train"
+    shutil.copytree(leaf_shards / "train", split)
+    about = ShardReader(split).about(0, 1)
+    assert about["window"][2:] == [32, 32]
+    assert about["group"]
+    index = json.loads((split / "leaf-000000.index.json").read_text())
+    with (split / "leaf-000000.tar").open("r+b") as tar:
+        tar.seek(index["json_offset"][1])
+        tar.write(b"\xff")
+    reader = ShardReader(split)
+    assert reader.about(0, 0)["window"][2:] == [32, 32]
+    with pytest.raises(ValueError, match=rf"leaf-000000.tar: sample {reader.key(0, 1)} has broken JSON"):
+        reader.about(0, 1)
