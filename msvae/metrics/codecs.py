@@ -81,9 +81,9 @@ CODECS = {"jpeg_xl": jpeg_xl(), "jpeg_2000": jpeg_2000()}
 def at_rate(reflectance_CHW: NDArray[np.float64], max_bytes: int, codec: Codec) -> Coded | None:
     """A tile in as many bytes as allowed or a little less, over all bands; None when it cannot be so small.
 
-    All bands share one scale, from the lowest to the highest value, and one quality, so that bits go where they lower
-    the squared error of reflectance most. The largest of at most ten tries that fits is taken, or the first that fills
-    98 %.
+    All bands share one scale, from the lowest to the highest value, and one quality, so that bits go to the bands that
+    vary most: for JPEG 2000 that is the smallest squared error of reflectance. The largest of at most ten tries that
+    fits is taken, or the first that fills 98 %.
     """
     low, high = (float(np.float32(end)) for end in (reflectance_CHW.min(), reflectance_CHW.max()))
     step = max(high - low, 1e-9) / FULL_SCALE

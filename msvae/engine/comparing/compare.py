@@ -34,6 +34,8 @@ JUDGED_ROWS = (
     ("bits_per_value", "bits a value", "{:.2f}"),
 )
 
+VALIDATED = "manifest digest, val"
+"""In a run card."""
 CAPTIONS = {
     "Settings that differ": "Of config.yaml, out left aside.",
     "Validation": "On the validation split while training, at the evaluation with the lowest loss, whose weights are "
@@ -145,7 +147,7 @@ def _verdict(runs: Sequence[Run]) -> str:
 
 def _cautions(runs: Sequence[Run], differences: Mapping[str, Any]) -> list[str]:
     found = []
-    validated = {run.card.get("manifest digest, val") for run in runs if run.validation}
+    validated = {run.card[VALIDATED] for run in runs if VALIDATED in run.card}
     if len(validated) > 1:
         found.append("The runs were validated on different tiles: their validation numbers cannot be compared.")
     judged = {run.report["judged"]["manifest_digest"] for run in runs if run.report}

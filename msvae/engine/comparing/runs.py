@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Run:
     @property
     def best(self) -> dict[str, Any]:
         """The evaluation with the lowest loss, whose weights are `best/`; empty without any."""
-        judged = [row for row in self.validation if row.get("loss") is not None]
+        judged = [row for row in self.validation if math.isfinite(row["loss"])]
         return min(judged, key=lambda row: float(row["loss"])) if judged else {}
 
 
@@ -43,6 +44,8 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 
     Raises: ValueError when there are fewer than two, one stands twice, or one is no run.
     """
+    if url := next((folder for folder in folders if "://" in folder), None):
+        raise ValueError(f"{url} is no folder; copy the run from its store first")
     paths = [Path(folder) for folder in folders]
     places = [path.resolve() for path in paths]
     if len(paths) < 2:
@@ -75,8 +78,6 @@ def differing(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def _read(folder: Path, name: str) -> Run:
-    if "://" in str(folder) or ":/" in str(folder):
-        raise ValueError(f"{folder} is no folder; copy the run from its store first")
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist; name a folder that training wrote")
     if missing := next((file for file in (CONFIG, METRICS) if not (folder / file).is_file()), None):

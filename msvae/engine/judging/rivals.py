@@ -14,13 +14,7 @@ from torch import Tensor
 from msvae.engine.evaluation import Evaluator
 from msvae.engine.judging.latents import Rate
 from msvae.engine.ranks import Ranks
-from msvae.metrics.block_pca import (
-    MAX_BLOCKS,
-    BlockScatter,
-    components,
-    fill,
-    through_components,
-)
+from msvae.metrics.block_pca import MAX_BLOCKS, BlockScatter, components, fill, through_components
 from msvae.metrics.codecs import Codec, Coded, at_rate
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.manifest import MANIFEST_NAME
