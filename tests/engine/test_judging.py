@@ -111,6 +111,15 @@ def test_what_weakens_the_numbers_is_said(metrics, change, words):
     assert words in caution
 
 
+def test_a_codec_that_cannot_code_every_tile_is_not_beaten(metrics):
+    metrics["baselines"]["jpeg_2000"]["tiles_that_do_not_fit"] = 1
+    assert "JPEG 2000" not in verdict(metrics)
+    metrics["baselines"]["jpeg_xl"]["tiles_that_do_not_fit"] = 40
+    del metrics["baselines"]["pca_latent"]
+    assert "20 times less than stored, nothing else keeps every tile." in verdict(metrics)
+    assert summary_lines(metrics)[2].strip() == "at equal size: nothing else fits"
+
+
 def test_screen_shows_before_after_and_what_takes_as_much_room(metrics):
     before, after, rivals = summary_lines(metrics)
     assert before == "before training: leaf PSNR 12.00 dB, angle 3.00°, NDVI error 0.0200"

@@ -135,8 +135,9 @@ def _pictures(evaluator: Evaluator, reconstruct: Reconstruct, tiles: Sequence[Ro
 def _histograms(judged: Judged, bands: Bands) -> Section:
     return Section(
         "How errors spread",
-        "Left: errors of every leaf pixel, band by band; a hump beside 0 is a bias. Right: the share of leaf pixels "
-        "whose spectral angle is smaller; dotted, the median and the 95th percentile.",
+        "Left: errors of every leaf pixel, band by band; a hump beside 0 is a bias, and errors beyond 0.2 "
+        "stand at the ends. Right: the share of leaf pixels whose spectral angle is smaller; dotted, the median and the "
+        "95th percentile.",
         histograms_figure(ERROR_EDGES, judged.error_counts, ANGLE_EDGES_DEG, judged.angle_counts.sum(axis=0), bands),
         "errors",
     )
@@ -147,8 +148,8 @@ def _where(metrics: Mapping[str, Any]) -> Iterator[Section]:
     ends = model["intervals"]
     yield Section(
         "Dark and bright leaf",
-        "Leaf pixels in ten equal parts by the brightness of the original, with 95 % intervals. Dark pixels have "
-        "large angles for small errors.",
+        "Leaf pixels in ten equal parts by the brightness of the original, with 95 % intervals. The same "
+        "error turns the spectrum of a dark pixel further.",
         deciles_figure(
             edges,
             model["rmse_per_decile"],

@@ -72,7 +72,7 @@ def cautions(metrics: Mapping[str, Any]) -> list[str]:
         if missed := rivals[name]["tiles_that_do_not_fit"]:
             found.append(
                 f"{LABELS[name]} cannot code {missed:,} of {counted(metrics['model']['num_tiles'], 'tile')} in so few "
-                "bytes, where headers weigh much; they count as the mean leaf spectrum."
+                "bytes, where headers weigh much; they count as the mean leaf spectrum, and the verdict leaves it out."
             )
     return found
 
@@ -94,11 +94,15 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
             f"{label:>15}: leaf PSNR {numbers['psnr_db']:.2f} dB, angle {degrees(numbers)}, NDVI error {ndvi}"
         )
     rivals = ", ".join(
-        f"{LABELS[name]} {metrics['baselines'][name]['psnr_db']:.2f} dB"
-        for name in SAME_SIZE
-        if name in metrics["baselines"]
+        f"{LABELS[name]} {metrics['baselines'][name]['psnr_db']:.2f} dB" for name in _of_same_size(metrics)
     )
-    return [*lines, f"{'at equal size':>15}: {rivals}"]
+    return [*lines, f"{'at equal size':>15}: {rivals or 'nothing else fits'}"]
+
+
+def _of_same_size(metrics: Mapping[str, Any]) -> list[str]:
+    """Rivals that could keep every tile in as many bits."""
+    rivals = metrics["baselines"]
+    return [name for name in SAME_SIZE if name in rivals and not rivals[name].get("tiles_that_do_not_fit")]
 
 
 def _at_same_size(metrics: Mapping[str, Any]) -> str:
@@ -106,9 +110,7 @@ def _at_same_size(metrics: Mapping[str, Any]) -> str:
     better: list[str] = []
     even: list[str] = []
     worse: list[str] = []
-    for name in SAME_SIZE:
-        if name not in metrics["baselines"]:
-            continue
+    for name in _of_same_size(metrics):
         difference = metrics["differences"][name]["psnr_db"]
         low, high = difference["interval"] or (difference["value"],) * 2
         place = better if low > 0 else worse if high < 0 else even
@@ -121,7 +123,7 @@ def _at_same_size(metrics: Mapping[str, Any]) -> str:
     rate = metrics["rate"]
     return (
         f"At the same size, {rate['bits_per_value']:.2f} bits a value or {rate['ratio_float16']:.3g} times less than "
-        f"stored, it is {', '.join(parts)}."
+        f"stored, {'it is ' + ', '.join(parts) if parts else 'nothing else keeps every tile'}."
     )
 
 
