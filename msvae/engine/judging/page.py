@@ -34,7 +34,7 @@ MORE = (
     ("mae", "MAE ↓", "{:.4f}"),
     ("angle_median_deg", "median angle (°) ↓", "{:.2f}"),
     ("angle_p95_deg", "95th percentile (°) ↓", "{:.2f}"),
-    ("sid", "SID (nat) ↓", "{:.2e}"),
+    ("sid", "SID (nat) ↓", "{:.5f}"),
     ("mean_spectrum_rmse", "mean spectrum ↓", "{:.4f}"),
 )
 PER_BAND = (
@@ -136,8 +136,8 @@ def _histograms(judged: Judged, bands: Bands) -> Section:
     return Section(
         "How errors spread",
         "Left: errors of every leaf pixel, band by band; a hump beside 0 is a bias, and errors beyond 0.2 "
-        "stand at the ends. Right: the share of leaf pixels whose spectral angle is smaller; dotted, the median and the "
-        "95th percentile.",
+        "stand at the ends. Right: the share of leaf pixels whose spectral angle is smaller; dotted, the median and "
+        "the 95th percentile.",
         histograms_figure(ERROR_EDGES, judged.error_counts, ANGLE_EDGES_DEG, judged.angle_counts.sum(axis=0), bands),
         "errors",
     )
