@@ -204,7 +204,7 @@ def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_split_without_training_tiles_beside_it_says_so(launch, shards, run, tmp_path):
     shutil.copytree(shards / "val", tmp_path / "alone" / "val")
-    out = evaluation(launch, run / "model", tmp_path / "alone", tmp_path / "report", 2)
+    out = evaluation(launch, run / "model", tmp_path / "alone", tmp_path / "report", 1)
     assert read(out)["baselines"]["pca_latent"]["fitted_on_judged"] is True
     assert "was fitted on the judged tiles themselves" in (out / "report.html").read_text()
 

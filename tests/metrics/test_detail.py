@@ -156,6 +156,11 @@ def test_deciles_of_brightness_hold_a_tenth_of_the_leaf_each():
     assert rmse == pytest.approx([0, 0, 0, 0.03, 0, 0, 0, 0, 0, 0], abs=1e-12)
 
 
+def test_pixels_of_one_brightness_stay_together():
+    target = flat()
+    assert sums_of(target, target, everywhere(target))["decile_pixels"].tolist() == [[0] * 5 + [64] + [0] * 4]
+
+
 def test_decile_edges_are_those_of_the_counted_brightness():
     brightness = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5
     leaf = torch.ones_like(brightness, dtype=torch.bool)

@@ -115,7 +115,7 @@ def _judge_all(
 ) -> tuple[dict[str, Judged], dict[str, dict[str, Any]]]:
     """What was measured of every reconstruction, and what else is known of it, by name; and of the `latent`."""
     evaluator = judge.evaluator
-    statistics, num_bands = evaluator.reader.manifest.statistics, len(evaluator.bands)
+    statistics = evaluator.reader.manifest.statistics
     through_latents = ThroughLatents(model, evaluator)
     codecs = {name: AtRate(codec, evaluator, rate, ranks) for name, codec in CODECS.items()}
     reconstructions: dict[str, Reconstruct] = {
@@ -125,17 +125,12 @@ def _judge_all(
         "mean_spectrum": lambda batch: mean_spectrum(batch.tiles, statistics.mean),
         "untrained": by_model(untrained),
     }
-    extras: dict[str, dict[str, Any]] = {
-        "model": {"bits_per_value": rate.bits_per_value},
-        "pca3": {"bits_per_value": LATENT_BITS * min(PCA3_VALUES, num_bands) / num_bands},
-        "mean_spectrum": {"bits_per_value": 0.0},
-        "untrained": {"bits_per_value": rate.bits_per_value},
-    }
+    extras = _bits_per_value(rate, len(evaluator.bands))
     if numbers_per_block(evaluator.reader, rate) <= MAX_NUMBERS:
         say(f"fitting {LABELS['pca_latent']}")
         block_pca = BlockPca(evaluator, rate, ranks)
         reconstructions["pca_latent"] = block_pca
-        extras["pca_latent"] = {"bits_per_value": rate.bits_per_value} | block_pca.about()
+        extras["pca_latent"] |= block_pca.about()
     judged = {}
     for name in EXPLANATIONS:
         if name in reconstructions:
@@ -144,6 +139,14 @@ def _judge_all(
     extras["latent"] = through_latents.numbers(ranks)
     extras |= {name: codec.numbers(ranks) for name, codec in codecs.items()}
     return judged, extras
+
+
+def _bits_per_value(rate: Rate, num_bands: int) -> dict[str, dict[str, Any]]:
+    """Of all but codecs, which take what they need; numbers as float16."""
+    pca3 = LATENT_BITS * min(PCA3_VALUES, num_bands) / num_bands
+    bits = dict.fromkeys(("model", "untrained", "pca_latent"), rate.bits_per_value)
+    bits |= {"pca3": pca3, "mean_spectrum": 0.0}
+    return {name: {"bits_per_value": own} for name, own in bits.items()}
 
 
 def _about(judge: Judge, model_folder: Path, split: str) -> dict[str, Any]:
