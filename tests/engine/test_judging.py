@@ -111,6 +111,14 @@ def test_what_weakens_the_numbers_is_said(metrics, change, words):
     assert words in caution
 
 
+@pytest.mark.parametrize(
+    ("mean_db", "words"), [(20.0, "is better"), (29.5, "is hardly better"), (30.5, "is no better")]
+)
+def test_hardly_more_than_the_mean_spectrum_is_called_that(metrics, mean_db, words):
+    metrics["baselines"]["mean_spectrum"]["psnr_db"] = mean_db
+    assert f"It {words} than the mean leaf spectrum everywhere" in verdict(metrics)
+
+
 def test_a_codec_that_cannot_code_every_tile_is_not_beaten(metrics):
     metrics["baselines"]["jpeg_2000"]["tiles_that_do_not_fit"] = 1
     assert "JPEG 2000" not in verdict(metrics)
