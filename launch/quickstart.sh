@@ -64,7 +64,7 @@ if [ ${#images[@]} -eq 0 ]; then
 fi
 msvae pack "${images[@]}" --out "$out/shards" --overwrite ${pack_options[@]+"${pack_options[@]}"}
 trap - EXIT
-rm -rf "$out/run" "$out/pictures" "$out/report.html" "$out/metrics.json"
+rm -rf "$out/run" "$out/pictures" "$out/report.html" "$out/metrics.json" "$out"/{images,groups,tiles}.csv
 
 processes=$(python -c 'import torch; print(torch.cuda.device_count())')
 accelerator=multi_gpu

@@ -202,7 +202,7 @@ def test_quickstart_ends_with_a_trained_model_and_a_report(tmp_path):
     assert trained["psnr_db"] > max(untrained["psnr_db"], mean["psnr_db"]) + 1
     assert trained["angle_deg"] < untrained["angle_deg"] - 1
     assert trained["ndvi_mae"] < 0.8 * untrained["ndvi_mae"]
-    for name in ("metrics.json", "report.html", "shards/train/manifest.json", "run/model/config.json"):
+    for name in ("metrics.json", "report.html", "images.csv", "shards/train/manifest.json", "run/model/config.json"):
         assert (out / name).is_file(), name
     for words in (
         "before training: leaf PSNR",

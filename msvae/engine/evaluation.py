@@ -12,6 +12,7 @@ from torch import Tensor
 from msvae.engine.ranks import Ranks
 from msvae.losses.masked_sum import MaskedSum
 from msvae.metrics.accumulate import TileSums
+from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
@@ -79,6 +80,26 @@ class LossTally:
         return totals | {f"count/{name}": masked_sum.count for name, masked_sum in sums.items()}
 
 
+class TileColumns:
+    """Sums of every tile of a split, (T,) or (T, K) by name: each tile is put in by the one rank that reads it."""
+
+    def __init__(self, num_tiles: int, example: Mapping[str, Tensor], device: torch.device) -> None:
+        self.values = {
+            name: torch.zeros((num_tiles, *sums.shape[1:]), dtype=torch.float64, device=device)
+            for name, sums in example.items()
+        }
+
+    def put(self, batch: Batch, sums: Mapping[str, Tensor]) -> None:
+        """Those of the tiles of a batch, (B,) or (B, K)."""
+        slots = [place.slot for place in batch.plan.places]
+        for name, values in sums.items():
+            self.values[name][slots] = values.to(self.values[name])
+
+
+Measure = Callable[[Batch, Tensor], Mapping[str, Tensor]]
+"""From a batch and its reconstruction to sums of each tile, (B,) or (B, K) by name."""
+
+
 class Evaluator:
     """Judges reconstructions of one split. `batch_size` decides the batches, whatever the number of ranks."""
 
@@ -91,15 +112,38 @@ class Evaluator:
         self._span: list[float] = span.tolist()
 
     @torch.no_grad()
-    def tile_sums(self, reconstruct: Reconstruct) -> TileSums:
-        """Sums of every tile of the split in stored order, the same on every rank."""
-        columns = self._empty_columns()
-        for batch in self._load(self._plans()):
-            slots = [place.slot for place in batch.plan.places]
-            for name, sums in self._batch_sums(batch, reconstruct(batch)).items():
-                columns[name][slots] = sums.to(columns[name])
+    def tile_sums(self, reconstruct: Reconstruct, measure: Measure | None = None) -> TileSums:
+        """Sums of every tile in stored order, the same on every rank; by default those of `basic_sums`."""
+        measure = measure or (lambda batch, recon: self.basic_sums(LeafPixels.of(recon, batch.tiles, batch.leaf_mask)))
+        columns = self.columns(measure(*self.nothing()))
+        for batch in self.batches():
+            columns.put(batch, measure(batch, reconstruct(batch)))
         # each tile was judged by one rank and is 0 on the others: adding them changes no bit
-        return {name: column.cpu().numpy() for name, column in self._ranks.sum(columns).items()}
+        return {name: column.cpu().numpy() for name, column in self._ranks.sum(columns.values).items()}
+
+    def basic_sums(self, pixels: LeafPixels) -> dict[str, Tensor]:
+        """What every evaluation measures."""
+        return {**spectral_sums(pixels, self.bands), **ssim_sums(pixels, self._span)}
+
+    def batches(self) -> Loader:
+        """This rank's share of the split."""
+        plans = evaluation_plans(
+            self.reader.samples_per_shard,
+            batch_size=self._batch_size,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+        )
+        return self._load(plans)
+
+    def nothing(self) -> tuple[Batch, Tensor]:
+        """A tile without leaf and its reconstruction: they show the shapes of sums to ranks that have no tiles."""
+        tile = torch.zeros((1, *self.reader.tile_shape), device=self._ranks.device)
+        empty = Batch(tile, torch.zeros_like(tile[:, :1], dtype=torch.bool), ("",), MicroBatchPlan(0, ()))
+        return empty, tile
+
+    def columns(self, example: Mapping[str, Tensor]) -> TileColumns:
+        """Room for sums of every tile, of the shapes of an example."""
+        return TileColumns(self.reader.manifest.num_samples, example, self._ranks.device)
 
     @torch.no_grad()
     def examples(self, reconstruct: Reconstruct, slots: Sequence[int]) -> list[Example]:
@@ -116,14 +160,6 @@ class Evaluator:
         num_batches = -(-self.reader.manifest.num_samples // self._batch_size)
         return LossTally(model, self.reader.tile_shape, num_batches)
 
-    def _plans(self) -> Iterator[MicroBatchPlan]:
-        return evaluation_plans(
-            self.reader.samples_per_shard,
-            batch_size=self._batch_size,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-        )
-
     def _load(self, plans: Iterator[MicroBatchPlan]) -> Loader:
         return Loader(
             self.reader,
@@ -132,18 +168,3 @@ class Evaluator:
             num_workers=self._num_workers,
             device=self._ranks.device,
         )
-
-    def _batch_sums(self, batch: Batch, recon: Tensor) -> dict[str, Tensor]:
-        return {
-            **spectral_sums(recon, batch.tiles, batch.leaf_mask, self.bands),
-            **ssim_sums(recon, batch.tiles, batch.leaf_mask, self._span),
-        }
-
-    def _empty_columns(self) -> dict[str, Tensor]:
-        tile = torch.zeros((1, *self.reader.tile_shape))
-        nothing = Batch(tile, torch.zeros_like(tile[:, :1], dtype=torch.bool), ("",), MicroBatchPlan(0, ()))
-        num_tiles = self.reader.manifest.num_samples
-        return {
-            name: torch.zeros(num_tiles, dtype=torch.float64, device=self._ranks.device)
-            for name in self._batch_sums(nothing, tile)
-        }

@@ -12,7 +12,7 @@ from msvae.engine.evaluation import Evaluator
 from msvae.engine.ranks import Ranks
 from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.spectra import error_and_angle
-from msvae.metrics.accumulate import PEAK_REFLECTANCE, SMALLEST_MSE
+from msvae.metrics.measures import PEAK_REFLECTANCE, SMALLEST_MSE
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +15,7 @@ from msvae.engine.build import JudgedModel, build, splits_weights
 from msvae.engine.checkpoints.folder import save_model
 from msvae.engine.checkpoints.identity import identity
 from msvae.engine.checkpoints.writer import CheckpointWriter
+from msvae.engine.log.json_lines import RUN_CARD
 from msvae.engine.log.run_card import as_code, as_list, run_card, settings
 from msvae.engine.log.run_log import RunLog
 from msvae.engine.optim import make_optimizer, schedule
@@ -235,6 +237,7 @@ class Trainer:
         """Of the main process; a run that begins anew starts it anew."""
         out = self.config.folder
         (out / "config.yaml").write_text(self.config.dump())
+        (out / RUN_CARD).write_text(json.dumps(card, indent=1) + "\n")
         judged = self.validation.score_at(self.step) is not None
         log = RunLog(out, self.step or -1, self.config.train.max_steps, judged)
         texts = {"run/card": as_list(card), "run/config": as_code(self.config.dump())}

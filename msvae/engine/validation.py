@@ -111,7 +111,7 @@ class Validation:
 
     def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
         tally = evaluator.tally(self._model)
-        summary = summarise(evaluator.tile_sums(tally), evaluator.bands)
+        summary = summarise(evaluator.tile_sums(tally))
         terms, band_weights = tally.join(self._ranks)
         self._model.register_to_config(band_importance=band_weights)
         row = {

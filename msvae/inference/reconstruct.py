@@ -18,6 +18,7 @@ from msvae.inference.raster_output import BLOCK_PX, GeoTiff, Npy, RasterOutput, 
 from msvae.inference.through_model import TiledModel
 from msvae.inference.values import fill_value, leaf_values
 from msvae.metrics.accumulate import Summary, summarise
+from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.pack.data_set import DataSet, prepare_masks
@@ -196,7 +197,7 @@ class _Tally:
     def __init__(self, data_set: DataSet, image: MaskedImage, output: RasterOutput) -> None:
         self._layout, self._image, self._output = data_set.layout, image, output
         self._nodata = _nodata(data_set.images[0].positions, image)
-        self._sums: dict[str, list[float]] = {}
+        self._sums: dict[str, list[NDArray[np.float64]]] = {}
 
     def write(self, row: int, col: int, reflectance_CHW: NDArray[np.float32]) -> None:
         """Rows of a swath whose first pixel is at `row`, `col`."""
@@ -209,11 +210,11 @@ class _Tally:
 
     def summary(self) -> Summary:
         """What the sums come to. Raises: ValueError when there was no leaf."""
-        if not sum(self._sums["num_pixels"]):
+        if not np.any(self._sums["num_pixels"]):
             raise ValueError(f"{self._image.raster.source.path} has no leaf pixel; give another --mask")
-        columns = {name: np.array(column) for name, column in self._sums.items()}
+        columns = {name: np.concatenate(column) for name, column in self._sums.items()}
         none = np.zeros(1)
-        return summarise({**columns, "ssim": none, "num_ssim": none}, self._layout.bands)
+        return summarise({**columns, "ssim": none, "num_ssim": none})
 
     def _judge(
         self, values_CHW: NDArray[np.generic], stored_CHW: NDArray[np.generic], leaf_HW: NDArray[np.bool_]
@@ -223,5 +224,5 @@ class _Tally:
             for stored in (self._layout.store(values_CHW), stored_CHW)
         )
         leaf = torch.from_numpy(leaf_HW)[None, None]
-        for name, total in spectral_sums(recon, target, leaf, self._layout.bands).items():
-            self._sums.setdefault(name, []).append(float(total))
+        for name, total in spectral_sums(LeafPixels.of(recon, target, leaf), self._layout.bands).items():
+            self._sums.setdefault(name, []).append(total.numpy())

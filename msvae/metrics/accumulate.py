@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.bands import NORMALISED_DIFFERENCES, Bands
-
-PEAK_REFLECTANCE = 1.0
-SMALLEST_MSE = 1e-20
-"""An exact reconstruction is reported as 200 dB."""
+from msvae.metrics.measures import measures, plain
 
 TileSums = Mapping[str, NDArray[np.float64]]
-"""One column a sum, one row a tile, in stored order."""
+"""Columns of sums, (T,) or (T, K): one row a tile, in stored order."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +32,43 @@ class Summary:
     num_leaf_pixels: int
 
 
-def summarise(sums: TileSums, bands: Bands) -> Summary:
+def summarise(sums: TileSums) -> Summary:
     """Divide once what all tiles add up to.
 
     Raises: ValueError when the split has no leaf pixel.
     """
-    num_pixels = float(sums["num_pixels"].sum())
-    if not num_pixels:
-        raise ValueError("the split has no leaf pixel, so nothing can be measured; pack it with another --mask")
-    mse = np.array([sums[f"squared_error/{i}"].sum() for i in range(len(bands))]) / num_pixels
-    index_errors = {index: sums.get(f"{index}_error") for index in NORMALISED_DIFFERENCES}
-    mae = {
-        index: None if errors is None else float(errors.sum()) / num_pixels for index, errors in index_errors.items()
-    }
+    totals = total(sums)
+    numbers = plain(measures(totals))
     return Summary(
-        psnr_db=10 * math.log10(PEAK_REFLECTANCE**2 / max(float(mse.mean()), SMALLEST_MSE)),
-        angle_deg=_ratio(sums["angle_deg"], sums["num_angles"]),
-        ndvi_mae=mae["ndvi"],
-        ndre_mae=mae["ndre"],
-        ssim=_ratio(sums["ssim"], sums["num_ssim"]),
-        rmse_per_band=np.sqrt(mse).tolist(),
+        psnr_db=numbers["psnr_db"],
+        angle_deg=numbers["angle_deg"],
+        ndvi_mae=numbers.get("ndvi_mae"),
+        ndre_mae=numbers.get("ndre_mae"),
+        ssim=numbers["ssim"],
+        rmse_per_band=numbers["rmse_per_band"],
         num_tiles=len(sums["num_pixels"]),
-        num_leaf_pixels=int(num_pixels),
+        num_leaf_pixels=int(totals["num_pixels"][0]),
     )
 
 
-def tile_rmse(sums: TileSums, bands: Bands) -> NDArray[np.float64]:
-    """Root mean squared error of each tile over its leaf pixels and all bands, in reflectance."""
-    squared = np.sum([sums[f"squared_error/{i}"] for i in range(len(bands))], axis=0)
-    rmse: NDArray[np.float64] = np.sqrt(squared / np.maximum(sums["num_pixels"] * len(bands), 1))
-    return rmse
+def total(sums: TileSums) -> TileSums:
+    """All rows added to one.
+
+    Raises: ValueError when there is no leaf pixel.
+    """
+    check_leaf(sums["num_pixels"])
+    return {name: column.sum(axis=0, keepdims=True) for name, column in sums.items()}
 
 
-def _ratio(total: NDArray[np.float64], count: NDArray[np.float64]) -> float | None:
-    return float(total.sum() / count.sum()) if count.sum() else None
+def check_leaf(num_pixels: NDArray[Any]) -> None:
+    """Raises: ValueError when there is no leaf pixel."""
+    if not num_pixels.any():
+        raise ValueError("the split has no leaf pixel, so nothing can be measured; pack it with another --mask")
+
+
+def by_class(sums: TileSums, class_of_row: NDArray[np.int64], num_classes: int) -> dict[str, NDArray[np.float64]]:
+    """Rows of each class added to one, in their order: those of an image, or of a group of images."""
+    added = {name: np.zeros((num_classes, *column.shape[1:])) for name, column in sums.items()}
+    for name, column in sums.items():
+        np.add.at(added[name], class_of_row, column)
+    return added

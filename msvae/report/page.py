@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that holds its pictures and prints well."""
+"""A report: one HTML file that holds its pictures, refers to nothing outside itself, and prints well."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
@@ -15,31 +14,30 @@ PICTURE_DPI = 110
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading, a sentence that says what to see, and a picture with the name of its file."""
+class Cell:
+    """A word or number, and what is said below it in small."""
 
-    heading: str
-    caption: str
-    figure: Figure
-    name: str
+    text: str
+    small: str = ""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One reconstruction in the table; numbers as in `metrics.json`."""
+class Table:
+    """Rows of cells below headings. The first row can be stressed: it is what the report is about."""
 
-    name: str
-    explanation: str
-    numbers: Mapping[str, Any]
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    stresses_first_row: bool = False
 
 
-COLUMNS = (
-    ("psnr_db", "PSNR (dB) ↑", "{:.2f}"),
-    ("angle_deg", "angle (°) ↓", "{:.2f}"),
-    ("ndvi_mae", "NDVI error ↓", "{:.4f}"),
-    ("ndre_mae", "NDRE error ↓", "{:.4f}"),
-    ("ssim", "SSIM ↑", "{:.3f}"),
-)
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence that says what to see, then a picture with the name of its file, or a table."""
+
+    heading: str
+    caption: str
+    content: Figure | Table
+    name: str = ""
 
 
 def write_report(
@@ -47,26 +45,24 @@ def write_report(
     *,
     title: str,
     verdict: str,
-    rows: Sequence[Row],
-    band_labels: Sequence[str],
+    cautions: Sequence[str],
     sections: Sequence[Section],
     facts: Mapping[str, str],
+    facts_heading: str,
 ) -> None:
-    """Write the report, which refers to nothing outside itself, and its pictures into `pictures/` beside it."""
+    """Write the report, and its pictures into `pictures/` beside it."""
     pictures = path.parent / "pictures"
     pictures.mkdir(exist_ok=True)
-    for section in sections:
-        section.figure.savefig(pictures / f"{section.name}.png", dpi=PICTURE_DPI)
     environment = Environment(
         loader=PackageLoader("msvae.report", "."), autoescape=select_autoescape(["j2"]), undefined=StrictUndefined
     )
     page = environment.get_template("page.html.j2").render(
         title=title,
         verdict=verdict,
-        headings=[heading for _, heading, _ in COLUMNS] + [f"RMSE {label} ↓" for label in band_labels],
-        rows=[(row.name, row.explanation, _cells(row.numbers)) for row in rows],
-        sections=[(s.heading, s.caption, data_uri(pictures / f"{s.name}.png")) for s in sections],
+        cautions=cautions,
+        sections=[(s, _picture(s, pictures) if isinstance(s.content, Figure) else None) for s in sections],
         facts=facts,
+        facts_heading=facts_heading,
     )
     path.write_text(page)
 
@@ -76,6 +72,8 @@ def data_uri(png: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
-def _cells(numbers: Mapping[str, Any]) -> list[str]:
-    cells = ["–" if numbers[name] is None else form.format(numbers[name]) for name, _, form in COLUMNS]
-    return cells + [f"{rmse:.4f}" for rmse in numbers["rmse_per_band"]]
+def _picture(section: Section, folder: Path) -> str:
+    assert isinstance(section.content, Figure)
+    png = folder / f"{section.name}.png"
+    section.content.savefig(png, dpi=PICTURE_DPI)
+    return data_uri(png)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,16 +73,6 @@ def spectra_figure(examples: Sequence[Example], bands: Bands) -> Figure:
     axes.set(xlabel="wavelength (nm)", ylabel="reflectance", title="leaf spectra: mean and one standard deviation")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def curves_figure(steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Numbers of a run over its steps, one panel each."""
-    figure = Figure(figsize=(3.4 * len(curves), 2.8), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        axes.plot(steps, values, "o-", color=LEAF, markersize=3)
-        axes.set(xlabel="step", title=name)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

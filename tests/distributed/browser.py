@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,16 @@ import pytest
 PATIENCE_S = 240
 WIDTH_PX, HEIGHT_PX = 1600, 1250
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MARK = "MEASURED"
+MEASURE = """<script>onload = () => parent.postMessage(JSON.stringify({
+  width: innerWidth, scroll_width: document.documentElement.scrollWidth, pictures: document.images.length,
+  broken_pictures: [...document.images].filter(image => !image.naturalWidth).length,
+  requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !/^data:/.test(name)),
+}), "*")</script>"""
+"""At the end of a page it tells the page around what the browser made of it."""
+FRAME = """<iframe src="{file}" style="border: 0; width: {width_px}px; height: 900px"></iframe>
+<script>onmessage = message => document.body.append("{mark}" + message.data + "{mark}")</script>"""
+"""A window cannot be as narrow as a phone."""
 PATIENT_MS = 60_000
 """Of the page's own clock, which stands still while it waits for the server."""
 
@@ -100,10 +111,32 @@ def look(address: str, place: Path, words: Sequence[str] = ()) -> tuple[Path, st
 def _browse(what: str, address: str, place: Path) -> subprocess.CompletedProcess[str]:
     # without WebGL curves are SVG, which a screenshot sees
     flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--hide-scrollbars",
-        "--enable-logging=stderr", "--log-level=0", f"--user-data-dir={place / 'profile'}",
-        f"--window-size={WIDTH_PX},{HEIGHT_PX}", f"--virtual-time-budget={PATIENT_MS}",
+        "--disable-3d-apis", "--enable-logging=stderr", "--log-level=0", f"--window-size={WIDTH_PX},{HEIGHT_PX}",
+        f"--virtual-time-budget={PATIENT_MS}",
+    ]  # fmt: skip
+    return _headless(what, address, place, flags)
+
+
+def _headless(what: str, address: str, place: Path, flags: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    always = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={place / 'profile'}",
     ]  # fmt: skip
     return subprocess.run(
-        [browser(), *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        [browser(), *always, *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
+
+
+def layout(page: Path, place: Path, width_px: int) -> dict[str, Any]:
+    """How a file looks in a window that wide: `width`, `scroll_width`, `pictures`, `broken_pictures`, `requests`."""
+    (place / "measured.html").write_text(page.read_text() + MEASURE)
+    frame = place / "frame.html"
+    frame.write_text(FRAME.format(file="measured.html", width_px=width_px, mark=MARK))
+    dom = _headless("--dump-dom", f"file://{frame}", place, ["--virtual-time-budget=10000"]).stdout
+    return dict(json.loads(dom.split(MARK)[-2]))
+
+
+def print_pages(page: Path, place: Path) -> int:
+    """Print a file to `page.pdf`; how many sheets it takes."""
+    pdf = place / "page.pdf"
+    _headless(f"--print-to-pdf={pdf}", f"file://{page}", place, ["--no-pdf-header-footer"])
+    return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))

@@ -144,22 +144,6 @@ def test_saved_models_carry_the_numbers_of_their_validation(undisturbed):
         assert f"| {row['psnr_db']:.4g} |" in (undisturbed / folder / "README.md").read_text()
 
 
-def test_evaluation_gives_the_same_numbers_on_one_and_two_ranks(launch, undisturbed, leaf_shards, tmp_path):
-    metrics = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        arguments = ("--model", undisturbed / "model", "--data", leaf_shards / "val", "--out", out)
-        done = launch(EVALUATE, *arguments, processes=processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        metrics.append(json.loads((out / "metrics.json").read_text()))
-        page = (out / "report.html").read_text()
-        assert "http" not in page.replace("http-equiv", "")
-        assert page.count("data:image/png;base64,") == 3
-    assert metrics[0] == metrics[1]
-    assert metrics[0]["baselines"].keys() == {"untrained", "pca3", "mean_spectrum"}
-    assert metrics[0]["model"] != metrics[0]["baselines"]["untrained"]
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

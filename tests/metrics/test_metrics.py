@@ -10,8 +10,10 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from msvae.bands import Bands
-from msvae.metrics.accumulate import summarise, tile_rmse
+from msvae.metrics.accumulate import summarise
 from msvae.metrics.baselines import mean_spectrum, principal_components
+from msvae.metrics.measures import measures
+from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
 
@@ -30,8 +32,9 @@ def tiles(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def summary_of(target: torch.Tensor, recon: torch.Tensor, leaf: torch.Tensor, span: float = 1.0):
-    sums = {**spectral_sums(recon, target, leaf, BANDS), **ssim_sums(recon, target, leaf, [span] * 5)}
-    return summarise({name: column.numpy() for name, column in sums.items()}, BANDS)
+    pixels = LeafPixels.of(recon, target, leaf)
+    sums = {**spectral_sums(pixels, BANDS), **ssim_sums(pixels, [span] * 5)}
+    return summarise({name: column.numpy() for name, column in sums.items()})
 
 
 def test_numbers_equal_references_over_leaf_pixels():
@@ -103,11 +106,11 @@ def test_a_split_without_leaf_is_an_error():
 
 def test_tiles_are_ranked_by_their_own_error():
     target, recon, leaf = tiles()
-    sums = spectral_sums(recon, target, leaf, BANDS)
-    rmse = tile_rmse({name: column.numpy() for name, column in sums.items()}, BANDS)
+    sums = spectral_sums(LeafPixels.of(recon, target, leaf), BANDS)
+    rmse = measures({name: column.numpy() for name, column in sums.items()})["rmse"]
     error = (recon - target).numpy()[1][:, leaf[1, 0].numpy()]
     assert rmse[1] == pytest.approx(np.sqrt((error**2).mean()))
-    assert rmse[2] == 0
+    assert np.isnan(rmse[2]), "a tile without leaf has no error"
 
 
 def test_baselines_are_the_best_of_their_kind_on_the_data_they_are_fitted_to():
@@ -126,7 +129,8 @@ def test_bands_without_near_infrared_have_no_ndvi():
     bands = Bands.of_wavelengths((475.0, 550.0, 660.0))
     target = torch.rand(1, 3, 8, 8)
     leaf = torch.ones(1, 1, 8, 8, dtype=torch.bool)
-    sums = {**spectral_sums(target, target, leaf, bands), **ssim_sums(target, target, leaf, [1.0] * 3)}
-    summary = summarise({name: column.numpy() for name, column in sums.items()}, bands)
+    pixels = LeafPixels.of(target, target, leaf)
+    sums = {**spectral_sums(pixels, bands), **ssim_sums(pixels, [1.0] * 3)}
+    summary = summarise({name: column.numpy() for name, column in sums.items()})
     assert summary.ndvi_mae is None
     assert summary.ssim == pytest.approx(1)

@@ -8,7 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from msvae.cli import app
+from msvae.engine.judging.rivals import training_split
 from msvae.shards.manifest import Manifest
+from msvae.shards.origins import origins
+from msvae.shards.reader import ShardReader
 
 from ..servers import BUCKET, set_credentials
 
@@ -43,3 +46,11 @@ def test_tars_on_s3_are_indexed_into_a_local_folder(place, leaf_shards, tmp_path
         made, packed = Manifest.load(tmp_path / "out" / split), Manifest.load(Path(leaf_shards) / split)
         assert made.shards == packed.shards
         assert made.statistics.num_pixels == packed.statistics.num_pixels
+
+
+def test_images_of_tiles_on_s3_are_those_of_the_folder(place, leaf_shards):
+    near, far = (origins(ShardReader(f"{where}/val")) for where in (leaf_shards, place))
+    assert far == near
+    assert training_split(f"{place}/val") == f"{place}/train"
+    assert training_split(f"{place}/val/") == f"{place}/train"
+    assert training_split(f"{place}") is None

@@ -16,6 +16,7 @@ import webdataset as wds
 from msvae.shards import store as store_module
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
+from msvae.shards.origins import described
 from msvae.shards.reader import ShardReader
 
 CPU = torch.device("cpu")
@@ -179,3 +180,19 @@ class TestFaults:
         (split / "manifest.json").write_text('{"format": "other"}')
         with pytest.raises(ValueError, match=r"manifest\.json: "):
             ShardReader(split)
+
+
+def test_a_sample_says_where_it_is_from_and_broken_json_is_named(leaf_shards, tmp_path):
+    split = tmp_path / "train"
+    shutil.copytree(leaf_shards / "train", split)
+    about = described(ShardReader(split), 0, 1)
+    assert about["window"][2:] == [32, 32]
+    assert about["group"]
+    index = json.loads((split / "leaf-000000.index.json").read_text())
+    with (split / "leaf-000000.tar").open("r+b") as tar:
+        tar.seek(index["json_offset"][1])
+        tar.write(b"\xff")
+    reader = ShardReader(split)
+    assert described(reader, 0, 0)["window"][2:] == [32, 32]
+    with pytest.raises(ValueError, match=rf"leaf-000000.tar: sample {reader.key(0, 1)} has broken JSON"):
+        described(reader, 0, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
+RUN_CARD = "run_card.json"
 
 
 class JsonLines:

@@ -1,0 +1,221 @@
+"""Whole evaluations of a trained model, by real processes; their report in a real browser; runs compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from msvae.engine.comparing.runs import read_runs
+
+from ..conftest import ROOT, tiny_run
+from .browser import layout, print_pages
+
+TRAIN, EVALUATE, COMPARE = (ROOT / "train" / name for name in ("train.py", "evaluate.py", "compare.py"))
+RIVALS = {"untrained", "pca3", "mean_spectrum", "pca_latent", "jpeg_xl", "jpeg_2000"}
+
+
+@pytest.fixture(scope="module")
+def shards(leaf_images, tmp_path_factory) -> Path:
+    """Tiles large enough for a codec to have room beside its headers."""
+    from msvae.pack.job import pack
+    from msvae.pack.options import PackOptions
+
+    out = tmp_path_factory.mktemp("judged") / "shards"
+    pack([leaf_images], out, PackOptions(tile_px=48, tiles_per_shard=5))
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(launch, shards, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    done = launch(TRAIN, *tiny_run(shards, out, train__max_steps=4, train__eval_every=2), processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def judged(launch, shards, run, tmp_path_factory) -> Path:
+    """The training split by one process: it has several batches."""
+    return evaluation(launch, run / "model", shards / "train", tmp_path_factory.mktemp("reports") / "one", 1)
+
+
+def evaluation(launch, model: Path, data: Path, out: Path, processes: int) -> Path:
+    done = launch(EVALUATE, "--model", model, "--data", data, "--out", out, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "after training: leaf PSNR" in done.stdout
+    return out
+
+
+def read(out: Path) -> dict:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def check_same(found: Path, expected: Path) -> None:
+    """Not only to 1e-9: every digit."""
+    assert read(found) == read(expected)
+    for table in ("tiles.csv", "images.csv", "groups.csv"):
+        assert (found / table).read_bytes() == (expected / table).read_bytes()
+
+
+def test_numbers_are_the_same_on_one_and_two_ranks(launch, shards, run, judged, tmp_path):
+    check_same(evaluation(launch, run / "model", shards / "train", tmp_path / "two", 2), judged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [3, 5])
+def test_numbers_are_the_same_on_any_number_of_ranks(launch, shards, run, judged, tmp_path, processes):
+    """Five ranks are more than there are batches."""
+    check_same(evaluation(launch, run / "model", shards / "train", tmp_path / "many", processes), judged)
+
+
+def test_every_reconstruction_has_its_numbers_and_intervals(judged):
+    metrics = read(judged)
+    assert metrics["baselines"].keys() == RIVALS
+    assert metrics["differences"].keys() == RIVALS
+    assert metrics["judged"]["interval_unit"] == "image"
+    for numbers in (metrics["model"], *metrics["baselines"].values()):
+        assert len(numbers["rmse_per_band"]) == len(numbers["bias_per_band"]) == 5
+        assert len(numbers["angle_deg_per_decile"]) == 10
+        for name, ends in numbers["intervals"].items():
+            values, pairs = (numbers[name], ends) if isinstance(numbers[name], list) else ([numbers[name]], [ends])
+            for value, (low, high) in zip(values, pairs, strict=True):
+                assert low <= high
+                # percentiles of a resample hold what was measured, save for the skew of a few images
+                assert low - 0.5 * (high - low) - 1e-9 <= value <= high + 0.5 * (high - low) + 1e-9, name
+    latent, rate = metrics["latent"], metrics["rate"]
+    assert len(latent["mean_per_channel"]) == rate["values_per_block"] == 16
+    assert rate["stored_bits_per_tile"] == 16 * 5 * 48 * 48
+    assert rate["latent_bits_per_tile"] == 16 * 16 * 6 * 6
+    for codec in ("jpeg_xl", "jpeg_2000"):
+        assert 0 < metrics["baselines"][codec]["bits_per_value"] <= rate["bits_per_value"]
+
+
+def test_rivals_stand_where_they_must(judged):
+    """On the training tiles, of which they hold the moments."""
+    rivals = read(judged)["baselines"]
+    psnr_db = {name: numbers["psnr_db"] for name, numbers in rivals.items()}
+    assert psnr_db["pca3"] > psnr_db["mean_spectrum"]
+    assert psnr_db["pca_latent"] > psnr_db["mean_spectrum"]
+    assert abs(sum(rivals["mean_spectrum"]["bias_per_band"])) < 1e-6
+    assert rivals["pca_latent"]["fitted_on_judged"] is False
+    assert rivals["mean_spectrum"]["bits_per_value"] == 0
+
+
+def test_tables_list_every_image_and_tile_worst_first(judged):
+    metrics = read(judged)
+    for name, count in (("tiles", metrics["model"]["num_tiles"]), ("images", metrics["judged"]["num_images"])):
+        with (judged / f"{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == count
+        rmse = [float(row["rmse"]) for row in rows]
+        assert rmse == sorted(rmse, reverse=True)
+        pixels = [int(row["leaf_pixels"]) for row in rows]
+        assert sum(pixels) == metrics["model"]["num_leaf_pixels"]
+        mean_square = sum(n * value**2 for n, value in zip(pixels, rmse, strict=True)) / sum(pixels)
+        assert mean_square**0.5 == pytest.approx(metrics["model"]["rmse"], rel=1e-12)
+
+
+def test_latents_lose_nothing_as_float16(shards, run):
+    """The bits are counted so, the numbers measured in float32."""
+    from msvae import AutoencoderKLMultispectralAdapter
+    from msvae.engine.evaluation import Evaluator
+    from msvae.shards.reader import ShardReader
+
+    model = AutoencoderKLMultispectralAdapter.from_pretrained(run / "model")
+    alone = SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"))
+    error = torch.zeros(2, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in Evaluator(ShardReader(shards / "val"), alone, 8, num_workers=1).batches():
+            latents = model.encode(batch.tiles, mask=batch.leaf_mask).latent_dist.mode()
+            for i, kept in enumerate((latents, latents.half().float())):
+                off = (model.decode(kept).sample - batch.tiles).double()
+                error[i] += torch.where(batch.leaf_mask, off, 0.0).square().sum()
+    assert abs(10 * torch.log10(error[1] / error[0])) < 0.001
+
+
+@pytest.mark.parametrize("width_px", [1400, 400])
+def test_report_fits_a_screen_and_a_phone_and_asks_nothing_of_the_net(judged, tmp_path, width_px):
+    seen = layout(judged / "report.html", tmp_path, width_px)
+    assert seen["width"] == width_px
+    assert seen["scroll_width"] <= width_px, "nothing runs out to the right"
+    assert seen["broken_pictures"] == 0
+    assert seen["pictures"] == 5
+    assert seen["requests"] == []
+    assert "http" not in (judged / "report.html").read_text()
+
+
+def test_report_prints(judged, tmp_path):
+    assert 2 <= print_pages(judged / "report.html", tmp_path) <= 8
+
+
+def test_runs_stand_side_by_side(launch, shards, run, judged, tmp_path):
+    second = tmp_path / "second"
+    overrides = {"train__max_steps": 4, "train__eval_every": 2, "optim__lr": 3e-3, "loss__sam_weight": 0.5}
+    assert launch(TRAIN, *tiny_run(shards, second, **overrides), processes=1).returncode == 0
+    shutil.copytree(judged, run / "report", dirs_exist_ok=True)
+    done = compare(run, second, "--out", tmp_path / "compared")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "compared" / "compare.html").read_text()
+    for words in ("optim.lr", "loss.sam_weight", f"{read(judged)['model']['psnr_db']:.2f}", "not evaluated"):
+        assert words in page
+        assert words in done.stdout
+    assert "train.seed" not in page, "what is alike is not listed"
+    assert "compare PSNR, angle and indices, not the loss" in page
+    seen = layout(tmp_path / "compared" / "compare.html", tmp_path, 400)
+    assert seen["scroll_width"] <= 400
+    assert seen["requests"] == []
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["RUN"], "got 1 run, expected two or more"),
+        (["RUN", "RUN"], "stands twice; name each run once"),
+        (["RUN", "RUN/model"], "is no run: it holds no config.yaml"),
+        (["RUN", "nowhere"], "nowhere does not exist"),
+        (["RUN", "s3://bucket/run"], "copy the run from its store first"),
+    ],
+)
+def test_what_is_no_run_is_refused(run, folders, message):
+    with pytest.raises(ValueError, match=message):
+        read_runs([folder.replace("RUN", str(run)) for folder in folders])
+
+
+def test_an_error_is_one_line_and_leaves_nothing(tmp_path):
+    done = compare("nowhere", "elsewhere", "--out", tmp_path / "compared")
+    assert done.returncode == 2
+    assert done.stderr == "error: nowhere does not exist; name a folder that training wrote\n"
+    assert not (tmp_path / "compared").exists()
+
+
+def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, COMPARE, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_split_without_training_tiles_beside_it_says_so(launch, shards, run, tmp_path):
+    shutil.copytree(shards / "val", tmp_path / "alone" / "val")
+    out = evaluation(launch, run / "model", tmp_path / "alone", tmp_path / "report", 1)
+    assert read(out)["baselines"]["pca_latent"]["fitted_on_judged"] is True
+    assert "was fitted on the judged tiles themselves" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_diverged_model_is_an_error_that_names_tiles(launch, shards, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    weights = tmp_path / "run" / "model" / "diffusion_pytorch_model.safetensors"
+    save_file({name: torch.full_like(tensor, float("nan")) for name, tensor in load_file(weights).items()}, weights)
+    arguments = ("--model", tmp_path / "run" / "model", "--data", shards, "--out", tmp_path / "report")
+    done = launch(EVALUATE, *arguments, processes=1)
+    assert done.returncode != 0
+    assert "error: model reconstructs values that are not finite among leaf_" in done.stderr
+    assert not (tmp_path / "report").exists()

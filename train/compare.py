@@ -1,0 +1,22 @@
+"""Compare runs: python train/compare.py RUN_A RUN_B … --out DIR."""
+
+import argparse
+from pathlib import Path
+
+from msvae.engine.comparing.compare import compare
+
+
+def main() -> None:
+    """Read the arguments, compare; an error is one line and exit code 2."""
+    parser = argparse.ArgumentParser(description="Write compare.html of runs side by side, and show their numbers.")
+    parser.add_argument("runs", nargs="+", help="folders that train/train.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    arguments = parser.parse_args()
+    try:
+        compare(arguments.runs, arguments.out)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
