@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from msvae.shards import cache as cache_module
 from msvae.shards.cache import SpanCache
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
@@ -170,8 +169,15 @@ def test_a_damaged_cache_heals(remote, leaf_shards, tmp_path):
     assert all(healed[key][0].tobytes() == tile.tobytes() for key, (tile, _) in expected.items())
 
 
-def test_the_cache_stays_within_its_bound(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "CHECK_EVERY_BYTES", 1)
+def test_a_full_cache_removes_nothing_but_its_own_copies(remote, leaf_shards, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(leaf_shards / "train", folder)
+    mine = {path.name: path.read_bytes() for path in folder.iterdir()}
+    contents(remote.reader(SpanCache(folder, 50_000)))
+    assert {name: (folder / name).read_bytes() for name in mine} == mine
+
+
+def test_the_cache_stays_within_its_bound(remote, tmp_path):
     cache, bound = SpanCache(tmp_path / "cache", 200_000), 200_000
     reader = remote.reader(cache)
     tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
