@@ -18,6 +18,8 @@ from msvae.shards.store import MissingError, Store, open_store
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 2**30
 """Seven million shards: what is larger is no manifest."""
+MAX_SAMPLE_JSON_BYTES = 2**20
+"""Of one sample; its tile is where the bytes belong."""
 
 
 class _Record(BaseModel):
@@ -167,10 +169,12 @@ class ShardIndex(_Record):
     mask_offset: list[ByteNumber]
     mask_bytes: list[Annotated[ByteNumber, Field(gt=0)]]
     json_offset: list[ByteNumber]
-    json_bytes: list[ByteNumber]
+    json_bytes: list[Annotated[ByteNumber, Field(le=MAX_SAMPLE_JSON_BYTES)]]
     """0 for a sample without."""
     crc32c: list[ByteNumber]
     """Of the bands member followed by the mask member."""
+    json_crc32c: list[ByteNumber] | None = None
+    """Of the JSON, 0 for a sample without; None in indexes that were made before it was kept."""
 
     @classmethod
     def load(cls, store: Store, shard: ShardEntry) -> ShardIndex:
@@ -180,7 +184,7 @@ class ShardIndex(_Record):
         """
         name = index_name(shard.name)
         index = _parse(cls, store, name, expected_sha256=shard.index_sha256)
-        columns = {len(getattr(index, column)) for column in COLUMNS}
+        columns = {len(values) for column in COLUMNS if (values := getattr(index, column)) is not None}
         if columns != {shard.num_samples}:
             raise ValueError(
                 f"{store.path(name)} has columns of {sorted(columns)} samples, the manifest expects "

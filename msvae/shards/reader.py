@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,10 @@ class ShardReader:
 
         Raises: ValueError naming shard and key when bytes are missing, altered, or not what the manifest says.
         """
+        return self._read_into(shard, row, tile, leaf_mask)[0]
+
+    def _read_into(self, shard: int, row: int, tile: NDArray[Any], leaf_mask: NDArray[np.bool_]) -> tuple[str, bytes]:
+        """Key and mask member."""
         entry, index = self.manifest.shards[shard], self._index(shard)
         place = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
         span = _Span.of(index, row)
@@ -69,7 +74,7 @@ class ShardReader:
         elif head != self._npy_header:
             raise ValueError(f"{place} is not a {self.dtype} array of shape {self.tile_shape}; pack again")
         _decode_mask(png, leaf_mask, place)
-        return index.keys[row]
+        return index.keys[row], png
 
     def members(self, shard: int, row: int) -> dict[str, str | bytes]:
         """One sample in webdataset's form: `__key__`, `__url__`, and the bytes of `bands.npy`, `mask.png`, `json`.
@@ -77,22 +82,28 @@ class ShardReader:
         Raises: ValueError like `read_into`.
         """
         tile, leaf_mask = np.empty(self.tile_shape, self.dtype), np.empty(self.tile_shape[1:], np.bool_)
-        key = self.read_into(shard, row, tile, leaf_mask)
-        entry, index = self.manifest.shards[shard], self._index(shard)
-
-        def member(offset: int, num_bytes: int) -> bytes:
-            content = bytearray(num_bytes)
-            if num_bytes:
-                self.store.read_into(entry.name, offset, [memoryview(content)])
-            return bytes(content)
-
+        key, png = self._read_into(shard, row, tile, leaf_mask)
+        about = self.about(shard, row)
         return {
             "__key__": key,
-            "__url__": self.store.path(entry.name),
+            "__url__": self.store.path(self.manifest.shards[shard].name),
             "bands.npy": self._npy_header + tile.tobytes(),
-            "mask.png": member(index.mask_offset[row], index.mask_bytes[row]),
-            **({"json": member(index.json_offset[row], num_bytes)} if (num_bytes := index.json_bytes[row]) else {}),
+            "mask.png": png,
+            **({"json": about} if about else {}),
         }
+
+    def about(self, shard: int, row: int) -> bytes:
+        """The JSON of one sample, empty for one without. Indexes made before JSON had checksums leave it unchecked.
+
+        Raises: ValueError naming shard and key when it is missing or altered.
+        """
+        entry, index = self.manifest.shards[shard], self._index(shard)
+        content = bytearray(index.json_bytes[row])
+        if content:
+            place = f"{self.store.path(entry.name)}: the JSON of sample {index.keys[row]}"
+            expected = None if index.json_crc32c is None else index.json_crc32c[row]
+            self._fill(entry, index.json_offset[row], [memoryview(content)], lambda: crc32c(content), expected, place)
+        return bytes(content)
 
     def _fetch(
         self, entry: ShardEntry, index: ShardIndex, row: int, span: _Span, bands: list[memoryview], place: str
@@ -111,20 +122,35 @@ class ShardReader:
                 crc = crc32c(part, crc)
             return crc
 
-        if self._cache is not None:
-            self._cache.read_into(entry, span.offset, buffers)
-            if checksum() == index.crc32c[row]:
-                return png()
-        num_read = self.store.read_into(entry.name, span.offset, buffers)
-        if num_read != span.num_bytes or (found := checksum()) != index.crc32c[row]:
-            what = f"{num_read} of {span.num_bytes} bytes" if num_read != span.num_bytes else f"checksum {found:08x}"
-            raise ValueError(
-                f"{place} is truncated or altered: {what}, the index expects checksum {index.crc32c[row]:08x}; "
-                "restore the shard from its source or pack this split again"
-            )
-        if self._cache is not None:
-            self._cache.write(entry, span.offset, buffers)
+        self._fill(entry, span.offset, buffers, checksum, index.crc32c[row], place)
         return png()
+
+    def _fill(
+        self,
+        entry: ShardEntry,
+        offset: int,
+        buffers: list[memoryview],
+        checksum: Callable[[], int],
+        expected: int | None,
+        place: str,
+    ) -> None:
+        """Read from the cache where it has these bytes, else from the store. None expects no checksum."""
+        cache = None if expected is None else self._cache
+        if cache is not None:
+            cache.read_into(entry, offset, buffers)
+            if checksum() == expected:
+                return
+        num_bytes = sum(map(len, buffers))
+        num_read = self.store.read_into(entry.name, offset, buffers)
+        if num_read != num_bytes or (found := checksum()) != (found if expected is None else expected):
+            what = f"{num_read} of {num_bytes} bytes" if num_read != num_bytes else f"checksum {found:08x}"
+            raise ValueError(
+                f"{place} is truncated or altered: {what}"
+                + ("" if expected is None else f", the index expects checksum {expected:08x}")
+                + "; restore the shard from its source or pack this split again"
+            )
+        if cache is not None:
+            cache.write(entry, offset, buffers)
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:

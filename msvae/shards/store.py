@@ -107,10 +107,11 @@ class LocalStore:
             return os.preadv(file.descriptor, list(buffers), offset)
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """One system call."""
+        """One system call, after one for the size: a length from a damaged file is not to be allocated."""
         with self._readable(name):
             file = self._open(name)
-            return os.pread(file.descriptor, length, offset)
+            size_bytes = os.fstat(file.descriptor).st_size
+            return os.pread(file.descriptor, max(0, min(length, size_bytes - offset)), offset)
 
     def names(self) -> list[str]:
         """From the file system."""

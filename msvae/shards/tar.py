@@ -80,6 +80,7 @@ class ShardWriter:
             self._append(bytes(-len(content) % tarfile.BLOCKSIZE))
         self._columns["keys"].append(key)
         self._columns["crc32c"].append(crc32c(members["mask"], crc32c(members["bands"])))
+        self._columns["json_crc32c"].append(crc32c(members["json"]))
 
     def _append(self, content: bytes) -> None:
         # a raw file may take less than it is given
