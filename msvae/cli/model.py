@@ -163,7 +163,7 @@ def decode(
 def _on_this_rank(work: Callable[[], None]) -> None:
     """Run what `accelerate launch` started on several ranks; without a launcher as any other command."""
     if "RANK" not in os.environ:
-        with user_errors():
+        with user_errors("stopped; `msvae encode` goes on where it was when the same command is given again"):
             return work()
     from msvae.engine.setup import run_script
 

@@ -100,7 +100,7 @@ def pack(
 
     What was killed goes on when the same command is given again.
     """
-    with user_errors():
+    with user_errors("stopped; `msvae pack` goes on where it was when the same command is given again"):
         asked = PackOptions(
             band_files=words(band_files),
             axes=axes.strip().lower() or None,
@@ -171,7 +171,7 @@ def _dropped(summary: PackSummary) -> Table:
     table.add_column("dropped", justify="right")
     table.add_column("because")
     for reason, count in summary.dropped.items():
-        table.add_row(str(count), reason)
+        table.add_row(f"{count:,}", reason)
     return table
 
 

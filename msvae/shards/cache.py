@@ -12,7 +12,11 @@ from pathlib import Path
 from msvae.shards.manifest import ShardEntry
 
 CHECK_EVERY_BYTES = 2**24
-"""A process looks at the size of the cache after it has written this much."""
+"""A process looks at the size of the cache after it has written this much, or a 64th of the bound if that is less."""
+PROCESSES_AT_ONCE = 8
+"""So many may write between two looks without breaking the bound."""
+COPIES = "[0-9a-f]" * 32 + ".spans"
+"""Names of copies. What else lies in the folder is somebody else's."""
 
 
 class SpanCache:
@@ -23,8 +27,10 @@ class SpanCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        self._folder, self._max_bytes = folder, max_bytes
-        self._unchecked_bytes = CHECK_EVERY_BYTES
+        self._folder = folder
+        self._check_every_bytes = min(CHECK_EVERY_BYTES, max_bytes // 64)
+        self._kept_bytes = max_bytes - PROCESSES_AT_ONCE * self._check_every_bytes
+        self._unchecked_bytes = self._check_every_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,20 +64,20 @@ class SpanCache:
             )
             return
         self._unchecked_bytes += sum(len(buffer) for buffer in buffers)
-        if self._unchecked_bytes >= CHECK_EVERY_BYTES:
+        if self._unchecked_bytes >= self._check_every_bytes:
             self._unchecked_bytes = 0
             self._evict()
 
     def _evict(self) -> None:
         """Remove whole copies, the least recently written first, until the rest fits."""
         copies = []
-        for path in self._folder.glob("*.tar"):
+        for path in self._folder.glob(COPIES):
             with suppress(OSError):  # another process removed it
                 status = path.stat()
                 copies.append((status.st_mtime_ns, status.st_blocks * 512, path))
         used_bytes = sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies):
-            if used_bytes <= self._max_bytes:
+            if used_bytes <= self._kept_bytes:
                 return
             with suppress(OSError):  # another user's
                 path.unlink(missing_ok=True)
@@ -80,4 +86,4 @@ class SpanCache:
     def _path(self, entry: ShardEntry) -> Path:
         # a member name from a manifest is never part of a path
         name = hashlib.sha256(f"{entry.name}\n{entry.index_sha256}".encode()).hexdigest()
-        return self._folder / f"{name[:32]}.tar"
+        return self._folder / f"{name[:32]}.spans"

@@ -6,6 +6,7 @@ The byte layout is the contract of `shards/README.md`.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, TypeVar
@@ -18,6 +19,8 @@ from msvae.shards.store import MissingError, Store, open_store
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 2**30
 """Seven million shards: what is larger is no manifest."""
+MAX_SAMPLE_JSON_BYTES = 2**20
+"""Of one sample; its tile is where the bytes belong."""
 
 
 class _Record(BaseModel):
@@ -71,6 +74,13 @@ class Shards(_Record):
         lengths = {name: len(getattr(self, name)) for name in ShardEntry._fields}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns have different lengths: {lengths}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_shard_once(self) -> Self:
+        if len(set(self.name)) < len(self.name):
+            name, count = Counter(self.name).most_common(1)[0]
+            raise ValueError(f"lists {name} {count} times, so its samples would be seen as often")
         return self
 
     @model_validator(mode="after")
@@ -167,10 +177,12 @@ class ShardIndex(_Record):
     mask_offset: list[ByteNumber]
     mask_bytes: list[Annotated[ByteNumber, Field(gt=0)]]
     json_offset: list[ByteNumber]
-    json_bytes: list[ByteNumber]
+    json_bytes: list[Annotated[ByteNumber, Field(le=MAX_SAMPLE_JSON_BYTES)]]
     """0 for a sample without."""
     crc32c: list[ByteNumber]
     """Of the bands member followed by the mask member."""
+    json_crc32c: list[ByteNumber] | None = None
+    """Of the JSON, 0 for a sample without; None in indexes that were made before it was kept."""
 
     @classmethod
     def load(cls, store: Store, shard: ShardEntry) -> ShardIndex:
@@ -180,7 +192,7 @@ class ShardIndex(_Record):
         """
         name = index_name(shard.name)
         index = _parse(cls, store, name, expected_sha256=shard.index_sha256)
-        columns = {len(getattr(index, column)) for column in COLUMNS}
+        columns = {len(values) for column in COLUMNS if (values := getattr(index, column)) is not None}
         if columns != {shard.num_samples}:
             raise ValueError(
                 f"{store.path(name)} has columns of {sorted(columns)} samples, the manifest expects "
@@ -205,9 +217,7 @@ def index_name(shard_name: str) -> str:
 
 def _parse(record: type[RecordT], store: Store, name: str, expected_sha256: str | None = None) -> RecordT:
     path = store.path(name)
-    if (size_bytes := store.size_bytes(name)) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {size_bytes} bytes, expected at most {MAX_JSON_BYTES}; pack this split again")
-    content = store.read(name)
+    content = store.read(name, MAX_JSON_BYTES)
     if expected_sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise ValueError(f"{path} was altered: its SHA-256 is not the manifest's; restore it or pack again")
     try:

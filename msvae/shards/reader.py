@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from msvae.shards import mask_png
 from msvae.shards.cache import SpanCache
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex
-from msvae.shards.store import Patience, open_store
+from msvae.shards.store import FileError, Patience, open_store
 from msvae.shards.tile_codec import decompress_into, npy_header
 
 MAX_OPEN_INDEXES = 256
@@ -33,7 +35,8 @@ class ShardReader:
         self._npy_header = npy_header(self.tile_shape, self.dtype)
         self._tile_bytes = int(np.prod(self.tile_shape)) * self.dtype.itemsize
         self._cache = cache
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indexes: OrderedDict[int, Future[ShardIndex | str]] = OrderedDict()
+        """Or why there is none."""
         self._lock = threading.Lock()
 
     @property
@@ -50,6 +53,10 @@ class ShardReader:
 
         Raises: ValueError naming shard and key when bytes are missing, altered, or not what the manifest says.
         """
+        return self._read_into(shard, row, tile, leaf_mask)[0]
+
+    def _read_into(self, shard: int, row: int, tile: NDArray[Any], leaf_mask: NDArray[np.bool_]) -> tuple[str, bytes]:
+        """Key and mask member."""
         entry, index = self.manifest.shards[shard], self._index(shard)
         place = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
         span = _Span.of(index, row)
@@ -67,9 +74,9 @@ class ShardReader:
         if compressed:
             _decompress(head, tile, place)
         elif head != self._npy_header:
-            raise ValueError(f"{place} is not a {self.dtype} array of shape {self.tile_shape}; pack again")
+            raise ValueError(f"{place} is not a {self.dtype} array of shape {self.tile_shape}; pack this split again")
         _decode_mask(png, leaf_mask, place)
-        return index.keys[row]
+        return index.keys[row], png
 
     def members(self, shard: int, row: int) -> dict[str, str | bytes]:
         """One sample in webdataset's form: `__key__`, `__url__`, and the bytes of `bands.npy`, `mask.png`, `json`.
@@ -77,26 +84,27 @@ class ShardReader:
         Raises: ValueError like `read_into`.
         """
         tile, leaf_mask = np.empty(self.tile_shape, self.dtype), np.empty(self.tile_shape[1:], np.bool_)
-        key = self.read_into(shard, row, tile, leaf_mask)
-        entry, index = self.manifest.shards[shard], self._index(shard)
+        key, png = self._read_into(shard, row, tile, leaf_mask)
         about = self.about(shard, row)
         return {
             "__key__": key,
-            "__url__": self.store.path(entry.name),
+            "__url__": self.store.path(self.manifest.shards[shard].name),
             "bands.npy": self._npy_header + tile.tobytes(),
-            "mask.png": self._member(entry, index.mask_offset[row], index.mask_bytes[row]),
+            "mask.png": png,
             **({"json": about} if about else {}),
         }
 
     def about(self, shard: int, row: int) -> bytes:
-        """The JSON of one sample, empty for one without."""
-        entry, index = self.manifest.shards[shard], self._index(shard)
-        return self._member(entry, index.json_offset[row], index.json_bytes[row])
+        """The JSON of one sample, empty for one without. Indexes made before JSON had checksums leave it unchecked.
 
-    def _member(self, entry: ShardEntry, offset: int, num_bytes: int) -> bytes:
-        content = bytearray(num_bytes)
-        if num_bytes:
-            self.store.read_into(entry.name, offset, [memoryview(content)])
+        Raises: ValueError naming shard and key when it is missing or altered.
+        """
+        entry, index = self.manifest.shards[shard], self._index(shard)
+        content = bytearray(index.json_bytes[row])
+        if content:
+            place = f"{self.store.path(entry.name)}: the JSON of sample {index.keys[row]}"
+            expected = None if index.json_crc32c is None else index.json_crc32c[row]
+            self._fill(entry, index.json_offset[row], [memoryview(content)], lambda: crc32c(content), expected, place)
         return bytes(content)
 
     def _fetch(
@@ -116,40 +124,66 @@ class ShardReader:
                 crc = crc32c(part, crc)
             return crc
 
-        if self._cache is not None:
-            self._cache.read_into(entry, span.offset, buffers)
-            if checksum() == index.crc32c[row]:
-                return png()
-        num_read = self.store.read_into(entry.name, span.offset, buffers)
-        if num_read != span.num_bytes or (found := checksum()) != index.crc32c[row]:
-            what = f"{num_read} of {span.num_bytes} bytes" if num_read != span.num_bytes else f"checksum {found:08x}"
-            raise ValueError(
-                f"{place} is truncated or altered: {what}, the index expects checksum {index.crc32c[row]:08x}; "
-                "restore the shard from its source or pack this split again"
-            )
-        if self._cache is not None:
-            self._cache.write(entry, span.offset, buffers)
+        self._fill(entry, span.offset, buffers, checksum, index.crc32c[row], place)
         return png()
 
+    def _fill(
+        self,
+        entry: ShardEntry,
+        offset: int,
+        buffers: list[memoryview],
+        checksum: Callable[[], int],
+        expected: int | None,
+        place: str,
+    ) -> None:
+        """Read from the cache where it has these bytes, else from the store. None expects no checksum."""
+        cache = None if expected is None else self._cache
+        if cache is not None:
+            cache.read_into(entry, offset, buffers)
+            if checksum() == expected:
+                return
+        num_bytes = sum(map(len, buffers))
+        num_read = self.store.read_into(entry.name, offset, buffers, entry.size_bytes)
+        if num_read != num_bytes or (found := checksum()) != (found if expected is None else expected):
+            what = f"{num_read} of {num_bytes} bytes" if num_read != num_bytes else f"checksum {found:08x}"
+            raise ValueError(
+                f"{place} is truncated or altered: {what}"
+                + ("" if expected is None else f", the index expects checksum {expected:08x}")
+                + "; restore the shard from its source or pack this split again"
+            )
+        if cache is not None:
+            cache.write(entry, offset, buffers)
+
     def _index(self, shard: int) -> ShardIndex:
+        """Opened by the first thread that asks for it; those that ask for others do not wait. A failure stays one."""
         with self._lock:
-            if shard not in self._indexes:
-                self._indexes[shard] = self._open(self.manifest.shards[shard])
+            opened = self._indexes.get(shard)
+            is_first = opened is None
+            if opened is None:
+                opened = self._indexes[shard] = Future()
                 if len(self._indexes) > MAX_OPEN_INDEXES:
                     self._indexes.popitem(last=False)
             self._indexes.move_to_end(shard)
-            return self._indexes[shard]
+        if is_first:
+            try:
+                opened.set_result(self._open(self.manifest.shards[shard]))
+            except FileError as error:
+                opened.set_result(str(error))
+            except BaseException as error:
+                opened.set_exception(error)
+        index = opened.result()
+        if isinstance(index, str):  # an exception that is kept would keep the tiles of those who saw it
+            raise FileError(index)
+        return index
 
     def _open(self, entry: ShardEntry) -> ShardIndex:
-        """The index of a shard whose size is right."""
-        path = self.store.path(entry.name)
-        size_bytes = self.store.size_bytes(entry.name)
-        if size_bytes != entry.size_bytes:
-            raise ValueError(
-                f"shard {path} has {size_bytes} bytes, the manifest expects {entry.size_bytes}: it was truncated or "
-                "replaced; restore it from its source or pack this split again"
-            )
-        return ShardIndex.load(self.store, entry)
+        """The index of a shard; what is wrong with it is wrong with the whole shard."""
+        try:
+            return ShardIndex.load(self.store, entry)
+        except FileError:
+            raise
+        except ValueError as error:
+            raise FileError(str(error)) from error
 
 
 class _Span(NamedTuple):

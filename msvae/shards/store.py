@@ -18,10 +18,17 @@ from msvae.credentials import hidden, refuse_in_url
 MAX_OPEN_FILES = 256
 """Well under the 1,024 files that a process may hold open by default."""
 
+RANGE_BEHIND_END = ": 416 "
+"""In an error of obstore: the status of a server that was asked for bytes behind the end of a file."""
+
 T = TypeVar("T")
 
 
-class MissingError(ValueError):
+class FileError(ValueError):
+    """A file that is no use as a whole: not there, refused, out of reach, or not what it should be."""
+
+
+class MissingError(FileError):
     """A file that is not there."""
 
     def __init__(self, path: str) -> None:
@@ -31,7 +38,8 @@ class MissingError(ValueError):
 class Store(Protocol):
     """A flat set of named files. Safe to use from several threads at once.
 
-    All methods raise MissingError for a file that is not there, and ValueError for what cannot be read.
+    All methods raise MissingError for a file that is not there, FileError for one that a server does not give, and
+    ValueError for what cannot be read.
     """
 
     location: str
@@ -39,14 +47,19 @@ class Store(Protocol):
     parallel_reads: int
     """How many reads at once pay."""
 
-    def read(self, name: str) -> bytes:
-        """A whole small file."""
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """A whole small file; FileError where it has more than `max_bytes`."""
 
     def size_bytes(self, name: str) -> int:
         """Size of a file."""
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends."""
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
+    ) -> int:
+        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends.
+
+        FileError where the whole file has not `expected_bytes`.
+        """
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
         """Part of a file; fewer bytes than asked where it ends."""
@@ -92,27 +105,34 @@ class LocalStore:
         self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
         """A whole small file."""
         with self._readable(name):
-            return self._existing(name).read_bytes()
+            path = self._existing(name)
+            _check_small(self.path(name), path.stat().st_size, max_bytes)
+            return path.read_bytes()
 
     def size_bytes(self, name: str) -> int:
         """From the file system."""
         with self._readable(name):
             return self._existing(name).stat().st_size
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """One system call, straight into the buffers."""
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
+    ) -> int:
+        """One system call, straight into the buffers, after one for the size."""
         with self._readable(name):
             file = self._open(name)
+            if expected_bytes is not None:
+                _check_size(self.path(name), os.fstat(file.descriptor).st_size, expected_bytes)
             return os.preadv(file.descriptor, list(buffers), offset)
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """One system call."""
+        """One system call, after one for the size: a length from a damaged file is not to be allocated."""
         with self._readable(name):
             file = self._open(name)
-            return os.pread(file.descriptor, length, offset)
+            size_bytes = os.fstat(file.descriptor).st_size
+            return os.pread(file.descriptor, max(0, min(length, size_bytes - offset)), offset)
 
     def names(self) -> list[str]:
         """From the file system."""
@@ -175,7 +195,8 @@ class RemoteStore:
             raise ValueError(f"{url} needs the package obstore; pip install 'msvae[cloud]'") from None
         self.location = url.rstrip("/")
         self._patience, self._obstore = patience, obstore
-        plain_http = url.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        # an endpoint of the environment, whichever store's, may be plain http: it was chosen
+        plain_http = not url.startswith("https://")
         client = {"timeout": timedelta(seconds=patience.timeout_s), "allow_http": plain_http}
         # attempts are counted here, where also a body that is cut or too short is seen
         try:
@@ -183,24 +204,43 @@ class RemoteStore:
                 self.location, client_options=client, retry_config={"max_retries": 0}
             )
         except (obstore.exceptions.BaseError, ValueError) as error:
-            raise ValueError(
-                f"{url} cannot hold shards ({_first_line(error)}); give a folder, s3://, gs://, az:// or https://"
-            ) from error
+            fix = (
+                "set what this store needs in the environment, see docs/streaming.md"
+                if url.startswith(("s3://", "gs://", "az://"))
+                else "give a folder, s3://, gs://, az:// or https://"
+            )
+            raise ValueError(f"{url} cannot be opened ({_first_line(error)}); {fix}") from error
 
-    def read(self, name: str) -> bytes:
-        """A whole small file."""
-        return self._try(name, lambda: bytes(self._obstore.get(self._store, name).bytes()))
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """A whole small file, in one request."""
+
+        def get() -> bytes:
+            answer = self._obstore.get(self._store, name)
+            _check_small(self.path(name), answer.meta["size"], max_bytes)
+            return bytes(answer.bytes())
+
+        return self._try(name, get)
 
     def size_bytes(self, name: str) -> int:
         """From the object's description."""
         return self._try(name, lambda: int(self._obstore.head(self._store, name)["size"]))
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """One range request."""
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
+    ) -> int:
+        """One range request, whose answer also tells the size of the file."""
         length = sum(len(buffer) for buffer in buffers)
 
         def get() -> memoryview:
-            content = memoryview(self._obstore.get_range(self._store, name, start=offset, length=length)).cast("B")
+            try:
+                answer = self._obstore.get(self._store, name, options={"range": (offset, offset + length)})
+            except self._obstore.exceptions.GenericError as error:
+                if expected_bytes is not None and RANGE_BEHIND_END in str(error):
+                    _check_size(self.path(name), self.size_bytes(name), expected_bytes)
+                raise
+            if expected_bytes is not None:
+                _check_size(self.path(name), answer.meta["size"], expected_bytes)
+            content = memoryview(answer.bytes()).cast("B")
             if len(content) != length:
                 raise _ShortError(f"{len(content)} bytes came of {length}")
             return content
@@ -212,11 +252,21 @@ class RemoteStore:
         return length
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """One range request, after one for the size."""
-        content = bytearray(max(0, min(length, self.size_bytes(name) - offset)))
-        if content:
-            self.read_into(name, offset, [memoryview(content)])
-        return bytes(content)
+        """One range request."""
+
+        def get() -> bytes:
+            try:
+                answer = self._obstore.get(self._store, name, options={"range": (offset, offset + length)})
+            except self._obstore.exceptions.GenericError as error:
+                if RANGE_BEHIND_END in str(error):
+                    return b""
+                raise
+            content = bytes(answer.bytes())
+            if len(content) != min(length, answer.meta["size"] - offset):
+                raise _ShortError(f"{len(content)} bytes came of {length}")
+            return content
+
+        return self._try(name, get) if length else b""
 
     def names(self) -> list[str]:
         """One listing; web servers have none."""
@@ -239,16 +289,29 @@ class RemoteStore:
             except (errors.NotFoundError, FileNotFoundError) as error:
                 raise MissingError(self.path(name)) from error
             except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-                raise ValueError(
+                raise FileError(
                     f"{self.path(name)}: access denied; check the credentials in the environment "
                     f"({_first_line(error)})"
                 ) from error
             except (errors.BaseError, _ShortError) as error:
                 reason = _first_line(error)
-        raise ValueError(
+        raise FileError(
             f"{self.path(name)} could not be {done} in {patience.attempts} attempts ({reason}); "
             "check the network and the store, then run again"
         )
+
+
+def _check_size(path: str, found_bytes: int, expected_bytes: int) -> None:
+    if found_bytes != expected_bytes:
+        raise FileError(
+            f"shard {path} has {found_bytes} bytes, the manifest expects {expected_bytes}: it was truncated or "
+            "replaced; restore it from its source or pack this split again"
+        )
+
+
+def _check_small(path: str, found_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and found_bytes > max_bytes:
+        raise FileError(f"{path} has {found_bytes} bytes, expected at most {max_bytes}; pack this split again")
 
 
 class _ShortError(Exception):

@@ -84,6 +84,7 @@ class ShardWriter:
             self._append(bytes(-len(content) % tarfile.BLOCKSIZE))
         self._columns["keys"].append(key)
         self._columns["crc32c"].append(crc32c(mask, crc32c(array[1])))
+        self._columns["json_crc32c"].append(crc32c(about))
 
     def _append(self, content: bytes) -> None:
         # a raw file may take less than it is given

@@ -193,13 +193,14 @@ def test_a_tile_of_one_value_comes_back_compressed(value):
     np.testing.assert_array_equal(tile, values)
 
 
-def test_an_index_with_absurd_numbers_is_refused_before_anything_is_read(split):
+@pytest.mark.parametrize(("column", "value"), [("json_offset", 2**63), ("json_bytes", 2**42)])
+def test_an_index_with_absurd_numbers_is_refused_before_anything_is_read(split, column, value):
     path = split / "leaf-000000.index.json"
     index = json.loads(path.read_text())
-    index["json_offset"][0] = 2**63
+    index[column][0] = value
     path.write_text(json.dumps(index))
     manifest = json.loads((split / "manifest.json").read_text())
     manifest["shards"]["index_sha256"][0] = hashlib.sha256(path.read_bytes()).hexdigest()
     (split / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"leaf-000000\.index\.json: json_offset"):
+    with pytest.raises(ValueError, match=rf"leaf-000000\.index\.json: {column}.*pack this split again"):
         batches(split, 0)

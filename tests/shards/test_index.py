@@ -137,6 +137,10 @@ FAULTS = {
         "b holds a uint8",
     ),
     "two shapes": ([*sample("a"), ("b.npy", npy(np.zeros((4, 16, 16), "<u2"))), ("b.png", b"")], r"b holds .*\(4, 16"),
+    "long json": (
+        [*sample("a"), ("a.json", b" " * 2**20 + b"{}")],
+        r"a has a \.json of 1,048,578 bytes, ",
+    ),
     "json": ([*sample("a"), ("a.json", b"{'leaf': 1}")], "sample a has a .json that does not parse"),
     "empty": ([("README", b"nothing")], r"a\.tar: holds no sample"),
     "all empty masks": (

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from msvae.shards import cache as cache_module
 from msvae.shards.cache import SpanCache
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
 from msvae.shards.store import MissingError, Patience, open_store
 
-from ..servers import BUCKET, Fault, breaking_proxy, set_credentials
+from ..servers import BUCKET, Fault, breaking_proxy, s3_server, set_credentials
 from .test_reader import CPU
 
 SHORT = Patience(attempts=4, first_wait_s=0.01, timeout_s=0.5)
@@ -64,6 +67,38 @@ def nginx(leaf_shards, tmp_path_factory) -> Iterator[tuple[str, int]]:
     yield "127.0.0.1", port
     process.terminate()
     process.wait()
+
+
+def test_google_and_azure_are_read_alike(nginx, leaf_shards, tmp_path, monkeypatch):
+    """Of real servers only the way they name objects is the same; nginx asks for no credentials."""
+    endpoint = f"http://{nginx[0]}:{nginx[1]}"
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "scientist")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", endpoint)
+    account = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": ""}
+    (tmp_path / "account.json").write_text(json.dumps({**account, "private_key_id": ""}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+    near = contents(ShardReader(leaf_shards / "train"))
+    for scheme in ("az", "gs"):
+        far = contents(ShardReader(f"{scheme}://field/shards/train", None, SHORT))
+        assert far.keys() == near.keys()
+        assert all(far[key][0].tobytes() == tile.tobytes() for key, (tile, _) in near.items())
+
+
+def test_azure_without_an_account_says_what_is_missing(monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(ValueError, match=r"shards cannot be opened \(.*Account must be specified\); set what"):
+        open_store("az://field/shards")
+
+
+def test_a_span_costs_one_request_and_ends_where_the_file_ends(remote, leaf_shards):
+    store, tar = open_store(remote.url, SHORT), (leaf_shards / "train" / "leaf-000000.tar").read_bytes()
+    remote.fault.set("", 0, path="leaf-000000.tar")
+    for near in (store, open_store(leaf_shards / "train")):
+        assert near.read_span("leaf-000000.tar", len(tar) - 700, 2**42) == tar[-700:]
+        assert near.read_span("leaf-000000.tar", len(tar), 512) == b""
+        assert near.read_span("leaf-000000.tar", 512, 1000) == tar[512:1512]
+    assert remote.fault.num_requests == 3
 
 
 @pytest.fixture(params=["s3", "http"])
@@ -120,6 +155,48 @@ def test_a_fault_that_stays_is_an_error_that_names_the_url(remote, kind):
     assert remote.fault.num_requests == SHORT.attempts
 
 
+@pytest.mark.parametrize("path", ["leaf-000001", "leaf-000001.tar"], ids=["with its index", "alone"])
+def test_a_shard_that_is_out_of_reach_costs_no_more_patience_than_one_sample(remote, path):
+    patience = Patience(attempts=3, first_wait_s=0.01, timeout_s=5)
+    reader = ShardReader(remote.url, None, patience)
+    remote.fault.set("500", times=10**6, path=path)
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=1, rank=0, world_size=1)
+    lost = reader.samples_per_shard[1]
+    found = list(Loader(reader, plans, batch_size=1, num_workers=1, device=CPU, max_bad_samples=lost))
+    assert [batch.plan.places[0].shard for batch in found if batch.bad] == [1] * lost
+    assert len({batch.bad[0].replaced_by for batch in found if batch.bad}) == 1
+    assert remote.fault.num_requests <= patience.attempts + 1, "one more where the index is there"
+
+
+@pytest.mark.parametrize("kept_share", [0.9, 0.1])
+def test_a_shard_cut_behind_our_back_is_named_with_its_sizes(leaf_shards, tmp_path, monkeypatch, kept_share):
+    split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "shards" / "train"))
+    tar = split / "leaf-000000.tar"
+    size = tar.stat().st_size
+    cut = int(size * kept_share)
+    os.truncate(tar, cut)
+    with s3_server(tmp_path / "shards", "cut") as (host, port):
+        set_credentials(monkeypatch, f"http://{host}:{port}")
+        for place in (split, f"s3://{BUCKET}/cut/train"):
+            with pytest.raises(ValueError, match=rf"000000\.tar has {cut} bytes, .* expects {size}"):
+                contents(ShardReader(place, None, SHORT))
+
+
+def test_indexes_are_asked_for_at_once_and_one_that_stalls_holds_up_no_other(remote):
+    patience = Patience(attempts=2, first_wait_s=0.01, timeout_s=20)
+    reader = ShardReader(remote.url, None, patience)
+    remote.fault.set("stall", times=1, path="leaf-000000")
+    stalled = threading.Thread(target=reader.key, args=(0, 0), daemon=True)
+    stalled.start()
+    while remote.fault.num_requests < 1:
+        time.sleep(0.01)
+    with ThreadPoolExecutor(4) as threads:
+        keys = list(threads.map(lambda shard: reader.key(shard, 0), [1, 2, 3, 1]))
+    assert stalled.is_alive()
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
+
+
 def test_what_is_not_there_is_named_and_not_asked_for_again(remote):
     with pytest.raises(ValueError, match=r"lost holds no manifest\.json"):
         ShardReader(remote.url.replace("train", "lost"), None, SHORT)
@@ -170,8 +247,15 @@ def test_a_damaged_cache_heals(remote, leaf_shards, tmp_path):
     assert all(healed[key][0].tobytes() == tile.tobytes() for key, (tile, _) in expected.items())
 
 
-def test_the_cache_stays_within_its_bound(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "CHECK_EVERY_BYTES", 1)
+def test_a_full_cache_removes_nothing_but_its_own_copies(remote, leaf_shards, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(leaf_shards / "train", folder)
+    mine = {path.name: path.read_bytes() for path in folder.iterdir()}
+    contents(remote.reader(SpanCache(folder, 50_000)))
+    assert {name: (folder / name).read_bytes() for name in mine} == mine
+
+
+def test_the_cache_stays_within_its_bound(remote, tmp_path):
     cache, bound = SpanCache(tmp_path / "cache", 200_000), 200_000
     reader = remote.reader(cache)
     tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,37 @@ def test_worker_processes_keep_the_order_of_micro_batches(leaf_shards):
     pipeline = wds.DataPipeline(source, wds.decode("l8"), wds.to_tuple("__key__", "bands.npy"), wds.batched(2))
     loader = wds.WebLoader(pipeline, batch_size=None, num_workers=3)
     assert [key for keys, _ in loader for key in keys] == keys_of_loader(leaf_shards / "train", 0, 1, 0, 6)
+
+
+def flip_a_json(split: Path) -> str:
+    """Change the coverage that a JSON states, which still parses; returns the key."""
+    index, tar = json.loads((split / "leaf-000000.index.json").read_text()), split / "leaf-000000.tar"
+    content, offset = bytearray(tar.read_bytes()), index["json_offset"][1]
+    content[content.index(b'"coverage": 0.', offset) + len(b'"coverage": 0.')] ^= 1
+    tar.write_bytes(content)
+    return str(index["keys"][1])
+
+
+def test_an_altered_json_reaches_no_stage(leaf_shards, tmp_path):
+    split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
+    key = flip_a_json(split)
+    with pytest.raises(ValueError, match=rf"leaf-000000\.tar: the JSON of sample {key} is truncated or altered"):
+        list(ExactSamples(split, **STREAM, num_positions=6))
+
+
+def test_an_index_from_before_json_had_checksums_is_still_read(leaf_shards, tmp_path):
+    split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
+    manifest = json.loads((split / "manifest.json").read_text())
+    for shard, name in enumerate(manifest["shards"]["name"]):
+        path = (split / name).with_suffix(".index.json")
+        index = json.loads(path.read_text())
+        del index["json_crc32c"]
+        path.write_text(json.dumps(index))
+        manifest["shards"]["index_sha256"][shard] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (split / "manifest.json").write_text(json.dumps(manifest))
+    expected = list(ExactSamples(leaf_shards / "train", **STREAM, num_positions=2))
+    for old, new in zip(ExactSamples(split, **STREAM, num_positions=2), expected, strict=True):
+        assert {**old, "__url__": ""} == {**new, "__url__": ""}
 
 
 def test_a_global_batch_that_cannot_be_cut_says_so(leaf_shards):

@@ -209,6 +209,7 @@ def _row(decoded: Decoded) -> Iterator[tuple[str, Any]]:
         yield f"{name}_offset", member.offset if member else 0
         yield f"{name}_bytes", member.size_bytes if member else 0
     yield "crc32c", decoded.crc32c
+    yield "json_crc32c", decoded.json_crc32c
 
 
 def _refuse_repeated(store: Store, register: KeyRegister, folder: Path, names: list[str]) -> None:

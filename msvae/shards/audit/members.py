@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import Member, Span
+from msvae.shards.manifest import MAX_SAMPLE_JSON_BYTES
 
 MAX_MEMBER_BYTES = 2**31
-"""Longest tile, mask or JSON that is read into memory."""
+"""Longest tile or mask that is read into memory."""
 
 _KEY_AND_ENDING = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _SKIPPED = re.compile(r"__[^/]*__($|/)")
-_READ = ("npy", "blosc2", "png", "json")
+_MAX_READ_BYTES = dict.fromkeys(("npy", "blosc2", "png"), MAX_MEMBER_BYTES) | {"json": MAX_SAMPLE_JSON_BYTES}
 
 
 class Endings(NamedTuple):
@@ -48,7 +49,7 @@ class Sample:
 
 
 class Decoded(NamedTuple):
-    """A sound sample: tile (C, H, W) in stored type, leaf mask (H, W), members, and crc32c of tile and mask."""
+    """A sound sample: tile (C, H, W) in stored type, leaf mask (H, W), members, checksums."""
 
     key: str
     tile: NDArray[Any]
@@ -57,6 +58,8 @@ class Decoded(NamedTuple):
     mask: Member
     json: Member | None
     crc32c: int
+    """Of tile and mask."""
+    json_crc32c: int
 
 
 def group(members: Iterable[Member], span: Span) -> Iterator[Sample]:
@@ -74,7 +77,7 @@ def group(members: Iterable[Member], span: Span) -> Iterator[Sample]:
         if ending in sample.parts:
             sample.repeated.append(ending)
             continue
-        wanted = ending.rsplit(".", 1)[-1] in _READ and member.size_bytes <= MAX_MEMBER_BYTES
+        wanted = member.size_bytes <= _MAX_READ_BYTES.get(ending.rsplit(".", 1)[-1], -1)
         sample.parts[ending] = Part(member, span(member.offset, member.size_bytes) if wanted else None)
     if sample is not None:
         yield sample
@@ -86,17 +89,23 @@ def decode(sample: Sample, endings: Endings, tile_format: TileFormat) -> Decoded
     Raises: ValueError naming key and fault.
     """
     (bands, npy), (mask, png) = choose(sample, endings)
-    about = sample.parts.get("json")
+    json_part = sample.parts.get("json")
+    about, content = (None, b"") if json_part is None else json_part
+    if about is not None and content is None:
+        raise ValueError(
+            f"sample {sample.key} has a .json of {about.size_bytes:,} bytes, expected at most "
+            f"{MAX_SAMPLE_JSON_BYTES:,}; give what is long an ending of its own and write the tar again"
+        )
     try:
         tile, leaf_mask = tile_format.tile(npy), tile_format.mask(png)
         if about is not None:
-            json.loads(about.content or b"")
+            json.loads(content or b"")
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"sample {sample.key} has a .json that does not parse ({error}); write it again") from None
     except ValueError as error:
         raise ValueError(f"sample {sample.key} {error}") from None
     checksum = crc32c(png, crc32c(npy))
-    return Decoded(sample.key, tile, leaf_mask, bands, mask, about.member if about else None, checksum)
+    return Decoded(sample.key, tile, leaf_mask, bands, mask, about, checksum, crc32c(content or b""))
 
 
 def choose(sample: Sample, endings: Endings) -> tuple[tuple[Member, bytes], tuple[Member, bytes]]:

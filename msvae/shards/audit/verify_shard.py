@@ -121,13 +121,15 @@ class ShardCheck:
                 )
                 return
             endings[name] = found[0] if found else ""
-        bands, mask = (sample.parts[endings[name]].content or b"" for name in ("bands", "mask"))
-        if (checksum := crc32c(mask, crc32c(bands))) != index.crc32c[row]:
-            self._fault(
-                f"sample {sample.key} is altered: its checksum is {checksum:08x}, the index expects "
-                f"{index.crc32c[row]:08x}; {REPLACE}"
-            )
-            return
+        bands, mask, about = ((sample.parts[found].content if found else None) or b"" for found in endings.values())
+        checksums = {"its checksum": (crc32c(mask, crc32c(bands)), index.crc32c[row])}
+        if index.json_crc32c is not None:
+            checksums["the checksum of its JSON"] = crc32c(about), index.json_crc32c[row]
+        for what, (checksum, wanted) in checksums.items():
+            if checksum != wanted:
+                mismatch = f"{what} is {checksum:08x}, the index expects {wanted:08x}"
+                self._fault(f"sample {sample.key} is altered: {mismatch}; {REPLACE}")
+                return
         self._take(sample, Endings(endings["bands"], endings["mask"]))
 
     def _take(self, sample: Sample, endings: Endings) -> None:
