@@ -48,17 +48,22 @@ def upload(endpoint: str, folder: Path, prefix: str) -> None:
 
 
 class Fault:
-    """What goes wrong with tars: `kind` for the next `times` requests. Counts the requests that it saw."""
+    """What goes wrong: `kind` for the next `times` requests that ask for bytes of tars, or for anything of one `path`.
+
+    Counts the requests that it saw.
+    """
 
     def __init__(self) -> None:
-        self.kind, self.times, self.num_requests = "", 0, 0
         self._lock = threading.Lock()
+        self.set("", 0)
 
-    def set(self, kind: str, times: int) -> None:
-        self.kind, self.times, self.num_requests = kind, times, 0
+    def set(self, kind: str, times: int, path: str | None = None) -> None:
+        self.kind, self.times, self.path, self.num_requests = kind, times, path, 0
 
-    def next(self) -> str:
+    def next(self, method: str, path: str) -> str:
         with self._lock:
+            if not (method == "GET" and path.endswith(".tar") if self.path is None else self.path in path):
+                return ""
             self.num_requests += 1
             self.times -= 1
             return self.kind if self.times >= 0 else ""
@@ -79,7 +84,7 @@ def breaking_proxy(host: str, port: int) -> Iterator[tuple[str, Fault]]:
             self._answer()
 
         def _answer(self) -> None:
-            kind = fault.next() if self.path.endswith(".tar") and self.command == "GET" else ""
+            kind = fault.next(self.command, self.path)
             if kind == "500":
                 self.send_response(500)
                 self.send_header("Content-Length", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from msvae.shards import mask_png
 from msvae.shards.cache import SpanCache
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex
-from msvae.shards.store import Patience, open_store
+from msvae.shards.store import FileError, Patience, open_store
 from msvae.shards.tile_codec import decompress_into, npy_header
 
 MAX_OPEN_INDEXES = 256
@@ -34,7 +35,8 @@ class ShardReader:
         self._npy_header = npy_header(self.tile_shape, self.dtype)
         self._tile_bytes = int(np.prod(self.tile_shape)) * self.dtype.itemsize
         self._cache = cache
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indexes: OrderedDict[int, Future[ShardIndex | str]] = OrderedDict()
+        """Or why there is none."""
         self._lock = threading.Lock()
 
     @property
@@ -153,24 +155,42 @@ class ShardReader:
             cache.write(entry, offset, buffers)
 
     def _index(self, shard: int) -> ShardIndex:
+        """Opened by the first thread that asks for it; those that ask for others do not wait. A failure stays one."""
         with self._lock:
-            if shard not in self._indexes:
-                self._indexes[shard] = self._open(self.manifest.shards[shard])
+            opened = self._indexes.get(shard)
+            is_first = opened is None
+            if opened is None:
+                opened = self._indexes[shard] = Future()
                 if len(self._indexes) > MAX_OPEN_INDEXES:
                     self._indexes.popitem(last=False)
             self._indexes.move_to_end(shard)
-            return self._indexes[shard]
+        if is_first:
+            try:
+                opened.set_result(self._open(self.manifest.shards[shard]))
+            except FileError as error:
+                opened.set_result(str(error))
+            except BaseException as error:
+                opened.set_exception(error)
+        index = opened.result()
+        if isinstance(index, str):  # an exception that is kept would keep the tiles of those who saw it
+            raise FileError(index)
+        return index
 
     def _open(self, entry: ShardEntry) -> ShardIndex:
         """The index of a shard whose size is right."""
         path = self.store.path(entry.name)
         size_bytes = self.store.size_bytes(entry.name)
         if size_bytes != entry.size_bytes:
-            raise ValueError(
+            raise FileError(
                 f"shard {path} has {size_bytes} bytes, the manifest expects {entry.size_bytes}: it was truncated or "
                 "replaced; restore it from its source or pack this split again"
             )
-        return ShardIndex.load(self.store, entry)
+        try:
+            return ShardIndex.load(self.store, entry)
+        except FileError:
+            raise
+        except ValueError as error:
+            raise FileError(str(error)) from error
 
 
 class _Span(NamedTuple):

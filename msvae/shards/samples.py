@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
+from msvae.shards.store import FileError
 
 T = TypeVar("T")
 
@@ -40,7 +41,8 @@ class SampleReads:
 
     def __init__(self, reader: ShardReader, max_bad_samples: int = 0) -> None:
         self._reader, self._max_bad_samples = reader, max_bad_samples
-        self._known_bad: set[tuple[int, int]] = set()
+        self._reasons: dict[tuple[int, int], str] = {}
+        """Why samples are bad, by shard and row; all those of a shard that is no use as a whole."""
         self._lock = threading.Lock()
         parallel = reader.store.parallel_reads
         self._pool = ThreadPoolExecutor(parallel, "msvae-request") if parallel > 1 else None
@@ -55,22 +57,21 @@ class SampleReads:
 
         Raises: ValueError for a bad sample too many.
         """
-        try:
-            return Sample(self._reader.read_into(place.shard, place.row, tile, leaf_mask))
-        except (ValueError, OSError) as error:
-            self._count(place.shard, place.row, error)
-            reason = str(error)
+        return Sample(*self.read(place, lambda shard, row: self._reader.read_into(shard, row, tile, leaf_mask)))
+
+    def read(self, place: Place, read: Callable[[int, int], T]) -> tuple[T, BadSample | None]:
+        """`read(shard, row)` of the sample at a place, or of the one that replaces it.
+
+        Raises: ValueError for a bad sample too many.
+        """
         shard, row = place.shard, place.row
+        if (found := self._try(shard, row, read)) is not None:
+            return found, None
         for _ in range(self._reader.manifest.num_samples - 1):
             shard, row = self._following(shard, row)
-            try:
-                key = self._reader.read_into(shard, row, tile, leaf_mask)
-            except (ValueError, OSError) as error:
-                self._count(shard, row, error)
-            else:
-                return Sample(
-                    key, BadSample(place.slot, sample_name(self._reader, place.shard, place.row), reason, key)
-                )
+            if (found := self._try(shard, row, read)) is not None:
+                name, reason = sample_name(self._reader, place.shard, place.row), self._reasons[place[:2]]
+                return found, BadSample(place.slot, name, reason, self._reader.key(shard, row))
         raise ValueError(f"no sample of {self._reader.store.location} can be read; restore it or pack it again")
 
     def close(self) -> None:
@@ -78,16 +79,25 @@ class SampleReads:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _count(self, shard: int, row: int, error: Exception) -> None:
+    def _try(self, shard: int, row: int, read: Callable[[int, int], T]) -> T | None:
+        """What `read` gives, or None for a sample that is bad; one that is known to be is not asked for again."""
         with self._lock:
-            self._known_bad.add((shard, row))
-            if len(self._known_bad) <= self._max_bad_samples:
-                return
-        if self._max_bad_samples == 0:
-            raise error
-        raise ValueError(
-            f"more than data.max_bad_samples {self._max_bad_samples} samples cannot be read, the last one: {error}"
-        ) from error
+            if (shard, row) in self._reasons:
+                return None
+        try:
+            return read(shard, row)
+        except (ValueError, OSError) as error:
+            rows = range(self._reader.samples_per_shard[shard]) if isinstance(error, FileError) else (row,)
+            with self._lock:
+                self._reasons |= {(shard, bad): str(error) for bad in rows if (shard, bad) not in self._reasons}
+                num_bad = len(self._reasons)
+            if num_bad <= self._max_bad_samples:
+                return None
+            if self._max_bad_samples == 0:
+                raise
+            raise ValueError(
+                f"more than data.max_bad_samples {self._max_bad_samples} samples cannot be read, the last one: {error}"
+            ) from error
 
     def _following(self, shard: int, row: int) -> tuple[int, int]:
         sizes = self._reader.samples_per_shard

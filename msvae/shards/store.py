@@ -19,7 +19,11 @@ MAX_OPEN_FILES = 256
 T = TypeVar("T")
 
 
-class MissingError(ValueError):
+class FileError(ValueError):
+    """A file that is no use as a whole: not there, refused, out of reach, or not what it should be."""
+
+
+class MissingError(FileError):
     """A file that is not there."""
 
     def __init__(self, path: str) -> None:
@@ -29,7 +33,8 @@ class MissingError(ValueError):
 class Store(Protocol):
     """A flat set of named files. Safe to use from several threads at once.
 
-    All methods raise MissingError for a file that is not there, and ValueError for what cannot be read.
+    All methods raise MissingError for a file that is not there, FileError for one that a server does not give, and
+    ValueError for what cannot be read.
     """
 
     location: str
@@ -237,13 +242,13 @@ class RemoteStore:
             except (errors.NotFoundError, FileNotFoundError) as error:
                 raise MissingError(self.path(name)) from error
             except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-                raise ValueError(
+                raise FileError(
                     f"{self.path(name)}: access denied; check the credentials in the environment "
                     f"({_first_line(error)})"
                 ) from error
             except (errors.BaseError, _ShortError) as error:
                 reason = _first_line(error)
-        raise ValueError(
+        raise FileError(
             f"{self.path(name)} could not be {done} in {patience.attempts} attempts ({reason}); "
             "check the network and the store, then run again"
         )

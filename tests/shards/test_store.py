@@ -7,8 +7,10 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +119,34 @@ def test_a_fault_that_stays_is_an_error_that_names_the_url(remote, kind):
     assert str(error.value).startswith(f"{remote.url}/leaf-000000.tar")
     assert "\n" not in str(error.value)
     assert remote.fault.num_requests == SHORT.attempts
+
+
+@pytest.mark.parametrize("path", ["leaf-000001", "leaf-000001.tar"], ids=["with its index", "alone"])
+def test_a_shard_that_is_out_of_reach_costs_no_more_patience_than_one_sample(remote, path):
+    patience = Patience(attempts=3, first_wait_s=0.01, timeout_s=5)
+    reader = ShardReader(remote.url, None, patience)
+    remote.fault.set("500", times=10**6, path=path)
+    plans = evaluation_plans(reader.samples_per_shard, batch_size=1, rank=0, world_size=1)
+    lost = reader.samples_per_shard[1]
+    found = list(Loader(reader, plans, batch_size=1, num_workers=1, device=CPU, max_bad_samples=lost))
+    assert [batch.plan.places[0].shard for batch in found if batch.bad] == [1] * lost
+    assert len({batch.bad[0].replaced_by for batch in found if batch.bad}) == 1
+    assert remote.fault.num_requests <= patience.attempts + 1, "one more where the index is there"
+
+
+def test_indexes_are_asked_for_at_once_and_one_that_stalls_holds_up_no_other(remote):
+    patience = Patience(attempts=2, first_wait_s=0.01, timeout_s=20)
+    reader = ShardReader(remote.url, None, patience)
+    remote.fault.set("stall", times=1, path="leaf-000000")
+    stalled = threading.Thread(target=reader.key, args=(0, 0), daemon=True)
+    stalled.start()
+    while remote.fault.num_requests < 1:
+        time.sleep(0.01)
+    with ThreadPoolExecutor(4) as threads:
+        keys = list(threads.map(lambda shard: reader.key(shard, 0), [1, 2, 3, 1]))
+    assert stalled.is_alive()
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
 
 
 def test_what_is_not_there_is_named_and_not_asked_for_again(remote):
