@@ -24,7 +24,7 @@ from msvae.pack.options import SPLITS, PackOptions, PackSummary
 from msvae.pack.output import check_output, put_in_place
 from msvae.pack.shard_job import ShardJob, plan_shards, write_shard
 from msvae.pack.sheet import SHEET_NAME, save_contact_sheet
-from msvae.pack.sources import find_sources
+from msvae.pack.sources import find_sources, passed_over
 from msvae.pack.split import group_names, split_tiles
 from msvae.pack.summary import summarise
 from msvae.pack.survey import bands_of, count_band, find_tiles, load_survey, num_tiles_of
@@ -114,7 +114,8 @@ def pack(
             leftover.unlink()
         put_in_place(work.data, out)
         shutil.rmtree(work.path)
-    return dataclasses.replace(summary, out=out)
+    notices = (*summary.notices, *passed_over(images, sources, options.mask_files))
+    return dataclasses.replace(summary, out=out, notices=notices)
 
 
 def _record(data_set: DataSet) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-RASTER_ENDINGS = (".tif", ".tiff", ".img", ".dat", ".npy")
+RASTER_ENDINGS = (".tif", ".tiff", ".jp2", ".img", ".dat", ".bsq", ".bil", ".bip", ".npy")
+SIDE_CAR_ENDINGS = (".hdr", ".xml", ".aux", ".ovr", ".msk", ".prj", ".rpb", ".wld", ".tfw", ".j2w", ".jgw")
+"""Of files that say something about a raster beside them."""
 MASK_ENDING = "_mask"
 MAX_NAME_CHARS = 54
 """With a number to tell equal names apart and the tile's place, a key stays under 80 characters."""
@@ -68,6 +70,30 @@ def find_sources(
     return _with_unique_names(sources)
 
 
+def passed_over(images: Sequence[Path], sources: Sequence[ImageSource], mask_files: str | None) -> Iterator[str]:
+    """A line for each folder of `images` that holds more than rasters, their masks and what describes them."""
+    masks = {mask for source in sources for mask in mask_paths(source.path, source.stem, mask_files)}
+    taken = {source.path for source in sources}
+    known = masks | {folder for mask in masks for folder in mask.parents} | taken
+    for image in images:
+        folder = image.resolve()
+        if not folder.is_dir() or folder in taken:  # of band files
+            continue
+        strangers = [
+            path.name
+            for path in sorted(folder.iterdir())
+            if not {path, path.with_suffix("")} & known
+            and not path.name.startswith(".")
+            and not path.stem.endswith(MASK_ENDING)
+            and path.suffix.lower() not in SIDE_CAR_ENDINGS
+        ]
+        if strangers:
+            yield (
+                f"passed over in {image}: {_some(strangers)}; rasters are *{', *'.join(RASTER_ENDINGS)} of the folder "
+                "itself, so name others one by one"
+            )
+
+
 def _files_of_bands(folder: Path, band_files: Sequence[str]) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; with --band-files each IMAGE is a folder with one file per band")
@@ -109,7 +135,10 @@ def _data_file(path: Path) -> Path:
 
 
 def _some_files(folder: Path) -> str:
-    names = sorted(file.name for file in folder.iterdir())
+    return _some(sorted(file.name for file in folder.iterdir()))
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 

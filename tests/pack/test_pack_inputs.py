@@ -308,3 +308,32 @@ def test_names_in_envi_headers_are_the_names_of_the_bands(tmp_path, write_raster
     _, _, summary = packed(image, tmp_path / "out", read_tars, scale=1e-4)
     assert summary.bands.names == ("red", "nir 2")
     assert summary.bands.wavelengths_nm == (668, 840)
+
+
+def test_what_a_folder_holds_beside_rasters_is_named_and_no_raster_is_lost(tmp_path, write_raster, leaf_image):
+    folder = tmp_path / "leaves"
+    leaf_image(folder / "a0.tif", 64, seed=0)
+    write_raster(folder / "a1.jp2", cube(), mask=EVERYWHERE, driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES")
+    write_raster(folder / "a2.bsq", cube(), mask=EVERYWHERE, driver="ENVI")
+    (folder / "masks").mkdir()
+    for stem in ("a1", "a2"):
+        (folder / f"{stem}_mask.png").rename(folder / "masks" / f"{stem}.png")
+    Image.fromarray(np.ones((64, 64), bool)).save(folder / "masks" / "a0.png")
+    for name in ("a0.tif.aux.xml", "a0.tfw", ".hidden"):
+        (folder / name).write_text("")
+    options = PackOptions(tile_px=32, mask_files="masks/{stem}.png", split=(1, 0, 0), scale=1e-4)
+    summary = pack([folder], tmp_path / "all", options)
+    assert summary.num_images == 3
+    assert not [notice for notice in summary.notices if "passed over" in notice]
+    for name in ("notes.txt", "photo.png", "old/a3.tif"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((folder / "a0.tif").read_bytes())
+    (note,) = [notice for notice in pack([folder], tmp_path / "more", options).notices if "passed over" in notice]
+    assert f"in {folder}: notes.txt, old, photo.png; rasters are *.tif" in note
+
+
+def test_a_cube_without_its_header_is_an_error(tmp_path, write_raster, leaf_image):
+    leaf_image(tmp_path / "leaves" / "a0.tif")
+    write_raster(tmp_path / "leaves" / "a2.bsq", cube(), mask=EVERYWHERE, driver="ENVI").with_suffix(".hdr").unlink()
+    with pytest.raises(ValueError, match=r"a2\.bsq cannot be opened"):
+        pack([tmp_path / "leaves"], tmp_path / "out", PackOptions(tile_px=32))
