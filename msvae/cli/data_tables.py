@@ -75,12 +75,13 @@ def schedule_table(schedule: Schedule, cluster: Cluster, bandwidth_gbit: float) 
     in_an_epoch = max(1.0, schedule.steps_an_epoch / schedule.num_steps)
     whole_seconds = schedule.node_shard_bytes / schedule.num_steps / bytes_a_second
     node_samples = schedule.rank_samples.reshape(cluster.num_nodes, -1).sum(axis=1) / schedule.num_steps
+    requests = node_samples + schedule.step_indexes
     table = new_table("", "least", "mean", "most")
     for name, values, form in (
         ("tiles of a GPU a step", schedule.rank_samples / schedule.num_steps, ",.2f"),
         ("tiles of a node a step", node_samples, ",.2f"),
         ("MB of a node a step", schedule.step_bytes / 1e6, ",.2f"),
-        ("requests a step, one a tile", node_samples, ",.2f"),
+        ("requests a step, tile by tile", requests, ",.2f"),
         ("requests a step, one a shard", schedule.step_shards, ",.2f"),
         ("seconds a step, tile by tile", schedule.step_bytes / bytes_a_second, ",.4f"),
         ("seconds a step, whole shards", whole_seconds, ",.4f"),
@@ -100,8 +101,9 @@ def schedule_notes(schedule: Schedule, cluster: Cluster, share: float, cache_gb:
         batches = counted(accumulated, "micro batch", "micro batches")
         yield f"{batches} of {cluster.micro_batch_size:,} a GPU and step"
     yield (
-        "Tile by tile, a request reads one sample from the start of its tile to the end of its mask; one a shard, all "
-        "that a node's step takes from it. Whole shards are fetched once by each node and kept until their last tile."
+        "Tile by tile, as the loader reads, a request takes one sample from the start of its tile to the end of its "
+        "mask, and another the index of a shard when a GPU first reads from it. One a shard would take all that a "
+        "node's step needs of it. Whole shards are fetched once by each node and kept until their last tile."
     )
     if share < 1:
         yield f"Figures of an epoch are scaled up from {share:.1%} of it."

@@ -209,9 +209,7 @@ def index_name(shard_name: str) -> str:
 
 def _parse(record: type[RecordT], store: Store, name: str, expected_sha256: str | None = None) -> RecordT:
     path = store.path(name)
-    if (size_bytes := store.size_bytes(name)) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {size_bytes} bytes, expected at most {MAX_JSON_BYTES}; pack this split again")
-    content = store.read(name)
+    content = store.read(name, MAX_JSON_BYTES)
     if expected_sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise ValueError(f"{path} was altered: its SHA-256 is not the manifest's; restore it or pack again")
     try:

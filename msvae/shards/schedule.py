@@ -57,6 +57,8 @@ class Schedule:
     """(steps, nodes)."""
     step_shards: NDArray[np.int64]
     """(steps, nodes): distinct shards that a node reads from: its requests when those to one shard are joined."""
+    step_indexes: NDArray[np.int64]
+    """(steps, nodes): indexes that the ranks of a node open, each when it first reads from a shard."""
     node_shards: NDArray[np.int64]
     """Distinct shards that a node reads from in all these steps."""
     node_shard_bytes: NDArray[np.int64]
@@ -97,7 +99,8 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
     steps = min(num_steps, int(steps_an_epoch))
     sample_bytes = size_bytes / np.maximum(sizes, 1)
     rank_samples = np.zeros(cluster.world_size, np.int64)
-    step_bytes, step_shards = np.zeros(steps * nodes), np.zeros(steps * nodes, np.int64)
+    step_bytes = np.zeros(steps * nodes)
+    step_shards, step_indexes = np.zeros(steps * nodes, np.int64), np.zeros(steps * nodes, np.int64)
     held_SN, node_shards = np.zeros((steps + 1, nodes), np.int64), np.zeros(nodes, np.int64)
     node_shard_bytes = np.zeros(nodes, np.int64)
     start = 0
@@ -108,6 +111,9 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
         cells = places // batch * nodes + ranks // cluster.gpus_a_node
         rank_samples += np.bincount(ranks, minlength=len(rank_samples))
         step_bytes += np.bincount(cells, sample_bytes[shards], len(step_bytes))
+        # a shard is in one window only, so what is new in a window is new at all
+        _, first_touches = np.unique(ranks * len(sizes) + shards, return_index=True)
+        step_indexes += np.bincount(cells[first_touches], minlength=len(step_indexes))
         visits = _distinct(cells, shards)
         step_shards += np.bincount(visits[0], minlength=len(step_shards))
         node, shard, first, last = _visits_of_nodes(*visits, nodes)
@@ -125,6 +131,7 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
         rank_samples=rank_samples,
         step_bytes=step_bytes.reshape(steps, nodes),
         step_shards=step_shards.reshape(steps, nodes),
+        step_indexes=step_indexes.reshape(steps, nodes),
         node_shards=node_shards,
         node_shard_bytes=node_shard_bytes,
         node_cache_bytes=held_SN.cumsum(axis=0).max(axis=0),

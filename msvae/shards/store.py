@@ -42,14 +42,19 @@ class Store(Protocol):
     parallel_reads: int
     """How many reads at once pay."""
 
-    def read(self, name: str) -> bytes:
-        """A whole small file."""
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """A whole small file; FileError where it has more than `max_bytes`."""
 
     def size_bytes(self, name: str) -> int:
         """Size of a file."""
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends."""
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
+    ) -> int:
+        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends.
+
+        FileError where the whole file has not `expected_bytes`.
+        """
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
         """Part of a file; fewer bytes than asked where it ends."""
@@ -95,20 +100,26 @@ class LocalStore:
         self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
         """A whole small file."""
         with self._readable(name):
-            return self._existing(name).read_bytes()
+            path = self._existing(name)
+            _check_small(self.path(name), path.stat().st_size, max_bytes)
+            return path.read_bytes()
 
     def size_bytes(self, name: str) -> int:
         """From the file system."""
         with self._readable(name):
             return self._existing(name).stat().st_size
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """One system call, straight into the buffers."""
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
+    ) -> int:
+        """One system call, straight into the buffers, after one for the size."""
         with self._readable(name):
             file = self._open(name)
+            if expected_bytes is not None:
+                _check_size(self.path(name), os.fstat(file.descriptor).st_size, expected_bytes)
             return os.preadv(file.descriptor, list(buffers), offset)
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
@@ -190,20 +201,36 @@ class RemoteStore:
                 f"{url} cannot hold shards ({_first_line(error)}); give a folder, s3://, gs://, az:// or https://"
             ) from error
 
-    def read(self, name: str) -> bytes:
-        """A whole small file."""
-        return self._try(name, lambda: bytes(self._obstore.get(self._store, name).bytes()))
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """A whole small file, in one request."""
+
+        def get() -> bytes:
+            answer = self._obstore.get(self._store, name)
+            _check_small(self.path(name), answer.meta["size"], max_bytes)
+            return bytes(answer.bytes())
+
+        return self._try(name, get)
 
     def size_bytes(self, name: str) -> int:
         """From the object's description."""
         return self._try(name, lambda: int(self._obstore.head(self._store, name)["size"]))
 
-    def read_into(self, name: str, offset: int, buffers: Sequence[memoryview]) -> int:
-        """One range request."""
+    def read_into(
+        self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
+    ) -> int:
+        """One range request, whose answer also tells the size of the file."""
         length = sum(len(buffer) for buffer in buffers)
 
         def get() -> memoryview:
-            content = memoryview(self._obstore.get_range(self._store, name, start=offset, length=length)).cast("B")
+            try:
+                answer = self._obstore.get(self._store, name, options={"range": (offset, offset + length)})
+            except self._obstore.exceptions.GenericError as error:
+                if expected_bytes is not None and " 416 " in str(error):  # the file ends before
+                    _check_size(self.path(name), self.size_bytes(name), expected_bytes)
+                raise
+            if expected_bytes is not None:
+                _check_size(self.path(name), answer.meta["size"], expected_bytes)
+            content = memoryview(answer.bytes()).cast("B")
             if len(content) != length:
                 raise _ShortError(f"{len(content)} bytes came of {length}")
             return content
@@ -252,6 +279,19 @@ class RemoteStore:
             f"{self.path(name)} could not be {done} in {patience.attempts} attempts ({reason}); "
             "check the network and the store, then run again"
         )
+
+
+def _check_size(path: str, found_bytes: int, expected_bytes: int) -> None:
+    if found_bytes != expected_bytes:
+        raise FileError(
+            f"shard {path} has {found_bytes} bytes, the manifest expects {expected_bytes}: it was truncated or "
+            "replaced; restore it from its source or pack this split again"
+        )
+
+
+def _check_small(path: str, found_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and found_bytes > max_bytes:
+        raise FileError(f"{path} has {found_bytes} bytes, expected at most {max_bytes}; pack this split again")
 
 
 class _ShortError(Exception):

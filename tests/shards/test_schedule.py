@@ -17,6 +17,8 @@ from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
 from msvae.shards.schedule import Cluster, simulate, training_windows
 
+from ..servers import BUCKET, breaking_proxy, set_credentials
+
 
 def bytes_read_by_this_process() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
@@ -52,7 +54,7 @@ def test_ranks_read_what_was_simulated(leaf_shards, nodes, gpus):
     visits: Counter[tuple[int, int, int]] = Counter()
     for rank in range(nodes * gpus):
         reader = ShardReader(folder)
-        for shard in range(len(indexes)):
+        for shard in range(len(indexes)):  # what follows counts bytes of tars
             reader.key(shard, 0)
         plans = training_plans(
             SampleOrder(reader.samples_per_shard, 5),
@@ -87,6 +89,36 @@ def test_ranks_read_what_was_simulated(leaf_shards, nodes, gpus):
             for step in range(min(when), max(when) + 1):
                 held[step] += sizes[shard]
         assert schedule.node_cache_bytes[node] == max(held)
+
+
+def test_fresh_loaders_make_the_requests_that_were_simulated(leaf_shards, moto, monkeypatch):
+    """One for the manifest, and no other than were counted: not for sizes, not for indexes that are open."""
+    nodes, gpus, batch, steps = 2, 2, 8, 3
+    schedule = simulate(Manifest.load(leaf_shards / "train"), Cluster(nodes, gpus, batch), seed=5, num_steps=steps)
+    with breaking_proxy(*moto) as (url, requests):
+        set_credentials(monkeypatch, url)
+        for node in range(nodes):
+            requests.set("", times=0, path="/")
+            for rank in range(node * gpus, (node + 1) * gpus):
+                reader = ShardReader(f"s3://{BUCKET}/field/shards/train")
+                order = SampleOrder(reader.samples_per_shard, 5)
+                plans = training_plans(
+                    order,
+                    global_batch_size=batch,
+                    micro_batch_size=2,
+                    rank=rank,
+                    world_size=nodes * gpus,
+                    position=0,
+                )
+                plans = islice(plans, steps * batch // (nodes * gpus * 2))
+                num_tiles = sum(
+                    len(read.keys)
+                    for read in Loader(reader, plans, batch_size=2, num_workers=2, device=torch.device("cpu"))
+                )
+                assert num_tiles == schedule.rank_samples[rank]
+            num_tiles = schedule.rank_samples.reshape(nodes, gpus)[node].sum()
+            assert requests.num_requests == gpus + num_tiles + schedule.step_indexes[:, node].sum()
+    assert schedule.step_indexes.sum() > nodes * gpus, "each rank reads from several shards"
 
 
 def test_a_batch_that_cannot_be_dealt_names_one_that_can():

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
 from msvae.shards.store import MissingError, Patience, open_store
 
-from ..servers import BUCKET, Fault, breaking_proxy, set_credentials
+from ..servers import BUCKET, Fault, breaking_proxy, s3_server, set_credentials
 from .test_reader import CPU
 
 SHORT = Patience(attempts=4, first_wait_s=0.01, timeout_s=0.5)
@@ -132,6 +133,20 @@ def test_a_shard_that_is_out_of_reach_costs_no_more_patience_than_one_sample(rem
     assert [batch.plan.places[0].shard for batch in found if batch.bad] == [1] * lost
     assert len({batch.bad[0].replaced_by for batch in found if batch.bad}) == 1
     assert remote.fault.num_requests <= patience.attempts + 1, "one more where the index is there"
+
+
+@pytest.mark.parametrize("kept_share", [0.9, 0.1])
+def test_a_shard_cut_behind_our_back_is_named_with_its_sizes(leaf_shards, tmp_path, monkeypatch, kept_share):
+    split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "shards" / "train"))
+    tar = split / "leaf-000000.tar"
+    size = tar.stat().st_size
+    cut = int(size * kept_share)
+    os.truncate(tar, cut)
+    with s3_server(tmp_path / "shards", "cut") as (host, port):
+        set_credentials(monkeypatch, f"http://{host}:{port}")
+        for place in (split, f"s3://{BUCKET}/cut/train"):
+            with pytest.raises(ValueError, match=rf"000000\.tar has {cut} bytes, .* expects {size}"):
+                contents(ShardReader(place, None, SHORT))
 
 
 def test_indexes_are_asked_for_at_once_and_one_that_stalls_holds_up_no_other(remote):
