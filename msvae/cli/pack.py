@@ -181,7 +181,7 @@ def _dropped(summary: PackSummary) -> Table:
     table.add_column("dropped", justify="right")
     table.add_column("because")
     for reason, count in summary.dropped.items():
-        table.add_row(str(count), reason)
+        table.add_row(f"{count:,}", reason)
     return table
 
 

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from msvae.pack.data_set import DataSet
-from msvae.pack.options import SPLITS, PackSummary
+from msvae.pack.options import SPLITS, PackOptions, PackSummary
+from msvae.pack.placement import TARGET_SHARE
 from msvae.pack.prepare import threshold_notice
 from msvae.pack.shard_job import ShardJob
 from msvae.pack.split import SplitTiles
@@ -61,8 +62,22 @@ def summarise(
         leaf_pixels_repeated=sum(tile.leaf_pixels for tile in survey.tiles) - survey.covered_pixels,
         shards_missing=shards_missing,
         num_bytes=sum(file.stat().st_size for file in folder.rglob("[!.]*") if file.is_file()),
-        notices=(*layout.notices, *_notices(data_set, tiles, train, splits.split_by), *duplicates),
+        notices=(
+            *layout.notices,
+            *_notices(data_set, tiles, train, splits.split_by),
+            *_thin_leaf(options, survey),
+            *duplicates,
+        ),
     )
+
+
+def _thin_leaf(options: PackOptions, survey: Survey) -> Iterator[str]:
+    covered = survey.covered_pixels / max(survey.leaf_pixels, 1)
+    if options.tiling == "leaf" and covered < TARGET_SHARE:
+        yield (
+            f"tiles cover {covered:.1%} of the leaf; the rest is too scattered for --min-coverage "
+            f"{options.min_coverage:g}, so lower it for {TARGET_SHARE:.0%}"
+        )
 
 
 def _notices(data_set: DataSet, splits: Collection[str], train: Manifest | None, split_by: str) -> Iterator[str]:

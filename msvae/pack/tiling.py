@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from msvae.pack.options import PackOptions
 
 NO_LEAF = "no leaf pixel"
+OUT_OF_REACH = "leaf pixels that no whole tile of the grid reaches; --tiling leaf does, or another --tile or --stride"
 CELL_SIDES_PX = (8, 16, 32, 64)
 MAX_CELLS = 2**22
 """Of a leaf map in memory: larger images get larger cells."""
@@ -102,9 +103,24 @@ def grid_tiles(
         Tile(image, int(where.rows[r]), int(where.cols[c]), int(leaf_pixels_RC[r, c])) for r, c in np.argwhere(keep_RC)
     ]
     dropped = Counter(
-        {too_little_leaf(min_coverage): int((~enough_RC).sum()), NO_LEAF: int((enough_RC & ~keep_RC).sum())}
+        {
+            too_little_leaf(min_coverage): int((~enough_RC).sum()),
+            NO_LEAF: int((enough_RC & ~keep_RC).sum()),
+            OUT_OF_REACH: _out_of_reach(where, cells_RC),
+        }
     )
     return tiles, +dropped
+
+
+def _out_of_reach(where: Places, cells_RC: NDArray[np.integer]) -> int:
+    """Leaf pixels behind the last place, or between places that do not touch."""
+
+    def reached(edges: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        begins = edges[:-1]
+        return begins < starts[np.searchsorted(starts, begins, "right") - 1] + where.tile_px
+
+    inside_RC = cells_RC[reached(where.row_edges, where.rows)][:, reached(where.col_edges, where.cols)]
+    return int(cells_RC.sum()) - int(inside_RC.sum())
 
 
 def too_little_leaf(min_coverage: float) -> str:

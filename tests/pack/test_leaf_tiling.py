@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from skimage.draw import ellipse
@@ -76,6 +78,20 @@ def test_leaf_that_no_tile_of_enough_coverage_holds_is_left_out_and_told(tmp_pat
     summary = pack([image], tmp_path / "out", PackOptions(tile_px=32, tiling="leaf", scale=1, **TRAIN_ONLY))
     assert windows(read_tars, tmp_path / "out" / "train") == [(8, 8, 32, 32)]
     assert (summary.leaf_pixels_in_images, summary.leaf_pixels_covered) == (32 * 32 + 4, 32 * 32)
+
+
+def test_less_leaf_than_99_percent_is_said_with_what_would_hold_more(tmp_path, write_raster):
+    mask = np.zeros((128, 128), bool)
+    mask[8:40, 8:40] = True
+    mask[100:106, 100:106] = True
+    image = write_raster(tmp_path / "leaf.tif", np.ones((5, 128, 128), np.uint8), mask=mask)
+    options = PackOptions(tile_px=32, tiling="leaf", scale=1, **TRAIN_ONLY)
+    thin = pack([image], tmp_path / "thin", options)
+    (note,) = [note for note in thin.notices if "of the leaf" in note]
+    assert "96.6% of the leaf; the rest is too scattered for --min-coverage 0.1" in note
+    full = pack([image], tmp_path / "full", replace(options, min_coverage=0.01))
+    assert full.leaf_pixels_covered == mask.sum()
+    assert not [note for note in full.notices if "of the leaf" in note]
 
 
 def test_tiles_over_dense_leaf_hardly_overlap():

@@ -170,6 +170,23 @@ def test_tiles_below_the_coverage_and_images_below_a_tile_are_counted(tmp_path, 
     assert everything.dropped == {"no leaf pixel": 1}
 
 
+@pytest.mark.parametrize(("stride", "reached"), [(None, 64 * 64), (16, 112 * 112), (72, 64 * 64), (40, 104 * 104)])
+def test_leaf_that_the_grid_does_not_reach_is_counted(tmp_path, leaf_image, stride, reached):
+    image = leaf_image(tmp_path / "field.tif", size_px=120, mask=np.ones((120, 120), bool))
+    options = PackOptions(tile_px=64, stride_px=stride, block_tiles=1, split=(1, 0, 0))
+    summary = pack([image], tmp_path / "out", options)
+    assert summary.leaf_pixels_covered == reached
+    ((reason, count),) = summary.dropped.items()
+    assert reason.startswith("leaf pixels that no whole tile of the grid reaches; --tiling leaf does")
+    assert count == 120 * 120 - reached
+
+
+def test_leaf_between_places_that_lie_apart_is_counted(tmp_path, leaf_image):
+    image = leaf_image(tmp_path / "field.tif", size_px=64, mask=np.ones((64, 64), bool))
+    summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, stride_px=24, block_tiles=1, split=(1, 0, 0)))
+    assert list(summary.dropped.values()) == [64 * 64 - 9 * 16 * 16]
+
+
 def test_progress_never_goes_back_and_ends_at_its_total(tmp_path, leaf_image):
     seen: list[tuple[int, int]] = []
     report: Callable[[int, int], Any] = lambda done, total: seen.append((done, total))  # noqa: E731
