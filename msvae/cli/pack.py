@@ -110,7 +110,7 @@ def pack(
 
     What was killed goes on when the same command is given again.
     """
-    with user_errors():
+    with user_errors("stopped; `msvae pack` goes on where it was when the same command is given again"):
         options = PackOptions(
             band_files=_words(band_files),
             axes=axes.strip().lower() or None,

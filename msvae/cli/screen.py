@@ -46,15 +46,15 @@ def say(text: str, *, stderr: bool = False) -> None:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """What is wrong with the input is one line and exit code 2."""
+def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
+    """What is wrong with the input is one line and exit code 2; Ctrl-C says `when_stopped`."""
     try:
         yield
     except ValueError as error:
         say(f"error: {error}", stderr=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        say("stopped; `msvae pack` goes on where it was when the same command is given again", stderr=True)
+        say(when_stopped, stderr=True)
         raise typer.Exit(130) from None
 
 

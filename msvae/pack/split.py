@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +43,14 @@ class SplitTiles:
 def group_names(sources: Sequence[ImageSource], group_by: str) -> list[str]:
     """The group of each image: the first group of the pattern in its path, else all that matches.
 
+    The part of the path that differs between images is searched first: a folder that holds all of them groups none.
+
     Raises: ValueError for an image that does not match.
     """
     pattern, names = re.compile(group_by), []
+    shared = Path(os.path.commonpath([source.path.parent for source in sources]))
     for source in sources:
-        match = pattern.search(source.path.as_posix())
+        match = pattern.search(source.path.relative_to(shared).as_posix()) or pattern.search(source.path.as_posix())
         name = match and (match[1] if pattern.groups else match[0])
         if not name:
             raise ValueError(

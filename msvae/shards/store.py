@@ -16,6 +16,9 @@ from typing import Any, Protocol, TypeVar
 MAX_OPEN_FILES = 256
 """Well under the 1,024 files that a process may hold open by default."""
 
+RANGE_BEHIND_END = ": 416 "
+"""In an error of obstore: the status of a server that was asked for bytes behind the end of a file."""
+
 T = TypeVar("T")
 
 
@@ -189,7 +192,8 @@ class RemoteStore:
             raise ValueError(f"{url} needs the package obstore; pip install 'msvae[cloud]'") from None
         self.location = url.rstrip("/")
         self._patience, self._obstore = patience, obstore
-        plain_http = url.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        # an endpoint of the environment, whichever store's, may be plain http: it was chosen
+        plain_http = not url.startswith("https://")
         client = {"timeout": timedelta(seconds=patience.timeout_s), "allow_http": plain_http}
         # attempts are counted here, where also a body that is cut or too short is seen
         try:
@@ -197,9 +201,12 @@ class RemoteStore:
                 self.location, client_options=client, retry_config={"max_retries": 0}
             )
         except (obstore.exceptions.BaseError, ValueError) as error:
-            raise ValueError(
-                f"{url} cannot hold shards ({_first_line(error)}); give a folder, s3://, gs://, az:// or https://"
-            ) from error
+            fix = (
+                "set what this store needs in the environment, see docs/streaming.md"
+                if url.startswith(("s3://", "gs://", "az://"))
+                else "give a folder, s3://, gs://, az:// or https://"
+            )
+            raise ValueError(f"{url} cannot be opened ({_first_line(error)}); {fix}") from error
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
         """A whole small file, in one request."""
@@ -225,7 +232,7 @@ class RemoteStore:
             try:
                 answer = self._obstore.get(self._store, name, options={"range": (offset, offset + length)})
             except self._obstore.exceptions.GenericError as error:
-                if expected_bytes is not None and " 416 " in str(error):  # the file ends before
+                if expected_bytes is not None and RANGE_BEHIND_END in str(error):
                     _check_size(self.path(name), self.size_bytes(name), expected_bytes)
                 raise
             if expected_bytes is not None:
@@ -242,11 +249,21 @@ class RemoteStore:
         return length
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """One range request, after one for the size."""
-        content = bytearray(max(0, min(length, self.size_bytes(name) - offset)))
-        if content:
-            self.read_into(name, offset, [memoryview(content)])
-        return bytes(content)
+        """One range request."""
+
+        def get() -> bytes:
+            try:
+                answer = self._obstore.get(self._store, name, options={"range": (offset, offset + length)})
+            except self._obstore.exceptions.GenericError as error:
+                if RANGE_BEHIND_END in str(error):
+                    return b""
+                raise
+            content = bytes(answer.bytes())
+            if len(content) != min(length, answer.meta["size"] - offset):
+                raise _ShortError(f"{len(content)} bytes came of {length}")
+            return content
+
+        return self._try(name, get) if length else b""
 
     def names(self) -> list[str]:
         """One listing; web servers have none."""

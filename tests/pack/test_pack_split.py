@@ -134,3 +134,15 @@ def test_a_split_that_stays_empty_is_told_with_what_would_fill_it(tmp_path, leaf
     image = leaf_image(tmp_path / "leaf.tif", size_px=16)
     summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, **options))
     assert [bool(re.search(hint, notice)) for notice in summary.notices] == [True, True]
+
+
+def test_a_folder_that_all_images_share_is_no_group(tmp_path, leaf_image):
+    """Its name may look like that of a plant."""
+    folder = tmp_path / "plant_9"
+    for plant in range(4):
+        for side in "ab":
+            leaf_image(folder / f"plant_{plant}_{side}.tif", size_px=32, seed=8 * plant + ord(side))
+    summary = pack([folder], tmp_path / "out", PackOptions(tile_px=16, group_by=r"plant_(\d)"))
+    assert len(summary.tiles) == 3, "four plants are enough for three splits"
+    alone = pack([folder], tmp_path / "alone", PackOptions(tile_px=16, group_by=r"plant_(9)", split=(1, 0, 0)))
+    assert alone.tiles == {"train": 32}

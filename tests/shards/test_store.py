@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import shutil
 import socket
@@ -66,6 +67,38 @@ def nginx(leaf_shards, tmp_path_factory) -> Iterator[tuple[str, int]]:
     yield "127.0.0.1", port
     process.terminate()
     process.wait()
+
+
+def test_google_and_azure_are_read_alike(nginx, leaf_shards, tmp_path, monkeypatch):
+    """Of real servers only the way they name objects is the same; nginx asks for no credentials."""
+    endpoint = f"http://{nginx[0]}:{nginx[1]}"
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "scientist")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", endpoint)
+    account = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": ""}
+    (tmp_path / "account.json").write_text(json.dumps({**account, "private_key_id": ""}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+    near = contents(ShardReader(leaf_shards / "train"))
+    for scheme in ("az", "gs"):
+        far = contents(ShardReader(f"{scheme}://field/shards/train", None, SHORT))
+        assert far.keys() == near.keys()
+        assert all(far[key][0].tobytes() == tile.tobytes() for key, (tile, _) in near.items())
+
+
+def test_azure_without_an_account_says_what_is_missing(monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(ValueError, match=r"shards cannot be opened \(.*Account must be specified\); set what"):
+        open_store("az://field/shards")
+
+
+def test_a_span_costs_one_request_and_ends_where_the_file_ends(remote, leaf_shards):
+    store, tar = open_store(remote.url, SHORT), (leaf_shards / "train" / "leaf-000000.tar").read_bytes()
+    remote.fault.set("", 0, path="leaf-000000.tar")
+    for near in (store, open_store(leaf_shards / "train")):
+        assert near.read_span("leaf-000000.tar", len(tar) - 700, 2**42) == tar[-700:]
+        assert near.read_span("leaf-000000.tar", len(tar), 512) == b""
+        assert near.read_span("leaf-000000.tar", 512, 1000) == tar[512:1512]
+    assert remote.fault.num_requests == 3
 
 
 @pytest.fixture(params=["s3", "http"])
