@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from crc32c import crc32c
+from PIL import Image
 
 from msvae.config import load_config
+from msvae.shards.audit.indexing import IndexOptions, index_data_set
+from msvae.shards.audit.verify import verify_data_set
 from msvae.shards.reader import ShardReader
+from msvae.shards.wds_source import ExactSamples
 
 
 def test_an_object_array_with_valid_checksums_is_refused(leaf_shards, tmp_path):
@@ -47,6 +53,39 @@ def test_a_manifest_opens_no_file_outside_its_folder(leaf_shards, tmp_path, name
     (split / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"manifest\.json: shards: .* is no file name of a shard"):
         ShardReader(split)
+
+
+@pytest.mark.parametrize("location", ["pipe:touch ran", "pipe:touch ran #://x"])
+def test_a_location_runs_no_command(tmp_path, monkeypatch, location):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no manifest\.json|cannot be opened"):
+        ShardReader(location)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_in_a_member_name_is_a_key_and_never_opened(tmp_path):
+    """Indexed, read, and given to webdataset stages: all under a name that points out of the folder."""
+    split, outside = tmp_path / "split", tmp_path / "outside.npy"
+    split.mkdir()
+    tile, mask = io.BytesIO(), io.BytesIO()
+    np.save(tile, np.ones((5, 16, 16), np.uint16))
+    Image.fromarray(np.ones((16, 16), bool)).save(mask, "PNG")
+    with tarfile.open(split / "a.tar", "w") as tar:
+        for name, content in (
+            ("../outside.npy", tile),
+            ("../outside.png", mask),
+            ("/etc/leaf.npy", tile),
+            ("/etc/leaf.png", mask),
+        ):
+            header = tarfile.TarInfo(name)
+            header.size = len(content.getvalue())
+            tar.addfile(header, io.BytesIO(content.getvalue()))
+    index_data_set(str(split), None, IndexOptions(wavelengths_nm=(475, 560, 668, 717, 840), scale=(1e-4,)))
+    source = ExactSamples(split, seed=0, global_batch_size=2, micro_batch_size=2, num_positions=1)
+    assert {sample["__key__"] for sample in source} == {"../outside", "/etc/leaf"}
+    assert verify_data_set(str(split), num_threads=1).faults == []
+    assert not outside.exists()
+    assert sorted(path.name for path in split.iterdir()) == ["a.index.json", "a.tar", "manifest.json"]
 
 
 def test_a_configuration_runs_no_code(tmp_path, monkeypatch):

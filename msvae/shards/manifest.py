@@ -6,6 +6,7 @@ The byte layout is the contract of `shards/README.md`.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, TypeVar
@@ -73,6 +74,13 @@ class Shards(_Record):
         lengths = {name: len(getattr(self, name)) for name in ShardEntry._fields}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns have different lengths: {lengths}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_shard_once(self) -> Self:
+        if len(set(self.name)) < len(self.name):
+            name, count = Counter(self.name).most_common(1)[0]
+            raise ValueError(f"lists {name} {count} times, so its samples would be seen as often")
         return self
 
     @model_validator(mode="after")

@@ -67,6 +67,8 @@ def _decode_any(png: bytes, leaf_mask: NDArray[np.bool_]) -> None:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             if image.size != leaf_mask.shape[::-1]:
                 raise ValueError(f"has a mask of {image.size} px, expected {leaf_mask.shape[::-1]}")
+            if len(image.getbands()) > 1:
+                raise ValueError(f"has a mask of mode {image.mode}, expected one grey value a pixel")
             leaf_mask[:] = np.asarray(image) > 0
     except (UnidentifiedImageError, OSError, SyntaxError, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"has a mask that is no PNG ({error})") from error

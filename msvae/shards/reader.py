@@ -74,7 +74,7 @@ class ShardReader:
         if compressed:
             _decompress(head, tile, place)
         elif head != self._npy_header:
-            raise ValueError(f"{place} is not a {self.dtype} array of shape {self.tile_shape}; pack again")
+            raise ValueError(f"{place} is not a {self.dtype} array of shape {self.tile_shape}; pack this split again")
         _decode_mask(png, leaf_mask, place)
         return index.keys[row], png
 

@@ -18,7 +18,30 @@ from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
 
+from .conftest import npy, png
+from .test_verify import TAR, index_of, rewrite
+
 CPU = torch.device("cpu")
+FOUND_WHILE_TRAINING = {
+    "mask of another size": (
+        "mask.png",
+        png(np.ones((32, 24), bool)),
+        r"has a mask of \(24, 32\) px, expected \(32, 32\)",
+    ),
+    "colour mask": (
+        "mask.png",
+        png(np.zeros((32, 32, 3), np.uint8)),
+        "has a mask of mode RGB, expected one grey value",
+    ),
+    "no mask": ("mask.png", b"JFIF", "has a mask that is no PNG"),
+    "wrong dtype": (
+        "bands.npy",
+        npy(np.ones((5, 32, 32), "u1")),
+        r"holds 5248 bytes, expected 10368 for uint16 tiles",
+    ),
+    "wrong dtype of equal size": ("bands.npy", npy(np.ones((5, 32, 32), "<i2")), "is not a uint16 array of shape"),
+    "wrong band count": ("bands.npy", npy(np.ones((4, 32, 32), "<u2")), r"for uint16 tiles of shape \(5, 32, 32\)"),
+}
 
 
 def all_batches(folder: Path, batch_size: int = 4, num_workers: int = 2) -> list:
@@ -179,3 +202,28 @@ class TestFaults:
         (split / "manifest.json").write_text('{"format": "other"}')
         with pytest.raises(ValueError, match=r"manifest\.json: "):
             ShardReader(split)
+
+    def test_a_manifest_that_lists_a_shard_twice_is_refused(self, split):
+        manifest = json.loads((split / "manifest.json").read_text())
+        for column in manifest["shards"].values():
+            column.append(column[0])
+        (split / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=r"manifest\.json: shards: .*lists leaf-000000\.tar 2 times.*pack this"):
+            ShardReader(split)
+
+    def test_a_shard_replaced_by_another_of_equal_size_is_named(self, split):
+        tar, other = self.first_tar(split), sorted(split.glob("*.tar"))[1].read_bytes()
+        size = tar.stat().st_size
+        tar.write_bytes(other[:size].ljust(size, b"\0"))
+        with pytest.raises(ValueError, match=rf"{tar.name}: sample \S+ is truncated or altered: checksum"):
+            all_batches(split)
+
+    @pytest.mark.parametrize("fault", FOUND_WHILE_TRAINING)
+    def test_what_was_written_wrong_stops_training_though_all_checksums_fit(self, split, fault):
+        ending, content, message = FOUND_WHILE_TRAINING[fault]
+        key = index_of(split)["keys"][1]
+        rewrite(split, lambda members: [(n, content if n == f"{key}.{ending}" else old) for n, old in members])
+        with pytest.raises(ValueError, match=message) as error:
+            all_batches(split)
+        assert f"{TAR}: sample {key} " in str(error.value)
+        assert "pack this split again" in str(error.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,9 +125,6 @@ def _listing_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
     listed = manifest.shards.name
     if not manifest.num_samples:
         yield _manifest_fault(store, f"lists no samples; {AGAIN}")
-    for shard, count in Counter(listed).items():
-        if count > 1:
-            yield _manifest_fault(store, f"lists {shard} {count} times; {AGAIN}")
     try:
         present = store.names()
     except ValueError:
