@@ -120,7 +120,8 @@ def show(results: Results, reader_counts: list[int]) -> None:
             print(f"{peer:>18} {' '.join(cells)} {right:>6} {own['distinct_shards']:>13.2f}")
         for limit, tiles_per_s in medians(results.limits).items():
             ratio = f"{tiles_per_s / base['integers_per_s']:.2f}x ({tiles_per_s:.0f})"
-            print(f"{limit:>18} {ratio:>14}  one thread")
+            reached = results.medians(num_readers, "msvae")["integers_per_s"] / tiles_per_s
+            print(f"{limit:>18} {ratio:>14}  one thread; msvae's integers reach {reached:.0%} of it")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -9,8 +10,10 @@ from pathlib import Path
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from msvae.shards.cache import SpanCache
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
+from msvae.shards.samples import SampleReads
 
 
 @dataclass
@@ -32,6 +35,10 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
     """Global batches that were seen before."""
     num_positions: int | None = None
     """Global batches to give; None goes on without end."""
+    max_bad_samples: int = 0
+    """Samples that may be unreadable: each is warned of, and replaced as in training."""
+    cache: SpanCache | None = None
+    """Keeps what was read from afar."""
 
     def __post_init__(self) -> None:
         if self.global_batch_size % (self.world_size * self.micro_batch_size):
@@ -41,7 +48,8 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
             )
 
     def __iter__(self) -> Iterator[dict[str, str | bytes]]:
-        reader = ShardReader(self.location)
+        reader = ShardReader(self.location, self.cache)
+        reads = SampleReads(reader, self.max_bad_samples)
         plans = training_plans(
             SampleOrder(reader.samples_per_shard, self.seed),
             global_batch_size=self.global_batch_size,
@@ -57,4 +65,7 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
                 return
             if number % num_workers == worker:
                 for place in plan.places:
-                    yield reader.members(place.shard, place.row)
+                    sample, bad = reads.read(place, reader.members)
+                    if bad is not None:
+                        warnings.warn(f"{bad.replaced_by} stands for {bad.key}: {bad.reason}", stacklevel=2)
+                    yield sample

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import webdataset as wds
 
+from msvae.shards.cache import SpanCache
 from msvae.shards.loader import Loader
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
 from msvae.shards.wds_source import ExactSamples
 
 from ..conftest import ROOT
+from ..servers import BUCKET, breaking_proxy, set_credentials
 from .test_reader import CPU
 
 STREAM = {"seed": 3, "global_batch_size": 8, "micro_batch_size": 2}
@@ -85,6 +87,30 @@ def test_an_altered_json_reaches_no_stage(leaf_shards, tmp_path):
     key = flip_a_json(split)
     with pytest.raises(ValueError, match=rf"leaf-000000\.tar: the JSON of sample {key} is truncated or altered"):
         list(ExactSamples(split, **STREAM, num_positions=6))
+
+
+def test_bad_samples_are_replaced_as_in_training_and_warned_of(leaf_shards, tmp_path):
+    split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
+    key = flip_a_json(split)
+    sound = [sample["__key__"] for sample in ExactSamples(leaf_shards / "train", **STREAM, num_positions=6)]
+    following = json.loads((split / "leaf-000000.index.json").read_text())["keys"][2]
+    with pytest.warns(UserWarning, match=rf"{following} stands for {key}: .*the JSON of sample {key} is truncated or"):
+        seen = list(ExactSamples(split, **STREAM, num_positions=6, max_bad_samples=1))
+    assert [sample["__key__"] for sample in seen] == [following if name == key else name for name in sound]
+
+
+def test_a_cache_serves_stages_when_the_server_is_gone(leaf_shards, moto, tmp_path, monkeypatch):
+    cache = SpanCache(tmp_path / "cache", 10**8)
+    with breaking_proxy(*moto) as (url, fault):
+        set_credentials(monkeypatch, url)
+        source = ExactSamples(f"s3://{BUCKET}/field/shards/train", **STREAM, num_positions=2, cache=cache)
+        first = list(source)
+        fault.set("500", 10**6, path=".tar")
+        assert list(source) == first
+        assert fault.num_requests == 0
+    assert [sample["json"] for sample in first] == [
+        sample["json"] for sample in ExactSamples(leaf_shards / "train", **STREAM, num_positions=2)
+    ]
 
 
 def test_an_index_from_before_json_had_checksums_is_still_read(leaf_shards, tmp_path):
