@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -162,6 +163,6 @@ def test_image_and_group_are_what_key_and_json_say(key, about, image, group):
         samples_per_shard=[1],
         store=SimpleNamespace(parallel_reads=1),
         key=lambda shard, row: key,
-        about=lambda shard, row: about,
+        about=lambda shard, row: json.dumps(about).encode(),
     )
     assert origins(reader) == [Origin(key, image, group)]
