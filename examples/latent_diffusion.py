@@ -57,7 +57,7 @@ def make_transformer(channels: int, cells: int) -> SD3Transformer2DModel:
     """0.5 million parameters; Stable Diffusion 3 Medium has 24 layers and 24 heads of 64."""
     return SD3Transformer2DModel(
         sample_size=cells,
-        patch_size=2,
+        patch_size=2 - cells % 2,
         in_channels=channels,
         out_channels=channels,
         num_layers=3,

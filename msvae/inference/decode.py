@@ -67,10 +67,21 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, latents: Iterator[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
-        """Reflectance (C, H, W) of each, in order."""
+        """Reflectance (C, H, W) of each, in order.
+
+        Raises: ValueError for a latent whose reflectance is not finite.
+        """
+        number = 0
         while batch := list(islice(latents, self._batch_size)):
             z_BChw = torch.from_numpy(np.stack(batch).astype(np.float32)).to(self.model.device)
-            yield from self.model.decode(z_BChw, return_dict=False)[0].float().cpu().numpy()
+            for image_CHW in self.model.decode(z_BChw, return_dict=False)[0].float().cpu().numpy():
+                if not np.isfinite(image_CHW).all():
+                    raise ValueError(
+                        f"latent {number} decodes to values that are not finite; look at it, and at whether it is "
+                        "scaled by the factors of this model"
+                    )
+                number += 1
+                yield image_CHW
 
 
 def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_progress: OnProgress | None) -> int:

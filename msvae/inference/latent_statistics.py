@@ -30,7 +30,7 @@ def statistics(sums: NDArray[np.float64]) -> LatentStatistics:
     if not num_cells:
         raise ValueError("the split that factors are taken of has no leaf pixel; pack it with another --mask")
     mean = mean / num_cells
-    std = np.sqrt(square / num_cells - mean**2)
+    std = np.sqrt(np.maximum(square / num_cells - mean**2, 0))
     return LatentStatistics(num_cells=num_cells, mean=mean.tolist(), std=std.tolist())
 
 
@@ -38,4 +38,7 @@ def factors(of: LatentStatistics) -> tuple[float, float]:
     """`shift_factor` and `scaling_factor` of diffusers: mean and 1 / standard deviation over all channels at once."""
     mean, square = np.array(of.mean), np.array(of.std) ** 2 + np.array(of.mean) ** 2
     shift = float(mean.mean())
-    return shift, 1 / math.sqrt(float(square.mean()) - shift**2)
+    variance = float(square.mean()) - shift**2
+    if variance <= 0:
+        raise ValueError("all latents of leaves are the same, so they cannot be scaled; train the model further")
+    return shift, 1 / math.sqrt(variance)

@@ -167,6 +167,8 @@ def _whole_blocks(
 
 def _open_output(growing: Path, target: Path, data_set: DataSet, image: MaskedImage) -> RasterOutput:
     layout, (described,) = data_set.layout, data_set.images
+    # GDAL has no half precision
+    dtype = "float32" if layout.source_dtype == "float16" else layout.source_dtype
     shape = (described.height, described.width)
     if target.suffix.lower() == ARRAY_ENDING:
         axes = data_set.options.axes if data_set.options.axes and _is_array(described.source) else "chw"
@@ -176,7 +178,7 @@ def _open_output(growing: Path, target: Path, data_set: DataSet, image: MaskedIm
     return GeoTiff(
         growing,
         shape,
-        layout.source_dtype,
+        dtype,
         layout.bands,
         tuple(info.scales[i] for i in described.positions),
         tuple(info.offsets[i] for i in described.positions),
@@ -213,8 +215,7 @@ class _Tally:
         if not np.any(self._sums["num_pixels"]):
             raise ValueError(f"{self._image.raster.source.path} has no leaf pixel; give another --mask")
         columns = {name: np.concatenate(column) for name, column in self._sums.items()}
-        none = np.zeros(1)
-        return summarise({**columns, "ssim": none, "num_ssim": none})
+        return summarise(columns)
 
     def _judge(
         self, values_CHW: NDArray[np.generic], stored_CHW: NDArray[np.generic], leaf_HW: NDArray[np.bool_]

@@ -44,7 +44,7 @@ def summarise(sums: TileSums) -> Summary:
         angle_deg=numbers["angle_deg"],
         ndvi_mae=numbers.get("ndvi_mae"),
         ndre_mae=numbers.get("ndre_mae"),
-        ssim=numbers["ssim"],
+        ssim=numbers.get("ssim"),
         rmse_per_band=numbers["rmse_per_band"],
         num_tiles=len(sums["num_pixels"]),
         num_leaf_pixels=int(totals["num_pixels"][0]),

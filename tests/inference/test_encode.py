@@ -169,6 +169,7 @@ def test_another_model_is_refused_and_the_same_has_nothing_to_do(
     assert "exists and holds no latents" in refused("encode", model_folder, leaf_shards, tmp_path / "thesis")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes_and_another_model_may_not(
     model_folder, other_model, leaf_shards, latents, tmp_path
 ):

@@ -244,6 +244,7 @@ def test_a_bare_backbone_is_no_model(tmp_path, write_field):
     assert "holds a AutoencoderKL, expected" in refused(tmp_path / "backbone", image, tmp_path / "out.tif")
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_hidden_file_that_the_next_removes(model_folder, write_field, tmp_path):
     image, out = write_field(tmp_path / "field.tif", 900, 900), tmp_path / "out"
     command = [sys.executable, "-m", "msvae", "reconstruct", model_folder, image, out / "field.tif", "--tile", "64"]
@@ -285,3 +286,19 @@ def test_pixels_that_are_points_stay_points(model_folder, write_field, tmp_path)
     with rasterio.open(image) as before, rasterio.open(tmp_path / "out.tif") as after:
         assert after.tags()["AREA_OR_POINT"] == "Point"
         assert after.transform == before.transform
+
+
+def test_bands_are_found_by_name_where_an_image_states_no_wavelengths(model_folder, tmp_path):
+    names = ("blue", "green", "red", "red_edge", "nir")
+    stored = np.random.default_rng(4).integers(300, 5000, (5, 40, 40), dtype=np.uint16)
+    for path, order in (("as_model.tif", range(5)), ("turned.tif", range(4, -1, -1))):
+        shape = {"driver": "GTiff", "count": 5, "height": 40, "width": 40, "dtype": "uint16", "nodata": 0}
+        with rasterio.open(tmp_path / path, "w", **shape) as raster:
+            raster.write(stored[list(order)])
+            raster.scales = (1e-4,) * 5
+            raster.descriptions = tuple(names[i] for i in order)
+    written = []
+    for name in ("as_model.tif", "turned.tif"):
+        run(model_folder, tmp_path / name, tmp_path / f"r-{name}")
+        written.append(read(tmp_path / f"r-{name}"))
+    np.testing.assert_array_equal(*written)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ class Run:
     @property
     def best(self) -> dict[str, Any]:
         """The evaluation with the lowest loss, whose weights are `best/`; empty without any."""
-        judged = [row for row in self.validation if math.isfinite(row["loss"])]
+        judged = [row for row in self.validation if row["loss"] is not None]
         return min(judged, key=lambda row: float(row["loss"])) if judged else {}
 
 
@@ -97,8 +96,9 @@ def _read(folder: Path, name: str) -> Run:
 def _report(folder: Path) -> dict[str, Any] | None:
     for path in (folder / place for place in REPORTS):
         metrics: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        # an evaluation beside the run may be of another one
-        if "judged" in metrics and Path(metrics["judged"]["model"]).parent == folder.resolve():
+        # one within the run may have been moved with it, one beside it may be of another run
+        within = path.resolve().is_relative_to(folder.resolve())
+        if "judged" in metrics and (within or Path(metrics["judged"]["model"]).parent == folder.resolve()):
             return metrics
     return None
 

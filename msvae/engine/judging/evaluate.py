@@ -19,6 +19,7 @@ from msvae.engine.judging.tables import write_tables
 from msvae.engine.judging.units import units_of
 from msvae.engine.judging.wording import EXPLANATIONS, LABELS, summary_lines
 from msvae.engine.ranks import Ranks
+from msvae.engine.setup import make_cuda_exact
 from msvae.metrics.baselines import mean_spectrum, principal_components
 from msvae.metrics.block_pca import MAX_NUMBERS
 from msvae.metrics.bootstrap import NUM_RESAMPLES
@@ -102,6 +103,9 @@ def load_for(folder: Path, evaluator: Evaluator, ranks: Ranks) -> AutoencoderKLM
             f"{evaluator.reader.store.location} holds {evaluator.bands}, {folder} expects {model.bands}; "
             "repack with --wavelengths, or use the model trained on these bands"
         )
+    if ranks.device.type == "cuda":
+        # whatever precision the launcher asks for training
+        make_cuda_exact()
     return model.to(ranks.device)  # type: ignore[no-any-return]
 
 

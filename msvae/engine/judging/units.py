@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class Units:
         """Places for what is drawn."""
         return min(self.num_drawn, MAX_UNITS)
 
-    @property
+    @cached_property
     def unit_of_tile(self) -> NDArray[np.int64]:
         """The place of each tile."""
         return self.drawn_of_tile % self.num_units
