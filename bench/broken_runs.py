@@ -1,6 +1,6 @@
 """Breaks training on purpose, once for each picture in docs/curves.md, beside the same training left whole.
 
-python bench/broken_runs.py OUT [--steps 500]
+python bench/broken_runs.py OUT [--steps 400]
 
 Everything is real: leaves are drawn, masks moved, bands exchanged, shards packed, and train.py is launched.
 """
@@ -148,7 +148,7 @@ def main() -> None:
     """Train whole and broken, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for curves-NAME.png")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
     with tempfile.TemporaryDirectory() as temporary:
