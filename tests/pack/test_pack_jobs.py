@@ -58,8 +58,10 @@ def kill_once_shards_are_done(process: subprocess.Popen[str], out: Path, num_sha
     data = out.with_name(f".{out.name}.partial") / "data"
     while len(list(data.glob("*/*.index.json"))) < num_shards:
         assert process.poll() is None, process.stderr.read()
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert not psutil.wait_procs(workers, 60)[1], "workers end when they are alone"
     assert not out.exists()
     done = {str(index.relative_to(data)).replace(".index.json", ".tar") for index in data.glob("*/*.index.json")}
     return {name: (data / name).stat().st_ino for name in done}
