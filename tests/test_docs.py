@@ -95,6 +95,9 @@ def prepared(leaf_images, leaf_shards, model, request) -> dict[str, Prepare]:
     def run(clone: Path) -> None:
         shutil.copytree(model, clone / "runs" / "leaves")
 
+    def other(clone: Path) -> None:
+        shutil.copytree(model, clone / "runs" / "other")
+
     def field(clone: Path) -> None:
         (clone / "field").symlink_to(request.getfixturevalue("rice"))
         shutil.copytree(leaf_images, clone / "my" / "leaves")
@@ -102,7 +105,7 @@ def prepared(leaf_images, leaf_shards, model, request) -> dict[str, Prepare]:
     def bucket(clone: Path) -> None:
         request.getfixturevalue("documented_bucket")
 
-    return {"images": images, "shards": shards, "run": run, "field": field, "bucket": bucket}
+    return {"images": images, "shards": shards, "run": run, "other": other, "field": field, "bucket": bucket}
 
 
 @pytest.fixture
@@ -118,6 +121,7 @@ NEEDS = {
     "README.md": ("field",),
     "docs/curves.md": ("run",),
     "docs/data.md": (),
+    "docs/evaluation.md": ("shards", "run", "other"),
     "docs/out.md": ("bucket",),
     "docs/training.md": ("shards",),
 }
