@@ -144,7 +144,8 @@ class LatentReader:
             for name in ("bands", "mask", "json")
         }
         place = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
-        if crc32c(parts["mask"], crc32c(parts["bands"])) != index.crc32c[row]:
+        sound = crc32c(parts["mask"], crc32c(parts["bands"])) == index.crc32c[row]
+        if not sound or (index.json_crc32c is not None and crc32c(parts["json"]) != index.json_crc32c[row]):
             raise ValueError(f"{place} is truncated or altered; encode this split again")
         header = npy_header(self.manifest.shape, np.dtype(self.manifest.dtype))
         if not parts["bands"].startswith(header):

@@ -141,11 +141,14 @@ def test_a_data_set_for_torch_gives_every_sample_and_notices_damage(latents, tmp
     for name, content in every_byte(latents / "train").items():
         (copy / name).write_bytes(content)
     tar = copy / "leaf-000000.tar"
-    content = bytearray(tar.read_bytes())
-    content[1000] ^= 1
-    tar.write_bytes(content)
-    with pytest.raises(ValueError, match="is truncated or altered; encode this split again"):
-        LatentReader(copy)[0]
+    whole = tar.read_bytes()
+    of_json = json.loads((copy / "leaf-000000.index.json").read_text())["json_offset"][0]
+    for place in (1000, of_json + 3):
+        content = bytearray(whole)
+        content[place] ^= 1
+        tar.write_bytes(content)
+        with pytest.raises(ValueError, match="is truncated or altered; encode this split again"):
+            LatentReader(copy)[0]
 
 
 def test_plain_webdataset_reads_them(latents):
