@@ -28,7 +28,7 @@ def test_a_run_from_s3_is_that_from_disk(launch, leaf_shards, moto, monkeypatch,
         done = launch(TRAIN, *tiny_run(leaf_shards, out, **overrides), processes=2)
         assert done.returncode == 0, done.stderr[-3000:]
     assert weights(tmp_path / "far") == weights(tmp_path / "near")
-    assert list((tmp_path / "cache").glob("*.tar"))
+    assert list((tmp_path / "cache").glob("*.spans"))
     judged = launch(EVALUATE, "--model", tmp_path / "far/model", "--data", place, "--out", tmp_path / "report")
     assert judged.returncode == 0, judged.stderr[-3000:]
     assert (tmp_path / "report" / "report.html").is_file()

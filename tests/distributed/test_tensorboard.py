@@ -159,7 +159,7 @@ def test_a_run_says_how_it_can_be_repeated(out, events, leaf_shards):
     assert "**world size**: `2`" in card
     assert "MULTI_CPU" in card
     assert "--num_processes 2" in card
-    assert "struck_train.py stop 1 --model.pretrained tiny" in card
+    assert "train/train.py --model.pretrained tiny" in card
     assert "torch " in card
     assert load_config(out / "config.yaml").dump() in config
 

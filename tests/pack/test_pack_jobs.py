@@ -158,7 +158,7 @@ def test_two_runs_never_pack_into_the_same_folder_at_once(tmp_path, leaves, star
     running = start(leaves, out)
     os.kill(running.pid, signal.SIGSTOP) if wait_for(tmp_path / ".out.partial" / "record.json", running) else None
     try:
-        with pytest.raises(ValueError, match=r"another run is packing"):
+        with pytest.raises(ValueError, match=r"another run works in .*name another --out"):
             pack([leaves], out, PackOptions(**OPTIONS))
     finally:
         os.kill(running.pid, signal.SIGCONT)

@@ -64,3 +64,7 @@ class Replicated(Trained):
         """Copy."""
         parameter = self.named[name]
         (parameter.detach() if kind == "model" else self._optimizer.state[parameter][kind]).copy_(value)
+
+    def own(self, kind: str) -> list[Tensor]:
+        """All of them."""
+        return [value for _, value in self.values(kind)]

@@ -66,15 +66,18 @@ class Trained(ABC):
     def put(self, kind: str, name: str, value: Tensor) -> None:
         """Set one of `values` to a whole tensor that every rank holds."""
 
+    @abstractmethod
+    def own(self, kind: str) -> list[Tensor]:
+        """What this rank holds of the tensors of `values`."""
+
     @torch.no_grad()
     def squares_from_average(self) -> Tensor:
         """This rank's share of two squared norms, (2,): of the weights less their average, and of the weights.
 
         Shares of all ranks add up.
         """
-        states = [(weights, state) for weights, state in self._optimizer.state.items() if AVERAGE in state]
-        weights = [weights for weights, _ in states]
-        apart = torch._foreach_sub(weights, [state[AVERAGE] for _, state in states])
+        weights = self.own("model")
+        apart = torch._foreach_sub(weights, self.own(AVERAGE))
         return torch.stack([norm_of(tensors).square() for tensors in (apart, weights)]) / self.copies
 
     @property

@@ -91,6 +91,10 @@ class Zero(Trained):
         for fragment in self._fragments[name]:
             self._of(kind, fragment).copy_(value.flatten()[fragment.first : fragment.first + fragment.length])
 
+    def own(self, kind: str) -> list[Tensor]:
+        """Its fragments: what fills up DeepSpeed's flat tensors after the last weight is whatever memory held."""
+        return [self._of(kind, fragment) for fragments in self._fragments.values() for fragment in fragments]
+
     def _joined(self, kind: str, names: list[str]) -> Iterator[Named]:
         sizes = [self.shapes[name].numel() for name in names]
         joined = torch.zeros(sum(sizes), device=self._ranks.device)
