@@ -21,10 +21,11 @@ from msvae.metrics.accumulate import Summary, summarise
 from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.pack.data_set import DataSet, prepare_masks
+from msvae.pack.data_set import DataSet
 from msvae.pack.gdal import gdal_session
 from msvae.pack.masks import MaskedImage, parse_mask_option
 from msvae.pack.options import PackOptions
+from msvae.pack.prepare import prepare_masks
 from msvae.pack.sources import ImageSource, find_sources
 
 TILE_STEP = 64

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from msvae.pack.expression import Expression
 from msvae.pack.layout import Layout, first_layout, fit_layout
 from msvae.pack.masks import MaskedImage, MaskRule, choose_mask
 from msvae.pack.options import PackOptions
-from msvae.pack.prepare import prepare_rule
 from msvae.pack.raster import Raster
 from msvae.pack.sources import ImageSource
 
@@ -66,16 +65,3 @@ def describe_images(sources: Sequence[ImageSource], options: PackOptions, expres
         images.append(Image(source, tuple(positions), rule, info.height, info.width))
     assert layout is not None
     return DataSet(tuple(images), layout, options)
-
-
-def prepare_masks(data_set: DataSet, folder: Path) -> DataSet:
-    """What must be known of whole images before the first tile: thresholds, and masks that are cleaned as a whole."""
-    images = []
-    for number, image in enumerate(data_set.images):
-
-        def open_image(rule: MaskRule, image: Image = image) -> MaskedImage:
-            return MaskedImage(image.source, image.positions, rule, data_set.layout, data_set.options)
-
-        rule = prepare_rule(image.mask, open_image, data_set.options, folder / str(number))
-        images.append(replace(image, mask=rule))
-    return replace(data_set, images=tuple(images))

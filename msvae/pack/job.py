@@ -1,6 +1,7 @@
 """Packing: rasters and leaf masks become the shards of a data set.
 
-The survey counts leaf and chooses tiles, the splits are dealt, the shards written, and the whole is put in place.
+What only whole images tell of their masks is found, the survey counts leaf and chooses tiles, the splits are dealt,
+the shards written, and the whole is put in place.
 Every step keeps what it has made in the work folder, so that any process can go on from there.
 """
 
@@ -10,23 +11,24 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 
-from msvae.pack.data_set import DataSet, describe_images, prepare_masks
+from msvae.pack.data_set import DataSet, describe_images
 from msvae.pack.gdal import gdal_session
 from msvae.pack.masks import parse_mask_option
 from msvae.pack.options import SPLITS, PackOptions, PackSummary
 from msvae.pack.output import check_output, put_in_place
+from msvae.pack.prepare import needs_preparing, prepare_mask, prepared
 from msvae.pack.shard_job import ShardJob, plan_shards, write_shard
 from msvae.pack.sheet import SHEET_NAME, save_contact_sheet
 from msvae.pack.sources import find_sources, passed_over
-from msvae.pack.split import group_names, split_tiles
+from msvae.pack.split import SplitTiles, group_names, split_tiles
 from msvae.pack.summary import summarise
-from msvae.pack.survey import bands_of, count_band, find_tiles, load_survey, num_tiles_of
+from msvae.pack.survey import Survey, bands_of, count_band, find_tiles, load_survey, num_tiles_of
 from msvae.pack.work import WorkFolder, work_folder
 from msvae.pack.workers import workers
 from msvae.shards.audit.leaks import check_leaks
@@ -46,13 +48,13 @@ OPTIONS_OF_A_RUN = ("overwrite", "num_workers", "part", "merge")
 
 
 class Progress:
-    """Counts tiles of both passes. Until the survey ends, every tile is taken for one that will be written."""
+    """Counts tiles of all passes. Until the survey ends, every tile is taken for one that will be written."""
 
-    def __init__(self, num_tiles: int, on_progress: OnProgress | None) -> None:
-        self._done, self._total, self._report = 0, 2 * num_tiles, on_progress
+    def __init__(self, num_tiles: int, passes: int, on_progress: OnProgress | None) -> None:
+        self._done, self._total, self._report = 0, passes * num_tiles, on_progress
 
     def count(self, num_tiles: int) -> None:
-        """Tiles were surveyed or written."""
+        """Tiles were masked, surveyed or written."""
         self._done += num_tiles
         if self._report is not None and num_tiles:
             self._report(self._done, self._total)
@@ -79,18 +81,15 @@ def pack(
     if options.group_by is not None:
         group_names(sources, options.group_by)
     check_output(out, [file for source in sources for file in source.files], options.overwrite)
-    with (
-        gdal_session(),
-        work_folder(out, shared=options.part is not None) as work,
-        TemporaryDirectory(prefix="masks-", dir=work.path, ignore_cleanup_errors=True) as masks,
-    ):
+    with gdal_session(), work_folder(out, shared=options.part is not None) as work:
         data_set = describe_images(sources, options, expression)
         if options.merge and not work.record.is_file():
             raise ValueError(f"got --merge but no part was made for {out}; run the parts first, with --part i/n")
         work.begin(_record(data_set))
-        data_set = prepare_masks(data_set, Path(masks))
         bands = [bands_of(data_set, index) for index in range(len(data_set.images))]
-        progress = Progress(sum(num_tiles_of(data_set, band) for of_image in bands for band in of_image), on_progress)
+        num_tiles = sum(num_tiles_of(data_set, band) for band in chain(*bands))
+        progress = Progress(num_tiles, 2 + needs_preparing(data_set), on_progress)
+        data_set = _prepare(data_set, work, progress)
         with workers(data_set, work, _num_workers(data_set), progress.count) as crew:
             large = [band for of_image in bands if len(of_image) > 1 for band in of_image]
             crew.run(count_band, _own_first(large, options.part))
@@ -106,16 +105,32 @@ def pack(
         missing = [job for job in jobs if not job.is_done(work)]
         if options.part is not None:
             return summarise(data_set, survey, splits, jobs, work.data, len(missing))
-        manifests = write_manifests(data_set, jobs, work)
-        save_contact_sheet(work.data / SHEET_NAME, {name: ShardReader(work.data / name) for name in manifests})
-        duplicates = check_leaks({name: open_store(work.data / name) for name in manifests})
-        summary = summarise(data_set, survey, splits, jobs, work.data, 0, manifests[SPLITS[0]], duplicates)
-        for leftover in work.data.glob("*/.*"):  # of processes that were killed
-            leftover.unlink()
+        summary = _complete(data_set, survey, splits, jobs, work)
         put_in_place(work.data, out)
         shutil.rmtree(work.path)
     notices = (*summary.notices, *passed_over(images, sources, options.mask_files))
     return dataclasses.replace(summary, out=out, notices=notices)
+
+
+def _prepare(data_set: DataSet, work: WorkFolder, progress: Progress) -> DataSet:
+    """With what only whole images tell of their masks."""
+    if not needs_preparing(data_set):
+        return data_set
+    with workers(data_set, work, _num_workers(data_set), progress.count) as crew:
+        crew.run(prepare_mask, _own_first(range(len(data_set.images)), data_set.options.part))
+    return prepared(data_set, work.masks)
+
+
+def _complete(
+    data_set: DataSet, survey: Survey, splits: SplitTiles, jobs: Sequence[ShardJob], work: WorkFolder
+) -> PackSummary:
+    """Add what is made of all shards."""
+    manifests = write_manifests(data_set, jobs, work)
+    save_contact_sheet(work.data / SHEET_NAME, {name: ShardReader(work.data / name) for name in manifests})
+    duplicates = check_leaks({name: open_store(work.data / name) for name in manifests})
+    for leftover in work.data.glob("*/.*"):  # of processes that were killed
+        leftover.unlink()
+    return summarise(data_set, survey, splits, jobs, work.data, 0, manifests[SPLITS[0]], duplicates)
 
 
 def _record(data_set: DataSet) -> dict[str, Any]:

@@ -36,6 +36,11 @@ class WorkFolder:
         """Options and inputs of the work that was begun here."""
         return self.path / "record.json"
 
+    @property
+    def masks(self) -> Path:
+        """What only whole images tell of their masks."""
+        return self.path / "masks"
+
     def cells(self, image: int, first_row: int) -> Path:
         """Leaf pixels of the cells of an image, from one row of cells on."""
         return self.path / "survey" / f"cells-{image:06d}-{first_row:06d}.npz"
@@ -65,7 +70,7 @@ class WorkFolder:
                 f"{self.path} holds unfinished work of other options or inputs ({'; '.join(changes[:MAX_TOLD])}"
                 f"{more}); give the same to go on, or delete that folder to begin anew"
             )
-        for folder in ("survey", "statistics", "data"):
+        for folder in ("masks", "survey", "statistics", "data"):
             (self.path / folder).mkdir(exist_ok=True)
 
 

@@ -81,6 +81,27 @@ def test_bytes_are_the_same_on_one_and_three_workers_and_in_two_parts(tmp_path, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_masks_of_whole_images_are_found_once_for_all_parts_and_counted(tmp_path, leaves, start):
+    seen = {"mask": "otsu(ndvi)", "min_object_px": 8}
+    one, two, parts = (tmp_path / name for name in ("one", "two", "parts"))
+    counted: list[tuple[int, int]] = []
+    pack([leaves], one, PackOptions(**OPTIONS, **seen), lambda *done_and_all: counted.append(done_and_all))
+    assert [done for done, _ in counted] == sorted(done for done, _ in counted)
+    assert counted[-1][0] == counted[-1][1]
+    masking = sum(done <= counted[0][1] / 3 for done, _ in counted)
+    assert masking > 8, "two passes for a threshold and one to clean, of four images"
+    assert start(leaves, two, num_workers=2, **seen).wait() == 0
+    pack([leaves], parts, PackOptions(part=(1, 2), **OPTIONS, **seen))
+    masks = tmp_path / ".parts.partial" / "masks"
+    made = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in masks.iterdir()}
+    assert len(made) == 8, "for each image a threshold and a mask, and nothing on the way to them"
+    pack([leaves], parts, PackOptions(part=(2, 2), **OPTIONS, **seen))
+    assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in masks.iterdir()} == made
+    pack([leaves], parts, PackOptions(merge=True, **OPTIONS, **seen))
+    assert files_of(one) == files_of(two) == files_of(parts)
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_killed_run_goes_on_without_repeating_finished_shards(tmp_path, leaves, start, num_workers):
     out, whole = tmp_path / "out", tmp_path / "whole"
