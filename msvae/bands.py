@@ -47,13 +47,13 @@ class Bands:
 
     @property
     def tags(self) -> list[str]:
-        """Each band by its wavelength alone, such as `475nm`."""
-        return [f"{nm:.0f}nm" for nm in self.wavelengths_nm]
+        """Each band by its wavelength alone, such as `475nm`, as exact as tells bands apart."""
+        return _tags(self.wavelengths_nm)
 
     @classmethod
     def of_wavelengths(cls, wavelengths_nm: Sequence[float]) -> Bands:
         """Bands named by their wavelength alone, such as `475nm`."""
-        return cls(tuple(wavelengths_nm), tuple(f"{nm:.0f}nm" for nm in wavelengths_nm))
+        return cls(tuple(wavelengths_nm), tuple(_tags(wavelengths_nm)))
 
     @classmethod
     def named(cls, wavelengths_nm: Sequence[float], names: Sequence[str] | None = None) -> Bands:
@@ -84,3 +84,11 @@ class Bands:
     def has(self, *roles: str) -> bool:
         """Whether a band lies in the spectral range of every role."""
         return all(any(RANGES_NM[r][0] <= nm < RANGES_NM[r][1] for nm in self.wavelengths_nm) for r in roles)
+
+
+def _tags(wavelengths_nm: Sequence[float]) -> list[str]:
+    for decimals in range(4):
+        tags = [f"{nm:.{decimals}f}nm" for nm in wavelengths_nm]
+        if len(set(tags)) == len(tags):
+            return tags
+    return [f"{nm:.0f}nm_{number}" for number, nm in enumerate(wavelengths_nm, 1)]

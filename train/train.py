@@ -20,4 +20,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "stopped; training goes on from its newest checkpoint when run again")

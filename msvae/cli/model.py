@@ -23,6 +23,7 @@ app = typer.Typer()
 
 TIMEOUT_S = 6 * 3600.0
 """Ranks meet when all shards are done; those that had fewer wait for the others."""
+STOPPED = "stopped; `msvae encode` goes on where it was when the same command is given again"
 Model = Annotated[str, typer.Argument(help="A trained model: folder, such as RUN/best, or hub id.", metavar="MODEL")]
 Device = Annotated[str, option("Model", "cpu, cuda or cuda:1; auto is a GPU where there is one.")]
 
@@ -81,7 +82,9 @@ def reconstruct(
         with progress("windows") as advance_to:
             done = reconstruct_images(model, image, out, reading, asked, advance_to)
     for each in done:
-        summary = each.summary
+        if (summary := each.summary) is None:
+            say(f"{each.image} has no leaf pixel, so nothing was written for it; another --mask may find some")
+            continue
         angle = "" if summary.angle_deg is None else f", spectral angle {summary.angle_deg:.2f} degrees"
         say(
             f"{each.path}: {counted(summary.num_leaf_pixels, 'leaf pixel')}, PSNR {summary.psnr_db:.2f} dB{angle} "
@@ -163,8 +166,8 @@ def decode(
 def _on_this_rank(work: Callable[[], None]) -> None:
     """Run what `accelerate launch` started on several ranks; without a launcher as any other command."""
     if "RANK" not in os.environ:
-        with user_errors("stopped; `msvae encode` goes on where it was when the same command is given again"):
+        with user_errors(STOPPED):
             return work()
     from msvae.engine.setup import run_script
 
-    run_script(work)
+    run_script(work, STOPPED)

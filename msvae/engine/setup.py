@@ -159,7 +159,7 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"cannot write {folder} ({error.strerror}: {nearest}); choose a writable folder") from error
 
 
-def run_script(main: Callable[[], int | None]) -> NoReturn:
+def run_script(main: Callable[[], int | None], when_stopped: str = "stopped") -> NoReturn:
     """Run an entry point and end with the exit code that it returns, 0 when it returns none.
 
     A user's error becomes one line, exit code 2, and the last words of torchrun's summary. So does a disk that fails
@@ -189,7 +189,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         _end(line, LOST_OTHERS)
     except KeyboardInterrupt:
         if rank == 0:
-            print("stopped; training goes on from its newest checkpoint when run again", file=sys.stderr, flush=True)
+            print(when_stopped, file=sys.stderr, flush=True)
         _leave(130)
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from msvae.inference.identity import model_sha256
-from msvae.inference.load import choose_device, load_model
+from msvae.inference.load import choose_device, fitting_into_memory, load_model
 from msvae.inference.raster_output import GeoTiff
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.pack.gdal import gdal_session
@@ -25,6 +25,7 @@ from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
 from msvae.shards.splits import SPLITS, find_splits
 from msvae.shards.tar import ShardWriter
 from msvae.shards.tile_codec import ENDINGS, encode
+from msvae.wording import counted
 
 OnProgress = Callable[[int, int], None]
 
@@ -74,7 +75,9 @@ class Decoder:
         number = 0
         while batch := list(islice(latents, self._batch_size)):
             z_BChw = torch.from_numpy(np.stack(batch).astype(np.float32)).to(self.model.device)
-            for image_CHW in self.model.decode(z_BChw, return_dict=False)[0].float().cpu().numpy():
+            with fitting_into_memory(counted(len(batch), "latent"), z_BChw, "--batch-size"):
+                decoded = self.model.decode(z_BChw, return_dict=False)[0].float().cpu().numpy()
+            for image_CHW in decoded:
                 if not np.isfinite(image_CHW).all():
                     raise ValueError(
                         f"latent {number} decodes to values that are not finite; look at it, and at whether it is "
@@ -99,6 +102,11 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
             "latents of this model"
         )
     scaling, shift = model.config.scaling_factor, model.config.shift_factor or 0.0
+    if not unscaled and (scaling, shift) == (1.0, 0.0):
+        raise ValueError(
+            f"the model states no factors by which the latents of {file} were shifted and scaled; name the model that "
+            "`msvae encode` put beside its latents, or give --unscaled for latents as an encoder gives them"
+        )
     unscale = (each if unscaled else each / scaling + shift for each in latents)
     with gdal_session(), replacing_folder(out) as folder:
         for number, image_CHW in enumerate(decoder(unscale)):

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from msvae.inference.identity import model_sha256
 from msvae.inference.latent_statistics import leaf_sums
+from msvae.inference.load import fitting_into_memory
 from msvae.losses.coverage import latent_coverage
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
 from msvae.shards.tile_codec import npy_header
+from msvae.wording import counted
 
 Kind = Literal["moments", "sample"]
 Precision = Literal["float32", "float16"]
@@ -62,7 +64,8 @@ class Encoder:
 
         Raises: ValueError when latents are not finite, or too large for their type.
         """
-        posterior = self.model.encode(batch.tiles, mask=batch.leaf_mask).latent_dist
+        with fitting_into_memory(counted(len(batch.tiles), "tile"), batch.tiles, "--batch-size"):
+            posterior = self.model.encode(batch.tiles, mask=batch.leaf_mask).latent_dist
         share_Bhw = latent_coverage(batch.leaf_mask, self.model.downscale)
         columns = (
             x.float().cpu().numpy() for x in (posterior.mean, posterior.logvar, share_Bhw, batch.leaf_mask[:, 0])

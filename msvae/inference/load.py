@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from msvae.engine.setup import make_cuda_exact
@@ -41,3 +44,15 @@ def choose_device(text: str) -> torch.device:
             f"got --device {text}, which is not there ({str(error).splitlines()[0]}); give cpu"
         ) from error
     return device
+
+
+@contextmanager
+def fitting_into_memory(what: str, images: torch.Tensor, option: str) -> Iterator[None]:
+    """Put images or latents (B, C, H, W) through a model. Raises: ValueError when that takes too much memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        height, width = images.shape[-2:]
+        raise ValueError(
+            f"{what} of {height} x {width} px do not fit into the memory of {images.device}; give a smaller {option}"
+        ) from error

@@ -60,12 +60,17 @@ class ReconstructOptions:
             raise ValueError(f"got --batch-size {self.batch_size}, expected 1 or more")
 
 
+class NoLeafError(Exception):
+    """An image has no leaf pixel."""
+
+
 @dataclass(frozen=True)
 class Reconstruction:
-    """What became of one image: its file and how near that comes, on the leaf."""
+    """What became of one image: its file and how near that comes, on the leaf. Without leaf it has neither."""
 
-    path: Path
-    summary: Summary
+    image: Path
+    path: Path | None
+    summary: Summary | None
     notices: tuple[str, ...]
 
 
@@ -93,7 +98,10 @@ def reconstruct(
         data_sets = [prepare_masks(each, Path(masks) / str(number)) for number, each in enumerate(described)]
         tiled = [_tiled(model, data_set, options) for data_set in data_sets]
         count = _counter(sum(each.num_windows for each in tiled), on_progress)
-        return [_reconstruct_image(*each, count) for each in zip(tiled, data_sets, targets, strict=True)]
+        done = [_reconstruct_image(*each, count) for each in zip(tiled, data_sets, targets, strict=True)]
+    if not any(each.path for each in done):
+        raise ValueError(f"{image} has no leaf pixel; give another --mask")
+    return done
 
 
 def _targets(sources: Sequence[ImageSource], out: Path, axes: str | None, overwrite: bool) -> list[Path]:
@@ -140,15 +148,19 @@ def _counter(total: int, on_progress: OnProgress | None) -> Callable[[int], None
 def _reconstruct_image(
     tiled: TiledModel, data_set: DataSet, target: Path, count: Callable[[int], None]
 ) -> Reconstruction:
-    # read twice: what the model sees runs ahead of what is complete and judged
-    with whole_file(target) as growing, data_set.open(0) as seen, data_set.open(0) as judged:
-        with closing(_open_output(growing, target, data_set, judged)) as output:
-            tally = _Tally(data_set, judged, output)
-            for cols in tiled.swaths():
-                for row, reflectance_CHW in _whole_blocks(tiled.rows(seen, data_set.layout, cols, count)):
-                    tally.write(row, cols.start, reflectance_CHW)
-        summary = tally.summary()
-    return Reconstruction(target, summary, data_set.layout.notices)
+    image = data_set.images[0].source.path
+    try:
+        # read twice: what the model sees runs ahead of what is complete and judged
+        with whole_file(target) as growing, data_set.open(0) as seen, data_set.open(0) as judged:
+            with closing(_open_output(growing, target, data_set, judged)) as output:
+                tally = _Tally(data_set, judged, output)
+                for cols in tiled.swaths():
+                    for row, reflectance_CHW in _whole_blocks(tiled.rows(seen, data_set.layout, cols, count)):
+                        tally.write(row, cols.start, reflectance_CHW)
+            summary = tally.summary()
+    except NoLeafError:
+        return Reconstruction(image, None, None, ())
+    return Reconstruction(image, target, summary, data_set.layout.notices)
 
 
 def _whole_blocks(
@@ -212,9 +224,9 @@ class _Tally:
             self._judge(values_CHW, stored_CHW, leaf_HW)
 
     def summary(self) -> Summary:
-        """What the sums come to. Raises: ValueError when there was no leaf."""
+        """What the sums come to. Raises: NoLeafError."""
         if not np.any(self._sums["num_pixels"]):
-            raise ValueError(f"{self._image.raster.source.path} has no leaf pixel; give another --mask")
+            raise NoLeafError
         columns = {name: np.concatenate(column) for name, column in self._sums.items()}
         return summarise(columns)
 

@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from msvae.inference.load import fitting_into_memory
 from msvae.inference.mosaic import Mosaic
 from msvae.inference.raster_output import BLOCK_PX
 from msvae.inference.windows import WindowsAlong
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.pack.layout import Layout
 from msvae.pack.masks import MaskedImage
+from msvae.wording import counted
 
 MOSAIC_BYTES = 2**27
 """Wider rasters are made in several runs from top to bottom, which share a column of windows."""
@@ -109,12 +111,7 @@ class TiledModel:
         device = self._model.device
         reflectance_BCHW = torch.stack([window.reflectance for window in windows]).to(device)
         leaf_B1HW = torch.stack([window.leaf_mask for window in windows])[:, None].to(device)
-        try:
+        with fitting_into_memory(counted(len(windows), "window"), leaf_B1HW, "--batch-size or --tile"):
             latents = self._model.encode(reflectance_BCHW, mask=leaf_B1HW).latent_dist.mode()
             recon: NDArray[np.float32] = self._model.decode(latents, return_dict=False)[0].float().cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"{len(windows)} windows of {leaf_B1HW.shape[-2]} x {leaf_B1HW.shape[-1]} px do not fit into the "
-                f"memory of {device}; give a smaller --batch-size or --tile"
-            ) from error
         return recon

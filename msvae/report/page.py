@@ -64,7 +64,7 @@ def write_report(
         facts=facts,
         facts_heading=facts_heading,
     )
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
 
 
 def data_uri(png: Path) -> str:

@@ -115,7 +115,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file that is there in full or not at all, however many write the same at once."""
     growing = growing_path(path)
     try:
-        growing.write_text(text)
+        growing.write_text(text, encoding="utf-8")
         growing.replace(path)
     finally:
         growing.unlink(missing_ok=True)

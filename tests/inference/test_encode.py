@@ -246,3 +246,10 @@ def test_latents_of_a_diffusion_model_become_geotiffs(latents, tmp_path):
     np.save(tmp_path / "wrong.npy", np.zeros((1, 4, 8, 8), np.float32))
     message = refused("decode", latents / "model", tmp_path / "wrong.npy", tmp_path / "wrong")
     assert "float32 of shape (1, 4, 8, 8), expected floats (B, 16, h, w)" in message
+
+
+def test_latents_of_a_diffusion_model_are_not_decoded_by_a_model_without_factors(model_folder, tmp_path):
+    np.save(tmp_path / "drawn.npy", np.zeros((1, 16, 4, 4), np.float32))
+    told = refused("decode", model_folder, tmp_path / "drawn.npy", tmp_path / "out")
+    assert "states no factors" in told
+    assert "--unscaled" in told

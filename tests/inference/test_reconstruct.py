@@ -234,6 +234,27 @@ def test_what_cannot_be_meant_is_one_line(model_folder, write_field, tmp_path, a
     assert not list(tmp_path.glob("*out.tif"))
 
 
+def test_an_image_without_leaf_among_others_is_named_and_stops_none(model_folder, write_field, tmp_path):
+    fields = tmp_path / "fields"
+    fields.mkdir()
+    for name in ("a", "b", "c"):
+        write_field(fields / f"{name}.tif", 64, 64)
+    Image.new("L", (64, 64)).save(fields / "b_mask.png")
+    output = run(model_folder, fields, tmp_path / "out")
+    assert f"{fields / 'b.tif'} has no leaf pixel, so nothing was written for it" in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "c.tif"]
+
+
+def test_too_little_memory_is_told_with_the_option_that_helps(model_folder, write_field, tmp_path, monkeypatch):
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    monkeypatch.setattr("msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.decode", exhausted)
+    told = refused(model_folder, image, tmp_path / "out.tif")
+    assert "1 window of 64 x 64 px do not fit into the memory of cpu; give a smaller --batch-size or --tile" in told
+
+
 def test_a_bare_backbone_is_no_model(tmp_path, write_field):
     from diffusers import AutoencoderKL
 

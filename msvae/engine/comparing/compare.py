@@ -12,6 +12,7 @@ from rich.table import Table as ScreenTable
 from msvae.engine.comparing.runs import Run, differing, read_runs
 from msvae.engine.log.curves import PANELS, Line, line
 from msvae.report.errors import curves_figure
+from msvae.report.outputs import replacing_files
 from msvae.report.page import Cell, Section, Table, write_report
 
 VALIDATION_ROWS = (
@@ -58,19 +59,19 @@ def compare(folders: Sequence[str], out: Path) -> None:
         "Evaluation": _table(runs, _judged_rows(runs)),
     }
     cautions = _cautions(runs, differences)
-    out.mkdir(parents=True, exist_ok=True)
-    write_report(
-        out / "compare.html",
-        title=f"{len(runs)} runs side by side",
-        verdict=_verdict(runs),
-        cautions=cautions,
-        sections=[
-            *(Section(name, CAPTIONS[name], table) for name, table in tables.items() if table.rows),
-            Section("Curves", CAPTIONS["Curves"], curves_figure(_panels(runs)), "curves"),
-        ],
-        facts={run.name: str(run.folder) for run in runs},
-        facts_heading="Runs",
-    )
+    with replacing_files(out, last="compare.html") as new:
+        write_report(
+            new / "compare.html",
+            title=f"{len(runs)} runs side by side",
+            verdict=_verdict(runs),
+            cautions=cautions,
+            sections=[
+                *(Section(name, CAPTIONS[name], table) for name, table in tables.items() if table.rows),
+                Section("Curves", CAPTIONS["Curves"], curves_figure(_panels(runs)), "curves"),
+            ],
+            facts={run.name: str(run.folder) for run in runs},
+            facts_heading="Runs",
+        )
     _show(tables, cautions)
     Console(highlight=False, markup=False).print(f"page: {out / 'compare.html'}", soft_wrap=True)
 

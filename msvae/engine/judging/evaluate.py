@@ -26,6 +26,7 @@ from msvae.metrics.bootstrap import NUM_RESAMPLES
 from msvae.metrics.codecs import CODECS
 from msvae.metrics.detail import EDGE_PX
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.report.outputs import replacing_files
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.origins import Origin, origins
 from msvae.shards.reader import ShardReader
@@ -56,11 +57,11 @@ def evaluate(model_folder: Path, data: str, out: Path, ranks: Ranks) -> None:
     judged, extras = _judge_all(judge, model, untrained, rate, ranks, say)
     if ranks.is_main:
         findings = {name: Finding.of(columns, extras[name]) for name, columns in judged.items()}
-        out.mkdir(parents=True, exist_ok=True)
         about = {"latent": extras["latent"], "rate": rate.plain(), "judged": _about(judge, model_folder, split)}
-        metrics = write_metrics(out / "metrics.json", findings, about)
-        rows = write_tables(out, judged["model"], found, evaluator.bands)
-        write_page(out, model_folder, evaluator, by_model(model), judged["model"], metrics, rows)
+        with replacing_files(out, last="metrics.json") as new:
+            metrics = write_metrics(new / "metrics.json", findings, about)
+            rows = write_tables(new, judged["model"], found, evaluator.bands)
+            write_page(new, model_folder, evaluator, by_model(model), judged["model"], metrics, rows)
         for line in summary_lines(metrics):
             say(line)
         say(f"report: {out / 'report.html'}; numbers: {out / 'metrics.json'}; worst first: {out / 'images.csv'}")

@@ -42,7 +42,7 @@ def _named(kind: str, names: Sequence[str], number_of_tile: NDArray[np.int64]) -
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

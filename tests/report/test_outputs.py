@@ -1,0 +1,42 @@
+"""A report is replaced as a whole, and what failed leaves the one before as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from msvae.report.outputs import replacing_files
+
+
+def write(out: Path, text: str, fail: bool = False) -> None:
+    with replacing_files(out, last="numbers.json") as new:
+        (new / "numbers.json").write_text(text)
+        (new / "pictures").mkdir()
+        (new / "pictures" / "a.png").write_text(text)
+        if fail:
+            raise ValueError("disk")
+
+
+def content(out: Path) -> dict[str, str]:
+    return {str(file.relative_to(out)): file.read_text() for file in out.rglob("*") if file.is_file()}
+
+
+def test_files_of_a_report_come_together_or_not_at_all_and_spare_what_else_lies_there(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for text in ("first", "second"):
+        write(tmp_path, text)
+    with pytest.raises(ValueError, match="disk"):
+        write(tmp_path, "third", fail=True)
+    expected = {"notes.txt": "mine", "numbers.json": "second", str(Path("pictures/a.png")): "second"}
+    assert content(tmp_path) == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_numbers_are_there_only_once_all_else_is(tmp_path, monkeypatch):
+    """They are what a reader looks for."""
+    order = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: (order.append(target.name), replace(self, target))[1])
+    write(tmp_path, "text")
+    assert order == ["a.png", "numbers.json"]
