@@ -1,4 +1,4 @@
-"""Leaf pixels per tile of both tilings of a field with one file a band.
+"""Leaf pixels per tile of both tilings of a field with one file a band, beside the fewest tiles that could do.
 
 python bench/tilings.py FIELD --band-files blue.tif,… --wavelengths 475,… [--mask 'ndvi>0.10'] [--tile 128]
 """
@@ -6,12 +6,24 @@ python bench/tilings.py FIELD --band-files blue.tif,… --wavelengths 475,… [-
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import csr_array, eye_array, hstack, vstack
+
+from msvae.pack import survey
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
+from msvae.pack.placement import TARGET_SHARE, LeafCover
+from msvae.pack.tiling import Places
 
 
 def main() -> None:
@@ -29,7 +41,7 @@ def main() -> None:
         mask=given.mask,
         tile_px=given.tile,
         split=(1, 0, 0),
-        num_workers=None,
+        num_workers=1,
     )
     tilings = {
         "grid": options,
@@ -39,7 +51,7 @@ def main() -> None:
     }
     leaf_pixels_a_tile: dict[str, float] = {}
     for name, chosen in tilings.items():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, leaf_maps() as maps:
             summary = pack([given.field], Path(folder) / "out", chosen)
         num_tiles = sum(summary.tiles.values())
         leaf_pixels_a_tile[name] = summary.leaf_pixels_covered / num_tiles
@@ -49,6 +61,56 @@ def main() -> None:
             f"{leaf_pixels_a_tile[name]:,.0f} different leaf pixels a tile, "
             f"{leaf_pixels_a_tile[name] / leaf_pixels_a_tile['grid']:.2f}x those of the grid"
         )
+    ((where, cells_RC, min_coverage),) = maps
+    print(
+        f"no tiling of all leaf holds {TARGET_SHARE:.0%} of it in fewer than {fewest(where, cells_RC, min_coverage)}"
+    )
+
+
+@contextmanager
+def leaf_maps() -> Iterator[list[tuple[Places, NDArray[Any], float]]]:
+    """Collects what leaf tiling is given, of every image."""
+    maps: list[tuple[Places, NDArray[Any], float]] = []
+    place = survey.leaf_tiles
+
+    def look(image: int, *given: Any) -> Any:
+        maps.append(given)
+        return place(image, *given)
+
+    survey.leaf_tiles = look
+    try:
+        yield maps
+    finally:
+        survey.leaf_tiles = place
+
+
+def fewest(where: Places, cells_RC: NDArray[Any], min_coverage: float) -> int:
+    """A lower bound of the tiles that leaf tiling needs, by a linear program that may take parts of tiles.
+
+    Variables: of each allowed place the part of a tile there, of each cell with leaf the part that is covered.
+    """
+    cover = LeafCover(where, cells_RC, min_coverage)
+    leaf_cells = np.flatnonzero(cells_RC)
+    row_of_cell = np.full(cells_RC.size, -1)
+    row_of_cell[leaf_cells] = np.arange(len(leaf_cells))
+    numbers_RC = row_of_cell.reshape(cells_RC.shape)
+    inside = [numbers_RC[cover.cells_of(place)] for place in cover.allowed()]
+    inside = [cells[cells >= 0] for cells in inside]
+    columns = np.repeat(np.arange(len(inside)), [len(cells) for cells in inside])
+    covers = csr_array(
+        (np.ones(len(columns)), (np.concatenate(inside), columns)), shape=(len(leaf_cells), len(inside))
+    )
+    leaf = cells_RC.ravel()[leaf_cells].astype(np.float64)
+    target = np.zeros(len(inside) + len(leaf_cells))
+    target[len(inside) :] = -leaf / cover.holdable_pixels
+    solved = linprog(
+        np.repeat([1.0, 0.0], [len(inside), len(leaf_cells)]),
+        A_ub=vstack([hstack([-covers, eye_array(len(leaf_cells))]), csr_array(target[None])]),
+        b_ub=np.append(np.zeros(len(leaf_cells)), -TARGET_SHARE),
+        bounds=(0, 1),
+        method="highs-ipm",
+    )
+    return math.ceil(solved.fun - 1e-6)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ class LeafCover:
             for col in range(0, num_cols, side):
                 yield (row, col), (min(row + side, num_rows), min(col + side, num_cols))
 
+    def allowed(self) -> list[Place]:
+        """Places whose tiles hold enough leaf."""
+        return [(int(r), int(c)) for r, c in np.argwhere(self._allowed_RC)]
+
     def cells_of(self, place: Place) -> tuple[slice, slice]:
         """The cells of a tile."""
         r, c = place

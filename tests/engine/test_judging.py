@@ -136,6 +136,17 @@ def test_screen_shows_before_after_and_what_takes_as_much_room(metrics):
     assert rivals.strip() == "at equal size: PCA of blocks 28.00 dB, JPEG XL 31.00 dB, JPEG 2000 29.90 dB"
 
 
+def test_what_few_bands_cannot_have_is_not_spoken_of(metrics):
+    """One band has no angle and no NDVI; three components keep all of three bands."""
+    for numbers_of in (metrics["model"], *metrics["baselines"].values()):
+        numbers_of.update(angle_deg=None, ndvi_mae=None)
+    del metrics["baselines"]["pca3"]
+    said = verdict(metrics)
+    assert "reach 30.00 dB PSNR (95 % interval 29.00 to 31.00), up 18.00 dB" in said
+    assert said.endswith("(20.00 dB), which tells no leaf tissues apart.")
+    assert summary_lines(metrics)[1] == " after training: leaf PSNR 30.00 dB"
+
+
 def test_settings_that_differ_are_found_and_no_others():
     configs = {"a": {"optim.lr": 1e-3, "out": "a", "data.val": None}, "b": {"optim.lr": 2e-3, "out": "b", "new": 1}}
     assert differing(configs) == {"optim.lr": {"a": 1e-3, "b": 2e-3}, "new": {"a": None, "b": 1}}

@@ -35,7 +35,7 @@ from msvae.wording import counted
 
 BATCH_SIZE = 8
 PCA3_VALUES = 3
-"""Of a pixel."""
+"""Of a pixel; of fewer bands these lose nothing, so there is no such rival."""
 
 
 def evaluate(model_folder: Path, data: str, out: Path, ranks: Ranks) -> None:
@@ -126,10 +126,13 @@ def _judge_all(
     reconstructions: dict[str, Reconstruct] = {
         "model": through_latents,
         **codecs,
-        "pca3": lambda batch: principal_components(batch.tiles, statistics.mean, statistics.covariance),
         "mean_spectrum": lambda batch: mean_spectrum(batch.tiles, statistics.mean),
         "untrained": by_model(untrained),
     }
+    if len(evaluator.bands) > PCA3_VALUES:
+        reconstructions["pca3"] = lambda batch: principal_components(
+            batch.tiles, statistics.mean, statistics.covariance
+        )
     extras = _bits_per_value(rate, len(evaluator.bands))
     if numbers_per_block(evaluator.reader, rate) <= MAX_NUMBERS:
         say(f"fitting {LABELS['pca_latent']}")
@@ -148,7 +151,7 @@ def _judge_all(
 
 def _bits_per_value(rate: Rate, num_bands: int) -> dict[str, dict[str, Any]]:
     """Of all but codecs, which take what they need; numbers as float16."""
-    pca3 = LATENT_BITS * min(PCA3_VALUES, num_bands) / num_bands
+    pca3 = LATENT_BITS * PCA3_VALUES / num_bands
     bits = dict.fromkeys(("model", "untrained", "pca_latent"), rate.bits_per_value)
     bits |= {"pca3": pca3, "mean_spectrum": 0.0}
     return {name: {"bits_per_value": own} for name, own in bits.items()}

@@ -39,11 +39,12 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     gain_db = model["psnr_db"] - rivals["untrained"]["psnr_db"]
     ends = model["intervals"].get("psnr_db")
     sure = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    angle = "" if model["angle_deg"] is None else f" and a spectral angle of {model['angle_deg']:.2f}°"
     return (
-        f"Leaf reconstructions reach {model['psnr_db']:.2f} dB PSNR{sure} and a spectral angle of {degrees(model)}, "
+        f"Leaf reconstructions reach {model['psnr_db']:.2f} dB PSNR{sure}{angle}, "
         f"{'up' if gain_db > 0 else 'down'} {abs(gain_db):.2f} dB from the untrained model. "
         f"{_at_same_size(metrics)} "
-        f"{_against_extremes(model, rivals['mean_spectrum'], rivals['pca3'])}"
+        f"{_against_extremes(model, rivals['mean_spectrum'], rivals.get('pca3'))}"
     )
 
 
@@ -79,9 +80,10 @@ def cautions(metrics: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def degrees(numbers: Mapping[str, Any]) -> str:
-    """The mean spectral angle."""
-    return "no angle" if numbers["angle_deg"] is None else f"{numbers['angle_deg']:.2f}°"
+def _error(numbers: Mapping[str, Any]) -> str:
+    """PSNR and mean spectral angle, which a single band has not."""
+    angle = "" if numbers["angle_deg"] is None else f", {numbers['angle_deg']:.2f}°"
+    return f"{numbers['psnr_db']:.2f} dB{angle}"
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -91,10 +93,9 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         ("before training", metrics["baselines"]["untrained"]),
         ("after training", metrics["model"]),
     ):
-        ndvi = "–" if numbers.get("ndvi_mae") is None else f"{numbers['ndvi_mae']:.4f}"
-        lines.append(
-            f"{label:>15}: leaf PSNR {numbers['psnr_db']:.2f} dB, angle {degrees(numbers)}, NDVI error {ndvi}"
-        )
+        angle = "" if numbers["angle_deg"] is None else f", angle {numbers['angle_deg']:.2f}°"
+        ndvi = "" if numbers.get("ndvi_mae") is None else f", NDVI error {numbers['ndvi_mae']:.4f}"
+        lines.append(f"{label:>15}: leaf PSNR {numbers['psnr_db']:.2f} dB{angle}{ndvi}")
     rivals = ", ".join(
         f"{LABELS[name]} {metrics['baselines'][name]['psnr_db']:.2f} dB" for name in _of_same_size(metrics)
     )
@@ -129,14 +130,18 @@ def _at_same_size(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _against_extremes(model: Mapping[str, Any], mean: Mapping[str, Any], pca3: Mapping[str, Any]) -> str:
+def _against_extremes(model: Mapping[str, Any], mean: Mapping[str, Any], pca3: Mapping[str, Any] | None) -> str:
     gain_db = model["psnr_db"] - mean["psnr_db"]
     better = "no better" if gain_db <= 0 else "hardly better" if gain_db < CLEAR_GAIN_DB else "better"
+    versus_mean = (
+        f"It is {better} than the mean leaf spectrum everywhere ({_error(mean)}), which tells no leaf tissues apart"
+    )
+    if pca3 is None:
+        return f"{versus_mean}."
     versus_pca = "above" if model["psnr_db"] > pca3["psnr_db"] else "below"
     return (
-        f"It is {better} than the mean leaf spectrum everywhere ({mean['psnr_db']:.2f} dB, {degrees(mean)}), which "
-        f"tells no leaf tissues apart, and stands {versus_pca} three principal components of every pixel "
-        f"({pca3['psnr_db']:.2f} dB, {degrees(pca3)}), which keep all spatial detail at many times the size."
+        f"{versus_mean}, and stands {versus_pca} three principal components of every pixel "
+        f"({_error(pca3)}), which keep all spatial detail at many times the size."
     )
 
 
