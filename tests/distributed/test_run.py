@@ -96,6 +96,10 @@ def test_a_run_resumed_on_another_number_of_ranks_ends_with_equal_weights(launch
     expected, actual = weights(undisturbed), weights(out)
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    judged, by_three = (json_lines(run / "validation.jsonl")[-1] for run in (out, undisturbed))
+    assert judged.keys() == by_three.keys()
+    for name in ("loss", "mse", "psnr_db", "angle_deg", "ndvi_mae", "ssim"):
+        assert judged[name] == pytest.approx(by_three[name], rel=1e-4), name
 
 
 def test_ranks_see_each_sample_once_an_epoch(undisturbed, leaf_shards):

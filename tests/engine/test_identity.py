@@ -37,7 +37,11 @@ def backbone(value):
         ({"model__adapter_width": 48}, ["model.adapter_width: 32 -> 48"]),
         (
             {"model__adapter_placement": "output", "model__adapter_init": "random", "data__flips": True},
-            ["model.adapter_placement: both -> output", "model.adapter_init: pca -> random", "data.flips: False -> True"],
+            [
+                "model.adapter_placement: both -> output",
+                "model.adapter_init: pca -> random",
+                "data.flips: False -> True",
+            ],
         ),
     ],
 )
