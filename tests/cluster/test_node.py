@@ -82,6 +82,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_two_nodes_ends_with_75_on_both_when_one_is_asked_to_stop_and_then_with_0(
     leaf_shards, undisturbed, tmp_path
 ):

@@ -57,6 +57,7 @@ def test_spot_instances_are_replaced_and_runs_that_saved_are_started_again(task)
     assert set(task["secrets"].values()) == {None}, "values come from the user's environment"
 
 
+@pytest.mark.slow
 def test_the_run_script_meets_at_the_first_machine_with_what_skypilot_tells(task, tmp_path):
     """A node.sh that says its words stands in for the repository's, which tests of its own launch."""
     (tmp_path / "launch").mkdir()

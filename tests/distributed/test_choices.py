@@ -47,7 +47,9 @@ def shards_with_nan(leaf_shards, tmp_path_factory) -> Path:
     return out.parent
 
 
-@pytest.mark.parametrize("placement", ["both", "input", "output"])
+@pytest.mark.parametrize(
+    "placement", ["output", *(pytest.param(name, marks=pytest.mark.slow) for name in ("both", "input"))]
+)
 def test_every_placement_trains_and_is_judged(launch, leaf_shards, placement, tmp_path):
     out = tmp_path / "run"
     done = launch(TRAIN, *tiny_run(leaf_shards, out, model__adapter_placement=placement), processes=1)
@@ -61,6 +63,7 @@ def test_every_placement_trains_and_is_judged(launch, leaf_shards, placement, tm
     assert math.isfinite(numbers["model"]["psnr_db"])
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_as_they_are_and_take_no_optimizer_state(launch, leaf_shards, tmp_path):
     out = tmp_path / "run"
     overrides = {"model__train_backbone": "decoder", "optim__backbone_lr": 0.0, "model__adapter_placement": "output"}
@@ -122,6 +125,7 @@ def test_leaf_values_that_are_not_finite_are_left_out_counted_and_told(launch, s
     assert {name.split(" ")[0] for name in named} < keys
 
 
+@pytest.mark.slow
 def test_too_many_values_that_are_not_finite_stop_the_run(launch, shards_with_nan, tmp_path):
     arguments = tiny_run(shards_with_nan, tmp_path / "run", data__val="null", data__max_nonfinite_share=1e-4)
     done = launch(TRAIN, *arguments, processes=2)
@@ -143,6 +147,7 @@ def test_compiled_training_takes_the_same_steps(launch, leaf_shards, tmp_path, e
             assert compiled[number] == pytest.approx(eager[number], rel=1e-3), number
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_forgets_what_was_measured_otherwise(launch, leaf_shards, tmp_path):
     out = tmp_path / "run"
     assert launch(TRAIN, *tiny_run(leaf_shards, out), processes=1).returncode == 0

@@ -211,6 +211,7 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
     assert all(key in line for key in keys[infinite[0] - 1])
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_all_ranks_alike_and_for_good(leaf_shards, tmp_path):
     out = tmp_path / "run"
     # weights that never change never get better

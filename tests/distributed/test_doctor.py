@@ -90,6 +90,7 @@ def test_two_healthy_ranks_are_told_apart_from_none(leaf_shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_shard_and_a_version_that_differ_on_one_machine_are_named_with_its_rank(leaf_shards, tmp_path):
     disks = [tmp_path / "first", tmp_path / "second"]
     for disk in disks:

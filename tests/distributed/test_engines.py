@@ -89,6 +89,7 @@ def test_a_run_goes_on_under_any_engine_and_number_of_ranks(launch, leaf_shards,
         assert logged["ema_distance"] == pytest.approx(distance_to_average(run), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "processes", "step", "whole"), [("zero2", 3, 5, "undisturbed"), ("zero3", 4, 15, "under_zero3")]
 )
@@ -103,6 +104,7 @@ def test_under_zero_a_run_resumes_to_the_same_bits(
     assert all(np.array_equal(expected[name], actual[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_is_stored_once_and_checkpoints_hold_what_is_trained(launch, leaf_shards, tmp_path):
     out = tmp_path / "run"
     overrides = {"model__train_backbone": "none", "data__val": "null", "train__max_steps": 2}

@@ -197,6 +197,7 @@ def test_a_second_run_on_the_same_folder_is_refused_and_the_first_goes_on_withou
     assert logged(out) == list(range(1, 17))
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_goes_on(leaf_shards, undisturbed, tmp_path):
     """Plain torchrun, without accelerate."""
     out = tmp_path / "run"

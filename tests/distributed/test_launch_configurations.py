@@ -19,8 +19,6 @@ from safetensors.numpy import load_file
 from ..conftest import ROOT, launch_command, tiny_run
 
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
-OFTEN_LAUNCHED = ("multi_gpu", "zero1", "zero2", "zero3")
-"""As such, or all but so, by other tests."""
 TRAIN = ROOT / "train" / "train.py"
 STEPS = 6
 
@@ -62,7 +60,7 @@ def first_loss_in_float32(launch, leaf_shards, tmp_path_factory) -> float:
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in OFTEN_LAUNCHED else [])
+        pytest.param(path, id=path.stem, marks=[] if path.stem == "multi_node" else [pytest.mark.slow])
         for path in CONFIGS
     ],
 )
@@ -116,7 +114,7 @@ def test_settings_of_deepspeed_that_would_change_a_run_are_refused(settings, mes
         refuse_unsupported({"zero_optimization": {"stage": 2}, **settings})
 
 
-@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("refused", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_file_for_deepspeed_may_tune_zero_and_nothing_that_the_run_decides(leaf_shards, tmp_path, refused):
     settings = {
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 100_000},
@@ -145,6 +143,7 @@ def test_a_file_for_deepspeed_may_tune_zero_and_nothing_that_the_run_decides(lea
         assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_compiling_under_zero3_is_refused(launch, leaf_shards, tmp_path):
     arguments = tiny_run(leaf_shards, tmp_path / "run", train__compile=True)
     done = launch(TRAIN, *arguments, processes=1, engine="zero3")
@@ -155,6 +154,7 @@ def test_compiling_under_zero3_is_refused(launch, leaf_shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU DeepSpeed may compile")
 def test_on_a_cpu_deepspeed_needs_no_compiler_and_keeps_silent(leaf_shards, tmp_path):
     programs = tmp_path / "bin"

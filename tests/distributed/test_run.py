@@ -148,24 +148,29 @@ def test_saved_models_carry_the_numbers_of_their_validation(undisturbed):
         assert f"| {row['psnr_db']:.4g} |" in (undisturbed / folder / "README.md").read_text()
 
 
+REFUSALS = [
+    ({"train__seed": 9}, r"belongs to another run (train.seed: 0 -> 9)"),
+    ({"out": "/proc/run"}, "cannot write /proc/run (No such file or directory: /proc); choose a writable folder"),
+    ({"train__max_stepz": 3}, "key train.max_stepz is unknown; did you mean train.max_steps?"),
+]
+MORE_REFUSALS = [
+    ({"train__resume": "never"}, "holds an earlier run up to step-00000012; choose another `out`"),
+    ({"train__resume": "/nowhere"}, "/nowhere is not a checkpoint"),
+    ({"data__train": "{shards}"}, "holds no manifest.json; did you mean"),
+    ({"data__train": "{shards}/val"}, "(the training data differ: data.train: {shards}/train -> {shards}/val)"),
+    ({"data__global_batch_size": 7}, "data.global_batch_size is 7, expected a multiple of 3 ranks x"),
+    ({"data__train": "/nowhere"}, "/nowhere holds no manifest.json; make shards with `msvae pack"),
+    ({"train__resume": "{out}/checkpoints/step-00000006"}, "goes on to step-00000012 after step-00000006"),
+    (
+        {"data__val": "{shards}/train", "model__pretrained": "/nowhere"},
+        "/nowhere is neither a folder nor a hub id",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        ({"train__seed": 9}, r"belongs to another run (train.seed: 0 -> 9)"),
-        ({"train__resume": "never"}, "holds an earlier run up to step-00000012; choose another `out`"),
-        ({"train__resume": "/nowhere"}, "/nowhere is not a checkpoint"),
-        ({"out": "/proc/run"}, "cannot write /proc/run (No such file or directory: /proc); choose a writable folder"),
-        ({"data__train": "{shards}"}, "holds no manifest.json; did you mean"),
-        ({"data__train": "{shards}/val"}, "(the training data differ: data.train: {shards}/train -> {shards}/val)"),
-        ({"data__global_batch_size": 7}, "data.global_batch_size is 7, expected a multiple of 3 ranks x"),
-        ({"data__train": "/nowhere"}, "/nowhere holds no manifest.json; make shards with `msvae pack"),
-        ({"train__resume": "{out}/checkpoints/step-00000006"}, "goes on to step-00000012 after step-00000006"),
-        (
-            {"data__val": "{shards}/train", "model__pretrained": "/nowhere"},
-            "/nowhere is neither a folder nor a hub id",
-        ),
-        ({"train__max_stepz": 3}, "key train.max_stepz is unknown; did you mean train.max_steps?"),
-    ],
+    [*REFUSALS, *(pytest.param(*refusal, marks=pytest.mark.slow) for refusal in MORE_REFUSALS)],
 )
 def test_a_run_that_cannot_be_meant_is_refused_in_one_line(launch, undisturbed, leaf_shards, overrides, message):
     places = {"out": undisturbed, "shards": leaf_shards}
@@ -222,6 +227,7 @@ def test_a_finished_run_started_again_changes_nothing(launch, undisturbed, leaf_
     assert [(undisturbed / name).read_bytes() for name in names] == before
 
 
+@pytest.mark.slow
 def test_a_branch_from_a_checkpoint_into_another_folder_can_be_judged(launch, undisturbed, leaf_shards, tmp_path):
     out = tmp_path / "branch"
     start = undisturbed / "checkpoints" / "step-00000009"
@@ -252,6 +258,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_weights(launch, leaf_shard
     assert not (out / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_checkpoint_gets_it_from_one_that_has_it(launch, undisturbed, leaf_shards, tmp_path):
     """Two machines without a shared disk, and the one with the checkpoint is no longer the first."""
     script = tmp_path / "train_on_own_disk.py"

@@ -131,12 +131,11 @@ def test_one_process_takes_the_same_step_in_parts_and_by_other_ways(alone):
     ("engine", "processes"),
     [
         ("cpu", 2),
-        ("cpu", 4),
-        ("zero1", 2),
         ("zero2", 2),
-        ("zero3", 2),
-        pytest.param("zero2", 4, marks=pytest.mark.slow),
-        pytest.param("zero3", 4, marks=pytest.mark.slow),
+        *(
+            pytest.param(engine, processes, marks=pytest.mark.slow)
+            for engine, processes in (("cpu", 4), ("zero1", 2), ("zero3", 2), ("zero2", 4), ("zero3", 4))
+        ),
     ],
 )
 def test_a_step_is_the_same_however_a_batch_is_split(launch, uneven_shards, alone, tmp_path, engine, processes):
