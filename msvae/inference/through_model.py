@@ -49,8 +49,8 @@ class TiledModel:
         batch_size: int,
     ) -> None:
         self._model, self._batch_size = model, batch_size
-        self._down = WindowsAlong(height, tile_px, overlap_px)
-        self._across = WindowsAlong(width, tile_px, overlap_px)
+        self._down = WindowsAlong(height, tile_px, overlap_px, model.downscale)
+        self._across = WindowsAlong(width, tile_px, overlap_px, model.downscale)
         rows_bytes = 4 * len(model.bands) * 2 * tile_px
         self._swath_px = max(MOSAIC_BYTES // rows_bytes // BLOCK_PX, 1) * BLOCK_PX
 

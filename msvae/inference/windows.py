@@ -10,10 +10,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-CELL_PX = 8
-"""Windows begin and end on multiples of it, so that all windows cut a raster into the same latent cells."""
-
-
 @dataclass(frozen=True)
 class WindowsAlong:
     """Windows of one size along one side of a raster of `length_px`; all but one lie inside it, up to a cell."""
@@ -23,6 +19,8 @@ class WindowsAlong:
     overlap_px: int
     """Least overlap of neighbours. A quarter at either end is context that is thrown away: near its border a window
     does not see what lies beyond."""
+    cell_px: int = 8
+    """Side of a latent cell. Windows begin and end on multiples of it, so that all cut a raster into the same cells."""
 
     @property
     def window_px(self) -> int:
@@ -34,11 +32,11 @@ class WindowsAlong:
         """First pixel of every window, in even steps."""
         beyond = self._covered_px - self.window_px
         steps = math.ceil(beyond / (self.tile_px - self.overlap_px))
-        return (*(round(i * beyond / steps / CELL_PX) * CELL_PX for i in range(steps)), beyond)
+        return (*(round(i * beyond / steps / self.cell_px) * self.cell_px for i in range(steps)), beyond)
 
     @property
     def _covered_px(self) -> int:
-        return -(-self.length_px // CELL_PX) * CELL_PX
+        return -(-self.length_px // self.cell_px) * self.cell_px
 
     def weights(self, window: int) -> NDArray[np.float32]:
         """Share of a window in what is shown at each of its pixels, (window_px,); those of all windows add up to 1."""

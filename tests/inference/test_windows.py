@@ -25,11 +25,12 @@ def test_shares_of_all_windows_add_up_to_one_at_every_pixel(length_px, tile_px):
     np.testing.assert_allclose(shown, 1, atol=1e-6)
 
 
-@given(**SIZES)
-def test_windows_begin_at_multiples_of_a_latent_cell_and_overlap_by_an_eighth(length_px, tile_px):
-    along = WindowsAlong(length_px, tile_px, tile_px // 8)
-    assert all(start % 8 == 0 for start in along.starts)
-    assert max(np.diff(along.starts), default=0) <= tile_px - tile_px // 8
+@given(**SIZES, cell_px=st.sampled_from([4, 8, 16]))
+def test_windows_begin_at_multiples_of_a_latent_cell_and_overlap_by_an_eighth(length_px, tile_px, cell_px):
+    along = WindowsAlong(length_px, tile_px, tile_px // 8, cell_px)
+    assert all(start % cell_px == 0 for start in along.starts)
+    assert along.starts[-1] + along.window_px - length_px in range(cell_px)
+    assert max(np.diff(along.starts), default=0) <= tile_px - tile_px // 8 + cell_px // 2
 
 
 @given(**SIZES)
