@@ -37,6 +37,9 @@ from msvae.engine.watch import DataWatch
 from msvae.engine.watchdog import Watchdog
 from msvae.shards.loader import Batch
 
+TOLD_WAIT_S = 1.0
+"""Of one step, for a checkpoint before that is not written yet."""
+
 
 class Trainer:
     """A run on this rank. Making it reads the manifests and, where `train.resume` finds one, a checkpoint."""
@@ -215,7 +218,12 @@ class Trainer:
             "validation": self.validation.state(),
             "score": self.validation.score_at(self.step),
         }
-        self.writer.save(self.step, self._tensors(), state)
+        waited_s = self.writer.save(self.step, self._tensors(), state)
+        if waited_s > TOLD_WAIT_S:
+            self.log.say(
+                f"warning: training stood still for {waited_s:.0f} s until the checkpoint before was written; raise "
+                "train.checkpoint_every, or give `out` on a faster disk"
+            )
 
     def _tensors(self) -> Iterator[Named]:
         for kind in ("model", *self.kept):

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+
 @dataclass(frozen=True)
 class WindowsAlong:
     """Windows of one size along one side of a raster of `length_px`; all but one lie inside it, up to a cell."""
@@ -20,7 +21,7 @@ class WindowsAlong:
     """Least overlap of neighbours. A quarter at either end is context that is thrown away: near its border a window
     does not see what lies beyond."""
     cell_px: int = 8
-    """Side of a latent cell. Windows begin and end on multiples of it, so that all cut a raster into the same cells."""
+    """Side of a latent cell. Windows begin and end on multiples, so that all cut a raster into the same cells."""
 
     @property
     def window_px(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +24,15 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], state: Mapping[str, Any]) -> None:
+    def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], state: Mapping[str, Any]) -> float:
         """Copy the tensors and begin to write; return before that is done.
 
+        Returns: seconds for which the checkpoint before was waited for, written more slowly than steps are taken.
         Raises: ValueError when the checkpoint before could not be written.
         """
+        began_s = time.monotonic()
         self.finish()
+        waited_s = time.monotonic() - began_s
         names, devices = [], set()
         for name, tensor in tensors:
             names.append(name)
@@ -41,6 +45,7 @@ class CheckpointWriter:
                 torch.cuda.synchronize(device)
         copied = {name: self._buffers[name] for name in names}
         self._writing = self._thread.submit(self._write, step, copied, state)
+        return waited_s
 
     def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         folder.write(self._out, step, tensors, state, self._keep)
