@@ -149,6 +149,7 @@ def test_overwriting_spares_what_pack_did_not_write(leaf_images, tmp_path):
     assert "--overwrite would delete train/thesis.txt" in output
 
 
+@pytest.mark.slow
 def test_a_failed_quickstart_keeps_the_earlier_one(tmp_path):
     earlier = tmp_path / "earlier"
     (earlier / "run" / "model").mkdir(parents=True)

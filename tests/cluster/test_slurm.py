@@ -120,6 +120,8 @@ def test_an_error_of_the_user_ends_a_job_that_is_not_started_again(slurm, leaf_s
     slurm.wait_until(lambda: slurm.field(wrong, "JobState") == "FAILED")
     assert slurm.field(wrong, "ExitCode") == "2:0"
     assert slurm.field(wrong, "Restarts") == "0"
+    said = "".join(log.read_text() for log in (tmp_path / f"slurm-{wrong}").glob("*.log"))
+    assert "holds no manifest.json" in said, "it ended for another reason"
 
 
 def test_a_job_array_packs_in_parts_what_one_process_packs(slurm, leaf_images, tmp_path):

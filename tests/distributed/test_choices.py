@@ -47,9 +47,8 @@ def shards_with_nan(leaf_shards, tmp_path_factory) -> Path:
     return out.parent
 
 
-@pytest.mark.parametrize(
-    "placement", ["output", *(pytest.param(name, marks=pytest.mark.slow) for name in ("both", "input"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["both", "input", "output"])
 def test_every_placement_trains_and_is_judged(launch, leaf_shards, placement, tmp_path):
     out = tmp_path / "run"
     done = launch(TRAIN, *tiny_run(leaf_shards, out, model__adapter_placement=placement), processes=1)

@@ -179,6 +179,7 @@ def test_a_second_signal_ends_a_rank_at_once_that_waits_for_another(tmp_path):
             rank.kill()
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_folder_is_refused_and_the_first_goes_on_without_its_launcher(
     leaf_shards, undisturbed, tmp_path
 ):

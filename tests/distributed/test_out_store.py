@@ -152,6 +152,7 @@ def test_a_killed_run_whose_disk_is_lost_goes_on_from_the_store_bit_for_bit(
     assert not list((tmp_path / "another machine").glob("msvae-*")), "a finished run leaves no mirror"
 
 
+@pytest.mark.slow
 def test_a_url_in_use_or_without_access_is_refused_in_one_line(launch, leaf_shards, url, impatient, scratch, moto):
     arguments = tiny_run(leaf_shards, url, data__num_workers=0)
     script = (

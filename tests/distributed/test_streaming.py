@@ -75,6 +75,7 @@ def test_bad_samples_are_replaced_named_and_counted(launch, damaged, tmp_path):
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bad_samples_beyond_the_limit_stop_all_ranks_though_each_met_few(launch, damaged, tmp_path):
     shards, _ = damaged
     arguments = tiny_run(
@@ -86,6 +87,7 @@ def test_bad_samples_beyond_the_limit_stop_all_ranks_though_each_met_few(launch,
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_sample_stops_training_by_default(launch, damaged, tmp_path):
     shards, keys = damaged
     done = launch(TRAIN, *tiny_run(shards, tmp_path / "run", train__max_steps=6), processes=2)

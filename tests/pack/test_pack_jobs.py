@@ -67,7 +67,7 @@ def kill_once_shards_are_done(process: subprocess.Popen[str], out: Path, num_sha
     return {name: (data / name).stat().st_ino for name in done}
 
 
-@pytest.mark.parametrize("tiling", ["grid", "leaf"])
+@pytest.mark.parametrize("tiling", [pytest.param("grid", marks=pytest.mark.slow), "leaf"])
 def test_bytes_are_the_same_on_one_and_three_workers_and_in_two_parts(tmp_path, leaves, start, tiling):
     one, three, parts = (tmp_path / name for name in ("one", "three", "parts"))
     pack([leaves], one, PackOptions(tiling=tiling, **OPTIONS))
@@ -102,7 +102,7 @@ def test_masks_of_whole_images_are_found_once_for_all_parts_and_counted(tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_killed_run_goes_on_without_repeating_finished_shards(tmp_path, leaves, start, num_workers):
     out, whole = tmp_path / "out", tmp_path / "whole"
     pack([leaves], whole, PackOptions(**OPTIONS))
