@@ -6,6 +6,7 @@ set -euo pipefail
 usage() {
     cat <<'USAGE'
 usage: bash launch/node.sh [options] train/train.py --config configs/train/sd3.yaml …    the same on every machine
+       bash launch/node.sh [options] --module msvae doctor --config …    looks at the machines before a run
 
   --nodes N|MIN:MAX  machines that take part (1); with MIN:MAX a run begins with MIN, and goes on when some come or go
   --at HOST[:PORT]   the machine where all meet, by a name or an address that all know; its port is 29500. Needed from
@@ -50,12 +51,13 @@ while [ $# -gt 0 ]; do
             [ "$name" != wait ] || name=wait_s
             printf -v "$name" %s "$2"
             shift 2 ;;
+        --module) break ;; # accelerate knows it
         -*) usage >&2; fail "unknown option $1" ;;
         *) break ;;
     esac
 done
 [ $# -gt 0 ] || { usage >&2; fail "no script to run; give train/train.py and its options"; }
-[ -f "$1" ] || fail "$1 is no file here ($PWD); run this where the repository lies"
+[ "$1" = --module ] || [ -f "$1" ] || fail "$1 is no file here ($PWD); run this where the repository lies"
 [[ $nodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "--nodes is '$nodes', expected a number such as 2, or 2:4"
 [ "${nodes%:*}" -le "${nodes#*:}" ] || fail "--nodes is '$nodes', expected the smaller number first"
 for number in "$processes" "$restarts" "$wait_s"; do

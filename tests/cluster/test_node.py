@@ -169,6 +169,16 @@ def test_a_users_error_ends_a_node_with_2(leaf_shards, tmp_path):
 
 
 @pytest.mark.slow
+def test_msvae_doctor_looks_at_the_machines_that_node_sh_starts(leaf_shards, tmp_path):
+    (port,) = free_ports(1)
+    doctor = ["--module", "msvae", "doctor", *tiny_run(leaf_shards, tmp_path / "run")]
+    nodes = Nodes(tmp_path / "nodes", [[*NODE, "--nodes", "2", "--at", f"127.0.0.1:{port}", *doctor]] * 2)
+    assert nodes.codes() == [0, 0], nodes.said
+    (told,) = [said for said in nodes.said if "0 faults" in said]
+    assert "2 launched, 2 joined, on 2 machines" in told
+
+
+@pytest.mark.slow
 def test_mpirun_starts_a_run_over_its_machines(leaf_shards, undisturbed, tmp_path):
     """The command of docs/machines.md; both slots are on this machine."""
     if shutil.which("mpirun") is None:
