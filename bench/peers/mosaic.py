@@ -1,7 +1,7 @@
 """mosaicml-streaming: MDSWriter, and StreamingDataset with StreamingDataLoader on a local folder.
 
 From its documentation: `batch_size` is given to the dataset too, shuffling is py1e (the default), `state_dict`
-resumes. Not run yet: it imports torchvision, and wants numpy < 2.2 and transformers < 5.
+resumes. It imports torchvision, and wants numpy < 2.2 and transformers < 5.
 """
 
 from __future__ import annotations
