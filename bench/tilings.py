@@ -62,9 +62,8 @@ def main() -> None:
             f"{leaf_pixels_a_tile[name] / leaf_pixels_a_tile['grid']:.2f}x those of the grid"
         )
     ((where, cells_RC, min_coverage),) = maps
-    print(
-        f"no tiling of all leaf holds {TARGET_SHARE:.0%} of it in fewer than {fewest(where, cells_RC, min_coverage)}"
-    )
+    bound = fewest(where, cells_RC, min_coverage)
+    print(f"no tiling of all leaf holds {TARGET_SHARE:.0%} of it in fewer than {bound} tiles")
 
 
 @contextmanager

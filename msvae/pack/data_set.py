@@ -33,10 +33,10 @@ class DataSet:
     layout: Layout
     options: PackOptions
 
-    def open(self, index: int) -> MaskedImage:
-        """One image with its leaf mask."""
+    def open(self, index: int, mask: MaskRule | None = None) -> MaskedImage:
+        """One image with its leaf mask, or with another."""
         image = self.images[index]
-        return MaskedImage(image.source, image.positions, image.mask, self.layout, self.options)
+        return MaskedImage(image.source, image.positions, mask or image.mask, self.layout, self.options)
 
     def input_files(self) -> Iterator[Path]:
         """Every file that decides what is packed."""

@@ -81,18 +81,13 @@ def prepared(data_set: DataSet, folder: Path) -> DataSet:
 def _prepare(data_set: DataSet, folder: Path, index: int, seen: Count) -> None:
     if _record(folder, index).is_file():
         return
-    image, options = data_set.images[index], data_set.options
-
-    def opened(rule: MaskRule) -> MaskedImage:
-        return MaskedImage(image.source, image.positions, rule, data_set.layout, options)
-
-    rule = image.mask
+    rule = data_set.images[index].mask
     if _finds_threshold(rule):
-        with opened(rule) as masked:
-            rule = replace(rule, threshold=find_threshold(masked, seen))
-    if _cleans(options):
-        with opened(rule) as masked:
-            _write_bits(masked, options, _bits(folder, index), seen)
+        with data_set.open(index) as image:
+            rule = replace(rule, threshold=find_threshold(image, seen))
+    if _cleans(data_set.options):
+        with data_set.open(index, rule) as image:
+            _write_bits(image, data_set.options, _bits(folder, index), seen)
     write_whole(_record(folder, index), json.dumps({"threshold": rule.threshold}))
 
 
