@@ -212,7 +212,8 @@ class _Tally:
     def __init__(self, data_set: DataSet, image: MaskedImage, output: RasterOutput) -> None:
         self._layout, self._image, self._output = data_set.layout, image, output
         self._nodata = _nodata(data_set.images[0].positions, image)
-        self._sums: dict[str, list[NDArray[np.float64]]] = {}
+        # one array each: what lives on from each block would leave the freed outputs of layers in holes too small
+        self._sums: dict[str, NDArray[np.float64]] = {}
 
     def write(self, row: int, col: int, reflectance_CHW: NDArray[np.float32]) -> None:
         """Rows of a swath whose first pixel is at `row`, `col`."""
@@ -225,10 +226,9 @@ class _Tally:
 
     def summary(self) -> Summary:
         """What the sums come to. Raises: NoLeafError."""
-        if not np.any(self._sums["num_pixels"]):
+        if not self._sums["num_pixels"].any():
             raise NoLeafError
-        columns = {name: np.concatenate(column) for name, column in self._sums.items()}
-        return summarise(columns)
+        return summarise(self._sums)
 
     def _judge(
         self, values_CHW: NDArray[np.generic], stored_CHW: NDArray[np.generic], leaf_HW: NDArray[np.bool_]
@@ -239,4 +239,7 @@ class _Tally:
         )
         leaf = torch.from_numpy(leaf_HW)[None, None]
         for name, total in spectral_sums(LeafPixels.of(recon, target, leaf), self._layout.bands).items():
-            self._sums.setdefault(name, []).append(total.numpy())
+            if name in self._sums:
+                self._sums[name] += total.numpy()
+            else:
+                self._sums[name] = total.numpy()
