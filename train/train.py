@@ -20,4 +20,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main, "stopped; training goes on from its newest checkpoint when run again")
+    run_script(
+        main,
+        "stopped; training goes on from its newest checkpoint when run again",
+        "lower data.micro_batch_size, which changes no result, or set train.gradient_checkpointing",
+    )

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from msvae.credentials import hidden
+from msvae.engine.exhausted import told_of_memory
 from msvae.engine.lost import EXIT_CODE as LOST_OTHERS
 from msvae.engine.lost import told_of_lost_ranks
 from msvae.engine.parallel.deepspeed_settings import refuse_unsupported
@@ -159,11 +160,16 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"cannot write {folder} ({error.strerror}: {nearest}); choose a writable folder") from error
 
 
-def run_script(main: Callable[[], int | None], when_stopped: str = "stopped") -> NoReturn:
+def run_script(
+    main: Callable[[], int | None],
+    when_stopped: str = "stopped",
+    when_exhausted: str = "free some, or use a larger one",
+) -> NoReturn:
     """Run an entry point and end with the exit code that it returns, 0 when it returns none.
 
     A user's error becomes one line, exit code 2, and the last words of torchrun's summary. So does a disk that fails
-    or is full. A rank that merely lost others says so, leaves the last words to them, and ends with 69.
+    or is full, and a memory that is. A rank that merely lost others says so, leaves the last words to them, and ends
+    with 69.
     """
     rank = int(os.environ.get("RANK", 0))
     # one of before a restart would be taken for ours
@@ -179,7 +185,9 @@ def run_script(main: Callable[[], int | None], when_stopped: str = "stopped") ->
         if error.errno not in DISK_FAULTS:
             raise
         _end(_say(rank, f"{error}: the disk is full or fails; mend it, then run the same command again"))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if (memory := told_of_memory(error)) is not None:
+            _end(_say(rank, f"too little memory ({memory}); {when_exhausted}"))
         if (lost := told_of_lost_ranks(error)) is None:
             raise
         line = _say(rank, lost)

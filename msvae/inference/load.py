@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from msvae.engine.exhausted import told_of_memory
 from msvae.engine.setup import make_cuda_exact
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.loading import load_saved_config, vae_subfolder
@@ -51,8 +52,10 @@ def fitting_into_memory(what: str, images: torch.Tensor, option: str) -> Iterato
     """Put images or latents (B, C, H, W) through a model. Raises: ValueError when that takes too much memory."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if (told := told_of_memory(error)) is None:
+            raise
         height, width = images.shape[-2:]
         raise ValueError(
-            f"{what} of {height} x {width} px do not fit into the memory of {images.device}; give a smaller {option}"
+            f"too little memory on {images.device} for {what} of {height} x {width} ({told}); give a smaller {option}"
         ) from error

@@ -172,6 +172,20 @@ def test_another_model_is_refused_and_the_same_has_nothing_to_do(
     assert "exists and holds no latents" in refused("encode", model_folder, leaf_shards, tmp_path / "thesis")
 
 
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_too_little_memory_is_told_with_the_option_that_helps(
+    command, latents, model_folder, leaf_shards, tmp_path, monkeypatch
+):
+    def exhausted(*_: object, **__: object) -> torch.Tensor:
+        return torch.empty(2**50)
+
+    monkeypatch.setattr(f"msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.{command}", exhausted)
+    given = (model_folder, leaf_shards) if command == "encode" else (latents / "model", latents)
+    told = refused(command, *given, tmp_path / "out")
+    assert "too little memory on cpu for " in told
+    assert told.endswith("; give a smaller --batch-size\n")
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes_and_another_model_may_not(
     model_folder, other_model, leaf_shards, latents, tmp_path

@@ -246,13 +246,14 @@ def test_an_image_without_leaf_among_others_is_named_and_stops_none(model_folder
 
 
 def test_too_little_memory_is_told_with_the_option_that_helps(model_folder, write_field, tmp_path, monkeypatch):
-    def exhausted(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def exhausted(*_: object, **__: object) -> torch.Tensor:
+        return torch.empty(2**50)
 
     image = write_field(tmp_path / "field.tif", 64, 64)
     monkeypatch.setattr("msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.decode", exhausted)
     told = refused(model_folder, image, tmp_path / "out.tif")
-    assert "1 window of 64 x 64 px do not fit into the memory of cpu; give a smaller --batch-size or --tile" in told
+    assert "too little memory on cpu for 1 window of 64 x 64 (" in told
+    assert told.endswith("; give a smaller --batch-size or --tile\n")
 
 
 def test_a_bare_backbone_is_no_model(tmp_path, write_field):
