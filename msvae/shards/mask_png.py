@@ -9,6 +9,7 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -48,15 +49,14 @@ def _decode_plain(png: bytes, leaf_mask: NDArray[np.bool_]) -> bool:
     end = HEADER_BYTES + 8 + num_bytes
     if not png.startswith(header) or kind != b"IDAT" or png[end + 8 : end + 12] != b"IEND":
         return False
-    inflate = zlib.decompressobj()
     row_bytes = 1 + (width + 7) // 8
     try:
-        content = inflate.decompress(png[HEADER_BYTES + 8 : end], height * row_bytes)
-    except zlib.error:
+        content: bytes | bytearray = imagecodecs.deflate_decode(png[HEADER_BYTES + 8 : end], out=height * row_bytes)
+    except imagecodecs.DeflateError:
+        return False
+    if len(content) != height * row_bytes or content[::row_bytes].count(0) != height:
         return False
     rows = np.frombuffer(content, np.uint8)
-    if len(rows) != height * row_bytes or rows[::row_bytes].any():
-        return False
     # as bytes: casting them to bool would take longer than unpacking
     leaf_mask.view(np.uint8)[:] = np.unpackbits(rows.reshape(height, row_bytes)[:, 1:], axis=1, count=width)
     return True
