@@ -46,6 +46,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args(namespace=argparse.Namespace(config_file=CPU_CONFIG))
+    if arguments.steps <= SAVE_EVERY:
+        parser.error(
+            f"got --steps {arguments.steps}, expected more than {SAVE_EVERY}: a checkpoint is made every so many"
+        )
     print(f"{'backbone':>8} {'each (MB)':>10} {'once (MB)':>10} {'copy':>8} {'delay':>8}")
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary))

@@ -30,6 +30,7 @@ PEERS = {
 }
 COMPRESSED = {"msvae blosc2": "msvae_blosc2"}
 TIMEOUT_S = 600
+MIN_TILES = 128
 Figures = dict[str, float]
 
 
@@ -133,6 +134,10 @@ def main() -> None:
     parser.add_argument("--compressed", action="store_true", help="compressed shards of msvae, too")
     parser.add_argument("--json", type=Path, help="where all figures of all rounds go")
     arguments = parser.parse_args()
+    if arguments.tiles < MIN_TILES:
+        parser.error(
+            f"got --tiles {arguments.tiles}, expected {MIN_TILES} or more: half an epoch is two batches at least"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         wanted = PEERS | (COMPRESSED if arguments.compressed else {})
         results = measure(Path(temporary), wanted, arguments.tiles, arguments.rounds, arguments.readers)

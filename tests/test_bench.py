@@ -13,16 +13,16 @@ from .conftest import ROOT
 
 SCRIPTS = {
     "beside_step": ["--tiles", "64", "--rounds", "1"],
-    "checkpoints": ["--steps", "3", "--rounds", "1"],
+    "checkpoints": ["--steps", "4", "--rounds", "1"],
     "checksum": ["--tiles", "20"],
     "frozen_encoder": [],
     "index": ["--tiles", "60"],
-    "loader": ["--tiles", "64", "--rounds", "1", "--readers", "1", "--compressed"],
+    "loader": ["--tiles", "128", "--rounds", "1", "--readers", "1", "--compressed"],
     "log": ["--px", "64", "--batch", "1", "--steps", "1"],
     "losses": [],
     "pack": ["--images", "2", "--side", "512"],
     "scale": [],
-    "scaling": ["--steps", "2", "--rounds", "1"],
+    "scaling": ["--steps", "4", "--rounds", "1"],
     "step": ["--px", "64", "--batch", "1", "--rounds", "1", "--steps", "1"],
 }
 """`network`, `broken_runs`, `seams` and `tilings` want root, minutes, a model or a field; tests and docs run them."""

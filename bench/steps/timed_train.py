@@ -28,12 +28,16 @@ PARTS = {
 }
 """What is timed: attributes of the trainer and their methods."""
 NUM_WARM_UP = 2
+MIN_STEPS = NUM_WARM_UP + 2
+"""A step is timed from its beginning to that of the next."""
 
 
 def main() -> None:
     """Train and write means over steps, in seconds."""
     out, *overrides = sys.argv[1:]
     config = load_config(None, overrides)
+    if config.train.max_steps < MIN_STEPS:
+        raise ValueError(f"got {config.train.max_steps} steps, expected {MIN_STEPS} or more: the first warm up")
     trainer = Trainer(config, join(config.train.timeout_s))
     spent_s: dict[str, list[float]] = defaultdict(list)
     step_began_s: list[float] = []
