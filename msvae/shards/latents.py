@@ -5,7 +5,6 @@ Members of a sample: `KEY.latents.npy`, `KEY.mask.png` (of the tile, 1 bit) and 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -150,7 +149,8 @@ class LatentReader:
         header = npy_header(self.manifest.shape, np.dtype(self.manifest.dtype))
         if not parts["bands"].startswith(header):
             raise ValueError(f"{place} is no {self.manifest.dtype} array of {self.manifest.shape}; encode again")
-        latents = np.load(io.BytesIO(parts["bands"]), allow_pickle=False)
+        values = np.frombuffer(parts["bands"], self.manifest.dtype, offset=len(header))
+        latents = values.reshape(self.manifest.shape).copy()
         leaf_mask = np.empty((self.manifest.tile_px,) * 2, np.bool_)
         mask_png.decode_into(parts["mask"], leaf_mask)
         return LatentSample(index.keys[row], latents, leaf_mask, parts["json"])

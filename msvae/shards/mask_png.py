@@ -23,7 +23,8 @@ HEADER_BYTES = 33
 def encode(leaf_mask: NDArray[np.bool_]) -> bytes:
     """A mask (H, W) as a PNG whose rows are not filtered."""
     height, width = leaf_mask.shape
-    rows = np.pad(np.packbits(leaf_mask, axis=1), ((0, 0), (1, 0)))
+    rows = np.zeros((height, 1 + (width + 7) // 8), np.uint8)
+    rows[:, 1:] = np.packbits(leaf_mask, axis=1)
     header = struct.pack(">II", width, height) + ONE_BIT_GREY
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
     return SIGNATURE + b"".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from typing import Any, Literal
 
 import imagecodecs
@@ -39,6 +40,7 @@ def encode(tile: NDArray[Any], compression: Compression) -> bytes:
     return bytes(compressed)
 
 
+@cache
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """What stands before the values in a `.npy` file of format 1.0."""
     buffer = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import zlib
 from tokenize import TokenError
 from typing import Any
@@ -19,6 +20,8 @@ MASK_MODES = ("1", "L", "I", "I;16")
 """One value a pixel; a palette's numbers say nothing of white."""
 SIDE_STEP_PX = 8
 """The backbone halves a tile three times."""
+PARSING = threading.Lock()
+"""NumPy parses headers as Python, which in some versions of 3.11 fails when two threads do so at once (gh-106905)."""
 
 
 class TileFormat:
@@ -65,15 +68,15 @@ class TileFormat:
         """
         if self._compression != "none":
             return self._decompressed(npy)
-        dtype, shape = _npy_header(npy)
-        if (dtype, shape) != (self.dtype, self.shape):
-            raise ValueError(f"holds a {dtype} array of shape {shape}, expected {self}; write it again")
         if not npy.startswith(self._header) or len(npy) != self._num_bytes:
+            dtype, shape = _npy_header(npy)
+            if (dtype, shape) != (self.dtype, self.shape):
+                raise ValueError(f"holds a {dtype} array of shape {shape}, expected {self}; write it again")
             raise ValueError(
                 f"has a .npy of {len(npy)} bytes, expected {self._num_bytes} with a header as numpy.save writes it "
                 "since 1.23; write it again"
             )
-        return np.frombuffer(npy, dtype, offset=len(self._header)).reshape(shape)
+        return np.frombuffer(npy, self.dtype, offset=len(self._header)).reshape(self.shape)
 
     def _decompressed(self, chunk: bytes) -> NDArray[Any]:
         tile = np.empty(self.shape, self.dtype)
@@ -106,7 +109,8 @@ def _npy_header(npy: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(stream)
+        with PARSING:
+            shape, fortran_order, dtype = read(stream)
     except (ValueError, TypeError, SyntaxError, TokenError, RecursionError) as error:
         raise ValueError(f"holds no .npy array ({str(error).splitlines()[0][:80]})") from None
     if dtype.hasobject:
