@@ -9,7 +9,6 @@ import io
 import struct
 import zlib
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -52,8 +51,8 @@ def _decode_plain(png: bytes, leaf_mask: NDArray[np.bool_]) -> bool:
         return False
     row_bytes = 1 + (width + 7) // 8
     try:
-        content: bytes | bytearray = imagecodecs.deflate_decode(png[HEADER_BYTES + 8 : end], out=height * row_bytes)
-    except imagecodecs.DeflateError:
+        content = zlib.decompressobj().decompress(png[HEADER_BYTES + 8 : end], height * row_bytes)
+    except zlib.error:
         return False
     if len(content) != height * row_bytes or content[::row_bytes].count(0) != height:
         return False
