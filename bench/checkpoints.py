@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args(namespace=argparse.Namespace(config_file=CPU_CONFIG))
     if arguments.steps <= SAVE_EVERY:
         parser.error(
-            f"got --steps {arguments.steps}, expected more than {SAVE_EVERY}: a checkpoint is made every so many"
+            f"got --steps {arguments.steps}, expected more than {SAVE_EVERY}: a checkpoint is made every {SAVE_EVERY}"
         )
     print(f"{'backbone':>8} {'each (MB)':>10} {'once (MB)':>10} {'copy':>8} {'delay':>8}")
     with tempfile.TemporaryDirectory() as temporary:

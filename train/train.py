@@ -23,5 +23,5 @@ if __name__ == "__main__":
     run_script(
         main,
         "stopped; training goes on from its newest checkpoint when run again",
-        "lower data.micro_batch_size, which changes no result, or set train.gradient_checkpointing",
+        "lower data.micro_batch_size (results stay equal within rounding), or set train.gradient_checkpointing",
     )

@@ -41,7 +41,8 @@ def make_step(
         model.freeze_backbone()
     if "checkpointing" in variants:
         model.enable_gradient_checkpointing()
-        return_freed_memory()
+        if device.type == "cpu":
+            return_freed_memory()
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
     model.to(device).train()

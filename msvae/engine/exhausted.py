@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import torch
 
-FROM_CPU = re.compile(r"DefaultCPUAllocator: [^.]*")
+IN_TEXT = re.compile(r"DefaultCPUAllocator: [^.]*|CUDA error: out of memory|\w+_STATUS_ALLOC_FAILED|std::bad_alloc")
+"""Of errors that torch does not tell from others by their type."""
 
 
 def told_of_memory(error: BaseException) -> str | None:
@@ -14,5 +16,7 @@ def told_of_memory(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return text.splitlines()[0].rstrip(". ") if text else "MemoryError"
-    found = FROM_CPU.search(text) if isinstance(error, RuntimeError) else None
+    if isinstance(error, OSError):
+        return text if error.errno == errno.ENOMEM else None
+    found = IN_TEXT.search(text) if isinstance(error, RuntimeError) else None
     return found[0] if found else None

@@ -10,7 +10,7 @@ LARGE_BYTES = 2**20
 
 
 def return_freed_memory() -> None:
-    """Have this process give every array of 1 MiB and more back to the system as soon as it is freed.
+    """Have this process give arrays of 1 MiB and more that it makes from now on back to the system once freed.
 
     glibc raises the size from which it does so as larger arrays are freed (mallopt(3), M_MMAP_THRESHOLD), and keeps
     smaller ones for the next of their size: that takes memory and saves time. Other C libraries are left alone.

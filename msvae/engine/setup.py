@@ -181,13 +181,11 @@ def run_script(
             # most errors meet all ranks alike: rank 0 speaks for them, and the launcher then ends the others
             time.sleep(MAIN_RANK_FIRST_S)
         _end(_say(rank, str(error)))
-    except OSError as error:
-        if error.errno not in DISK_FAULTS:
-            raise
-        _end(_say(rank, f"{error}: the disk is full or fails; mend it, then run the same command again"))
-    except (RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         if (memory := told_of_memory(error)) is not None:
             _end(_say(rank, f"too little memory ({memory}); {when_exhausted}"))
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+            _end(_say(rank, f"{error}: the disk is full or fails; mend it, then run the same command again"))
         if (lost := told_of_lost_ranks(error)) is None:
             raise
         line = _say(rank, lost)

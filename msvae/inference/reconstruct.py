@@ -66,7 +66,8 @@ class NoLeafError(Exception):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What became of one image: its file and how near that comes, on the leaf. Without leaf it has neither."""
+    """What became of one image: its file and how near that comes, on the leaf, taken as one tile. Without leaf it has
+    neither."""
 
     image: Path
     path: Path | None

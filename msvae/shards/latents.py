@@ -5,6 +5,7 @@ Members of a sample: `KEY.latents.npy`, `KEY.mask.png` (of the tile, 1 bit) and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -146,11 +147,12 @@ class LatentReader:
         sound = crc32c(parts["mask"], crc32c(parts["bands"])) == index.crc32c[row]
         if not sound or (index.json_crc32c is not None and crc32c(parts["json"]) != index.json_crc32c[row]):
             raise ValueError(f"{place} is truncated or altered; encode this split again")
-        header = npy_header(self.manifest.shape, np.dtype(self.manifest.dtype))
-        if not parts["bands"].startswith(header):
+        dtype, shape = np.dtype(self.manifest.dtype).newbyteorder("<"), self.manifest.shape
+        header = npy_header(shape, dtype)
+        num_bytes = len(header) + math.prod(shape) * dtype.itemsize
+        if not parts["bands"].startswith(header) or len(parts["bands"]) != num_bytes:
             raise ValueError(f"{place} is no {self.manifest.dtype} array of {self.manifest.shape}; encode again")
-        values = np.frombuffer(parts["bands"], self.manifest.dtype, offset=len(header))
-        latents = values.reshape(self.manifest.shape).copy()
+        latents = np.frombuffer(parts["bands"], dtype, offset=len(header)).reshape(shape).copy()
         leaf_mask = np.empty((self.manifest.tile_px,) * 2, np.bool_)
         mask_png.decode_into(parts["mask"], leaf_mask)
         return LatentSample(index.keys[row], latents, leaf_mask, parts["json"])

@@ -102,6 +102,8 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.location = str(folder)
         self._folder = folder
+        # a path is asked for with every sample: pathlib would take a tenth of its time
+        self._prefix = str(folder / "_")[:-1]
         self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -143,7 +145,7 @@ class LocalStore:
 
     def path(self, name: str) -> str:
         """Folder and name."""
-        return f"{self.location}/{name}"  # asked for with every sample: pathlib would take a tenth of its time
+        return self._prefix + name if name else self.location
 
     @contextmanager
     def _readable(self, name: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-FREE_64_MIB_BELOW_SOMETHING_SMALL = """
+FREE_64_MIB_BELOW_SOMETHING_ALIVE = """
 import os, sys, torch
 from msvae.engine.heap import return_freed_memory
 if sys.argv[1] == "asked":
@@ -19,14 +19,14 @@ def resident_mb():
 torch.ones(6 * 2**20)
 before_mb = resident_mb()
 arrays = [torch.ones(2**20) for _ in range(16)]
-small = torch.ones(64)
+alive = torch.ones(2**17)
 del arrays
 print(resident_mb() - before_mb)
 """
 
 
 def kept_mb(way: str) -> float:
-    command = [sys.executable, "-c", FREE_64_MIB_BELOW_SOMETHING_SMALL, way]
+    command = [sys.executable, "-c", FREE_64_MIB_BELOW_SOMETHING_ALIVE, way]
     return float(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
 
 

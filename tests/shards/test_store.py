@@ -272,3 +272,10 @@ def test_a_full_disk_under_the_cache_is_a_warning_and_reading_goes_on(remote, sm
     with pytest.warns(UserWarning, match=r"takes no more \(No space left on device\)"):
         seen = contents(remote.reader(SpanCache(small_disk / "cache", 10**9)))
     assert len(seen) == sum(remote.reader().samples_per_shard)
+
+
+def test_a_path_is_spelled_as_pathlib_would():
+    for folder in ("tiles", "/tiles", ".", "/", "tiles/"):
+        store = open_store(folder)
+        assert store.path("leaf.tar") == str(Path(folder) / "leaf.tar")
+        assert store.path("") == str(Path(folder))
