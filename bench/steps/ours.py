@@ -9,7 +9,6 @@ from torch import Tensor
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from msvae.engine.heap import return_freed_memory
 from msvae.engine.optim import make_optimizer
 from msvae.engine.parallel.replicated import Replicated
 from msvae.engine.precision import InPrecision, Precision
@@ -41,8 +40,6 @@ def make_step(
         model.freeze_backbone()
     if "checkpointing" in variants:
         model.enable_gradient_checkpointing()
-        if device.type == "cpu":
-            return_freed_memory()
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
     model.to(device).train()

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from msvae.config import Config
-from msvae.engine.heap import return_freed_memory
 from msvae.engine.optim import AVERAGE
 from msvae.engine.parallel.trained import Trained
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
@@ -32,8 +31,6 @@ def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> Autoe
         model = build_model(config.model, config.loss, config.data.background, manifest, config.train.seed)
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-        if accelerator.device.type == "cpu":
-            return_freed_memory()
     # DeepSpeed lays weights end to end; there the tiles alone are channels last, and what is made of them follows
     if config.train.channels_last and deepspeed is None:
         model.to(memory_format=torch.channels_last)
