@@ -17,6 +17,7 @@ Members = list[tuple[str, bytes]]
 
 
 def npy(array: NDArray[Any]) -> bytes:
+    """A `.npy` file, also of Python objects, which every reader must refuse."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
     return buffer.getvalue()
