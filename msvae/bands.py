@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,9 +82,38 @@ class Bands:
             if self.has(first, second)
         }
 
+    def places_in(self, names: Sequence[str]) -> list[int] | None:
+        """Where each of these bands is in another image, whose bands have `names`: by name, else by role.
+
+        Case and separators do not count, and names such as `Band 1` to `Band 5` say no more than their order. None
+        when the names are those of other bands.
+        """
+        if len(names) != len(self):
+            return None
+        plain, own = [_plain(name) for name in names], [_plain(name) for name in self.names]
+        if set(plain) == set(own):
+            return [plain.index(name) for name in own]
+        if _only_count(names):
+            return list(range(len(self)))
+        roles = {_plain(role): role for role in RANGES_NM}
+        if not all(name in roles and self.has(roles[name]) for name in plain):
+            return None
+        band_of = [self.index(roles[name]) for name in plain]
+        return [band_of.index(i) for i in range(len(self))] if len(set(band_of)) == len(self) else None
+
     def has(self, *roles: str) -> bool:
         """Whether a band lies in the spectral range of every role."""
         return all(any(RANGES_NM[r][0] <= nm < RANGES_NM[r][1] for nm in self.wavelengths_nm) for r in roles)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _only_count(names: Sequence[str]) -> bool:
+    numbers = [int(number) for name in names for number in re.findall(r"\d+", name)]
+    stems = {re.sub(r"\d+", "", name) for name in names}
+    return len(stems) == 1 and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
 
 
 def _tags(wavelengths_nm: Sequence[float]) -> list[str]:

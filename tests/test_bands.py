@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msvae.bands import Bands
+from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,25 @@ from msvae.bands import Bands
 def test_every_band_has_a_tag_of_its_own_as_short_as_may_be(wavelengths_nm, tags):
     assert Bands.of_wavelengths(wavelengths_nm).tags == tags
     assert list(Bands.of_wavelengths(wavelengths_nm).names) == tags
+
+
+@pytest.mark.parametrize(
+    ("names", "places"),
+    [
+        (("NIR", "RedEdge", "Red", "Green", "Blue"), [4, 3, 2, 1, 0]),
+        (("Red edge", "nir", "BLUE", "red", "green"), [2, 4, 3, 0, 1]),
+        (("Band 1", "Band 2", "Band 3", "Band 4", "Band 5"), [0, 1, 2, 3, 4]),
+        (("B2", "B3", "B4", "B5", "B8"), None),
+        (("Band 5", "Band 4", "Band 3", "Band 2", "Band 1"), None),
+        (("blue", "blue", "red", "green", "nir"), None),
+        (("blue", "green", "red", "nir"), None),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_bands_are_found_by_name_however_it_is_spelled_else_by_role(names, places, named):
+    bands = Bands() if named else Bands.of_wavelengths(DEFAULT_WAVELENGTHS_NM)
+    assert bands.places_in(names) == places
+
+
+def test_equal_names_come_before_what_numbers_say():
+    assert Bands((840, 560, 475), ("B3", "B2", "B1")).places_in(("b1", "b2", "b3")) == [2, 1, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,11 +48,18 @@ def say(text: str, *, stderr: bool = False) -> None:
 
 @contextmanager
 def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
-    """What is wrong with the input is one line and exit code 2; Ctrl-C says `when_stopped`."""
+    """What is wrong with the input or its place is one line and exit code 2; Ctrl-C says `when_stopped`."""
     try:
         yield
     except ValueError as error:
         say(f"error: {error}", stderr=True)
+        raise typer.Exit(2) from None
+    except BrokenPipeError:  # of `| head`, which wants no more
+        raise
+    except OSError as error:
+        what = f"{error.strerror or error}: {error.filename or 'no file named'}"
+        hint = "free space there" if error.errno == errno.ENOSPC else "check that path and your rights to it"
+        say(f"error: {what}; {hint}", stderr=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         say(when_stopped, stderr=True)

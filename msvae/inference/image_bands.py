@@ -39,7 +39,11 @@ def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: PackOptio
     if info.wavelengths_nm is None and options.wavelengths_nm is None:
         if len(info.scales) != len(bands):
             raise _misfit(source, info.describe_bands(), bands, "give --bands, or --wavelengths of all its bands")
-        options = replace(options, wavelengths_nm=_by_name(info, bands))
+        places = bands.places_in(info.names) if info.names else list(range(len(bands)))
+        if places is None:
+            raise _misfit(source, info.describe_bands(), bands, "give --wavelengths of all its bands, in their order")
+        in_their_order = tuple(bands.wavelengths_nm[places.index(i)] for i in range(len(bands)))
+        options = replace(options, wavelengths_nm=in_their_order)
         notices = (
             f"no wavelengths stated: taken for those of the model, {bands}; give --wavelengths if that is wrong",
         )
@@ -59,14 +63,6 @@ def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: PackOptio
         notices=notices + layout.notices,
     )
     return fitted, [positions[i] for i in chosen]
-
-
-def _by_name(info: RasterInfo, bands: Bands) -> tuple[float, ...]:
-    """Wavelengths of an image that names its bands as the model does, in its order; else those of the model."""
-    nm_of = dict(zip(bands.names, bands.wavelengths_nm, strict=True))
-    if info.names and set(info.names) == nm_of.keys():
-        return tuple(nm_of[name] for name in info.names)
-    return bands.wavelengths_nm
 
 
 def _nearest(found_nm: Sequence[float], wanted_nm: Sequence[float], tolerance_nm: float) -> list[int] | None:

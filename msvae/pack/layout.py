@@ -101,9 +101,7 @@ def fit_layout(path: Path, info: RasterInfo, layout: Layout, options: PackOption
     if info.wavelengths_nm:
         positions = _nearest(path, info, info.wavelengths_nm, wanted, options.tolerance_nm)
     else:
-        positions = _in_order(path, info, len(wanted))
-        if info.names and set(info.names) == set(layout.bands.names):
-            positions = [info.names.index(name) for name in layout.bands.names]
+        positions = _by_name(path, info, layout.bands, in_order=wavelengths_nm is not None)
     scales, offsets, _ = _scale(path, info, positions, options)
     if (scales, offsets) != (layout.source_scale, layout.source_offset):
         raise ValueError(
@@ -149,6 +147,18 @@ def _named(info: RasterInfo, positions: Sequence[int], wavelengths_nm: Sequence[
     if info.names is None:
         return Bands.of_wavelengths(wavelengths_nm)
     return Bands(tuple(wavelengths_nm), tuple(info.names[i] for i in positions))
+
+
+def _by_name(path: Path, info: RasterInfo, bands: Bands, in_order: bool) -> list[int]:
+    """The places of bands by their names; where these tell nothing and their order is known, in that order."""
+    places = bands.places_in(info.names) if info.names else None
+    if places is None and info.names and not in_order:
+        raise ValueError(
+            f"{path} names its bands {', '.join(info.names)} but the first image {', '.join(bands.names)}, and "
+            "neither states wavelengths; give --wavelengths, in the order that the bands have in every image, or "
+            "rename them"
+        )
+    return places or _in_order(path, info, len(bands))
 
 
 def _in_order(path: Path, info: RasterInfo, num_wanted: int) -> list[int]:

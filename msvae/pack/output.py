@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,8 @@ from pathlib import Path
 from msvae.pack.options import SPLITS, PackOptions
 from msvae.pack.sheet import SHEET_NAME
 from msvae.shards.manifest import MANIFEST_NAME, Manifest
+
+PACKED = re.compile(r"leaf-\d{6,}\.(tar|index\.json)")
 
 
 def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -32,7 +35,7 @@ def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
         f"{split}/{path.name}"
         for split in SPLITS
         for path in sorted((out / split).glob("*"))
-        if path.name != MANIFEST_NAME and not path.name.startswith("leaf-")
+        if path.name != MANIFEST_NAME and not PACKED.fullmatch(path.name)
     ]
     if foreign or any(path.is_relative_to(out) for path in inputs):
         raise ValueError(

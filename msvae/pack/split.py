@@ -113,7 +113,8 @@ def _groups(tiles: Sequence[Tile], sources: Sequence[ImageSource], split_by: str
         return [names[tile.image] for tile in tiles]
     if split_by == "image":
         return [sources[tile.image].name for tile in tiles]
-    side = options.block_tiles or max(MIN_BLOCK_TILES, math.ceil(math.sqrt(len(tiles) / NUM_BLOCKS)))
+    apart = {(tile.image, tile.row // options.tile_px, tile.col // options.tile_px) for tile in tiles}
+    side = options.block_tiles or max(MIN_BLOCK_TILES, math.ceil(math.sqrt(len(apart) / NUM_BLOCKS)))
     block_px = side * options.tile_px
     return [f"{sources[t.image].name}_block_{t.row // block_px:04d}_{t.col // block_px:04d}" for t in tiles]
 

@@ -60,9 +60,14 @@ class WorkFolder:
         """
         growing = growing_path(self.record)
         growing.write_text(json.dumps(record))
-        with suppress(FileExistsError):  # of the parts that begin together one is first, and all compare with it
+        try:  # of the parts that begin together one is first, and all compare with it
             os.link(growing, self.record)
-        growing.unlink()
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not self.record.exists():
+                growing.replace(self.record)
+        growing.unlink(missing_ok=True)
         changes = _changes(json.loads(self.record.read_text()), json.loads(json.dumps(record)))
         if changes:
             more = f" and {len(changes) - MAX_TOLD} more" if len(changes) > MAX_TOLD else ""

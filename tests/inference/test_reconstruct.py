@@ -310,10 +310,13 @@ def test_pixels_that_are_points_stay_points(model_folder, write_field, tmp_path)
         assert after.transform == before.transform
 
 
-def test_bands_are_found_by_name_where_an_image_states_no_wavelengths(model_folder, tmp_path):
-    names = ("blue", "green", "red", "red_edge", "nir")
+COLOURS = ("blue", "green", "red", "red_edge", "nir")
+
+
+@pytest.mark.parametrize("spelled", [COLOURS, ("Blue", "Green", "Red", "RedEdge", "NIR")])
+def test_bands_are_found_by_name_where_an_image_states_no_wavelengths(model_folder, tmp_path, spelled):
     stored = np.random.default_rng(4).integers(300, 5000, (5, 40, 40), dtype=np.uint16)
-    for path, order in (("as_model.tif", range(5)), ("turned.tif", range(4, -1, -1))):
+    for path, names, order in (("as_model.tif", COLOURS, range(5)), ("turned.tif", spelled, range(4, -1, -1))):
         shape = {"driver": "GTiff", "count": 5, "height": 40, "width": 40, "dtype": "uint16", "nodata": 0}
         with rasterio.open(tmp_path / path, "w", **shape) as raster:
             raster.write(stored[list(order)])
@@ -324,3 +327,14 @@ def test_bands_are_found_by_name_where_an_image_states_no_wavelengths(model_fold
         run(model_folder, tmp_path / name, tmp_path / f"r-{name}")
         written.append(read(tmp_path / f"r-{name}"))
     np.testing.assert_array_equal(*written)
+
+
+def test_an_image_that_names_other_bands_than_the_model_is_refused(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 40, 40)
+    with rasterio.open(image, "r+") as raster:
+        for band, name in enumerate(("B2", "B3", "B4", "B5", "B8"), start=1):
+            raster.set_band_description(band, name)
+            raster.update_tags(band, wavelength="", wavelength_units="")
+    told = refused(model_folder, image, tmp_path / "out.tif")
+    assert "holds 5 bands (B2, B3, B4, B5, B8), the model expects" in told
+    assert told.endswith("give --wavelengths of all its bands, in their order\n")

@@ -81,6 +81,28 @@ def test_images_with_bands_in_another_order_are_brought_into_the_first_ones(tmp_
     assert packed_means(tmp_path / "out") == [1, 2, 3]
 
 
+COLOURS = ("blue", "green", "red", "red_edge", "nir")
+SPELLED_OTHERWISE = ("NIR", "RedEdge", "Red", "Green", "Blue")
+
+
+def test_images_that_name_their_bands_are_brought_into_the_first_ones_order_however_they_spell(tmp_path, write_raster):
+    write_raster(tmp_path / "in" / "a.tif", constant_bands(1, 2, 3, 4, 5), None, names=COLOURS, mask=LEAF)
+    write_raster(tmp_path / "in" / "b.tif", constant_bands(5, 4, 3, 2, 1), None, names=SPELLED_OTHERWISE, mask=LEAF)
+    summary = pack([tmp_path / "in"], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
+    assert summary.num_images == 2
+    assert packed_means(tmp_path / "out") == [1, 2, 3, 4, 5]
+
+
+def test_images_that_name_other_bands_are_refused_unless_their_order_is_given(tmp_path, write_raster):
+    levels = constant_bands(1, 2, 3, 4, 5)
+    write_raster(tmp_path / "in" / "a.tif", levels, None, names=COLOURS, mask=LEAF)
+    write_raster(tmp_path / "in" / "b.tif", levels, None, names=("B2", "B3", "B4", "B5", "B8"), mask=LEAF)
+    with pytest.raises(ValueError, match="b.tif names its bands B2, B3, B4, B5, B8 but the first image blue, green"):
+        pack([tmp_path / "in"], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
+    pack([tmp_path / "in"], tmp_path / "out", PackOptions(scale=1, wavelengths_nm=DEFAULTS_NM, **TRAIN_ONLY))
+    assert packed_means(tmp_path / "out") == [1, 2, 3, 4, 5]
+
+
 def test_a_fourth_band_that_gdal_calls_alpha_is_data_when_four_are_asked_for(tmp_path, write_raster):
     values = constant_bands(10, 20, 30, 0, dtype="uint8")
     image = write_raster(tmp_path / "a.tif", values, None, mask=LEAF)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -196,7 +198,22 @@ def test_overwrite_never_deletes_what_packing_did_not_write(tmp_path, leaf_image
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").touch()
     refuse([image], tmp_path / "home", "would delete thesis.txt", overwrite=True)
-    assert image.exists() and inside.exists()
+    numbered = leaf_image(tmp_path / "plants" / "train" / "leaf-000001.tif")
+    refuse([image], tmp_path / "plants", "would delete train/leaf-000001.tif", overwrite=True)
+    assert image.exists() and inside.exists() and numbered.exists()
+
+
+def test_packing_needs_no_hard_links(tmp_path, leaf_image, read_tars, monkeypatch):
+    """As on exFAT and on many network shares."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    image = leaf_image(tmp_path / "leaf.tif")
+    monkeypatch.setattr(os, "link", refused)
+    pack([image], tmp_path / "out", PackOptions(tile_px=8))
+    assert read_tars(tmp_path / "out" / "train")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_pixel_is_read(tmp_path, leaf_image, monkeypatch):

@@ -44,6 +44,15 @@ def test_one_image_is_split_by_blocks_that_stay_whole(tmp_path, leaf_image, read
     assert len(set(places)) == len(places) == 100
 
 
+@pytest.mark.parametrize("stride_px", [None, 8, 4])
+def test_overlapping_tiles_lie_in_as_many_blocks_as_tiles_side_by_side(tmp_path, leaf_image, stride_px):
+    image = leaf_image(tmp_path / "field.tif", size_px=256)
+    options = PackOptions(tile_px=16, stride_px=stride_px, gap_px=0, min_coverage=0.0)
+    summary = pack([image], tmp_path / "out", options)
+    shares = np.array([summary.tiles[split] for split in SPLITS]) / sum(summary.tiles.values())
+    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.12)
+
+
 def test_tiles_keep_the_order_of_their_source(tmp_path, leaf_image, read_tars):
     images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i) for i in range(2)]
     pack(images, tmp_path / "out", PackOptions(tile_px=16, block_tiles=1))
