@@ -39,6 +39,6 @@ def judge_by_loss(
     mse, angle_rad = (float(MaskedSum(*row).overall()) for row in ranks.sum({"sums": sums})["sums"])
     return {
         "loss": sum(weight * terms[term] for term, weight in config.loss.weights.items() if term in terms),
-        "psnr_db": 10 * math.log10(PEAK_REFLECTANCE**2 / max(mse, SMALLEST_MSE)),
+        "psnr_db": 10 * (math.log10(PEAK_REFLECTANCE**2) - math.log10(max(mse, SMALLEST_MSE))),
         "angle_deg": math.degrees(angle_rad),
     }

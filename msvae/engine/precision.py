@@ -61,10 +61,10 @@ class LossScale:
 
     def state(self) -> dict[str, float]:
         """To be saved."""
-        return {"value": float(self.value), "finite_steps": float(self.finite_steps)}
+        return {"grows": self.grows, "value": float(self.value), "finite_steps": float(self.finite_steps)}
 
     def resume(self, state: dict[str, float]) -> None:
         """Go on from a saved state; of a run in another precision nothing is taken."""
-        if self.grows and state["value"] != 1.0:
+        if self.grows and state.get("grows"):
             self.value.fill_(state["value"])
             self.finite_steps.fill_(state["finite_steps"])

@@ -1,4 +1,4 @@
-"""Steps that changed nothing: of a global batch without leaf, or with a loss or gradient that is not finite."""
+"""Steps that changed nothing: of a global batch without leaf values, or with a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msvae.config import Config
+from msvae.losses.objective import can_compare
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
 from msvae.shards.samples import sample_name
@@ -22,13 +23,13 @@ class SkippedSteps:
 
     def __init__(self, config: Config, order: SampleOrder, reader: ShardReader) -> None:
         self._max_in_a_row, self._order, self._reader = config.train.max_nonfinite_steps, order, reader
-        self._global_batch_size = config.data.global_batch_size
+        self._global_batch_size, self._weights = config.data.global_batch_size, config.loss.weights
         self._seen: list[tuple[int, Tensor, Tensor]] = []
         self.empty, self.nonfinite, self._in_a_row = 0, 0, 0
 
     def add(self, step: int, norm: Tensor, counts: Mapping[str, Tensor]) -> None:
         """What `Stepper.step` says of the gradient, and the joined counts of its global batch."""
-        self._seen.append((step, counts["valid_pixels"] > 0, norm.isfinite()))
+        self._seen.append((step, can_compare(counts, self._weights), norm.isfinite()))
 
     def look(self, warn: Callable[[str], None] | None) -> None:
         """Count what was added since the last look; warn of it where there is somewhere to say it.
@@ -39,10 +40,10 @@ class SkippedSteps:
             return
         before = self.empty, self.nonfinite
         steps = [step for step, *_ in self._seen]
-        flags = torch.stack([torch.stack([has_leaf, finite]) for _, has_leaf, finite in self._seen]).tolist()
+        flags = torch.stack([torch.stack([has_target, finite]) for _, has_target, finite in self._seen]).tolist()
         self._seen = []
-        for step, (has_leaf, finite) in zip(steps, flags, strict=True):
-            if not has_leaf:
+        for step, (has_target, finite) in zip(steps, flags, strict=True):
+            if not has_target:
                 self.empty += 1
                 continue
             self.nonfinite += not finite
@@ -51,7 +52,8 @@ class SkippedSteps:
                 raise ValueError(self._too_many(step))
         if warn is not None:
             if empty := self.empty - before[0]:
-                warn(f"warning: {empty} of the last {len(steps)} steps had no leaf at all and were skipped")
+                share = f"{empty} of the last {len(steps)}"
+                warn(f"warning: {share} steps had no leaf value to compare with and were skipped")
             if nonfinite := self.nonfinite - before[1]:
                 share = f"{nonfinite} of the last {len(steps)}"
                 warn(f"warning: {share} losses or gradients were not finite and changed nothing")

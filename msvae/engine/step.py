@@ -13,7 +13,7 @@ from msvae.engine.parallel.trained import Trained
 from msvae.engine.precision import LossScale, Precision
 from msvae.engine.ranks import Ranks
 from msvae.losses.masked_sum import MaskedSum
-from msvae.losses.objective import LeafLosses, objective
+from msvae.losses.objective import LeafLosses, can_compare, objective
 from msvae.losses.spectra import count_nonfinite
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
@@ -72,7 +72,7 @@ class Stepper:
         self._trained.settle(loss)
 
     def step(self, window: Sequence[Batch], counts: Mapping[str, Tensor], lr_share: float) -> tuple[Sums, Tensor]:
-        """Change the weights by the gradient of the global loss, unless one is not finite or there is no leaf.
+        """Change the weights by the gradient of the global loss, unless one is not finite or no leaf can be compared.
 
         Args: this rank's micro batches; the counts of the whole global batch, joined over ranks; and the share of each
             group's peak learning rate.
@@ -81,9 +81,9 @@ class Stepper:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_share
-        has_leaf = counts["valid_pixels"] > 0
-        # without leaf there is no gradient, rather than one of 0 that moments and weight decay would act on
-        self._trained.spoilt = ~has_leaf
+        has_target = can_compare(counts, self.weights)
+        # without one there is no gradient, rather than one of 0 that moments and weight decay would act on
+        self._trained.spoilt = ~has_target
         totals = []
         for number, batch in enumerate(window, start=1):
             with self._trained.micro_batch(last=number == len(window)):
@@ -94,7 +94,7 @@ class Stepper:
                 self._trained.backward(share * self._num_shares, self.loss_scale)
             totals.append({term: masked_sum.total.detach() for term, masked_sum in sums.items()})
         norm = self._trained.update(self.loss_scale)
-        self.loss_scale.follow(~norm.isfinite() & has_leaf)
+        self.loss_scale.follow(~norm.isfinite() & has_target)
         return added(totals), norm
 
     def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -74,6 +74,7 @@ class Trainer:
             self.stepper.loss_scale.resume(resumed["loss_scale"])
             self.validation.resume(resumed["validation"])
             self.skipped.resume(resumed["skipped_steps"])
+            self.watch.resume(resumed.get("bad_samples", ()))
         card = run_card(accelerator, self.validation.digests | {"train": manifest.digest()})
         self.log = self._open_log(start, card) if self.ranks.is_main else None
         self.writer = CheckpointWriter(config.folder, config.train.keep_checkpoints, self.place.offer)
@@ -169,15 +170,21 @@ class Trainer:
         return self._due(self.config.train.log_every) or self.step == 1
 
     def _look_and_log(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: Tensor) -> None:
-        train, warn = self.config.train, None if self.log is None else self.log.say
-        # a checkpoint forgets what was seen, so it is judged before
-        looks = self._due(self.config.data.check_every) or self._due(train.checkpoint_every) or self.step == 1
-        if self._logs or looks:
-            self.skipped.look(warn)
-        if looks:
-            self.watch.look(warn)
+        if self._due(self.config.data.check_every) or self.step == 1:
+            self._look()
+        elif self._logs:
+            self.skipped.look(self._warn)
         if self._logs and self.log is not None:
             self.log.step(self._row(totals, counts, lr_share, float(grad_norm)))
+
+    def _look(self) -> None:
+        """Judge what was seen since the last look."""
+        self.skipped.look(self._warn)
+        self.watch.look(self._warn)
+
+    @property
+    def _warn(self) -> Callable[[str], None] | None:
+        return None if self.log is None else self.log.say
 
     def _row(self, totals: Sums, counts: Sums, lr_share: float, grad_norm: float) -> dict[str, Any]:
         manifest, config = self.stream.reader.manifest, self.config
@@ -196,7 +203,8 @@ class Trainer:
         if self._due(train.eval_every) and (not stopped or self.step == train.max_steps):
             self.validation.run(self.step, self.log, self.trained)
         if self._due(train.checkpoint_every) or stopped or self.validation.exhausted:
-            self.skipped.look(None if self.log is None else self.log.say)
+            # the checkpoint forgets what was seen
+            self._look()
             self._save()
 
     def _save(self) -> None:
@@ -215,6 +223,7 @@ class Trainer:
             "averages": bool(self.config.optim.ema_decay),
             "loss_scale": self.stepper.loss_scale.state(),
             "skipped_steps": self.skipped.state(),
+            "bad_samples": self.watch.state(),
             "validation": self.validation.state(),
             "score": self.validation.score_at(self.step),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -96,7 +97,7 @@ class Validation:
             self._draw(self._evaluator, step, log)
         self._last = step, row["loss"]
         self._since_best += 1
-        if self._best_loss is None or row["loss"] < self._best_loss:
+        if math.isfinite(row["loss"]) and (self._best_loss is None or row["loss"] < self._best_loss):
             self._best_loss, self._since_best = row["loss"], 0
             if self._ranks.is_main:
                 save_model(self._model, self._config.folder / "best")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,14 @@ class DataWatch:
         self._bad: set[tuple[int, int]] = set()
         self._steps: list[int] = []
         self._seen: list[Mapping[str, Tensor]] = []
+
+    def state(self) -> list[tuple[int, int]]:
+        """Shard and row of each sample that could not be read, to be saved."""
+        return sorted(self._bad)
+
+    def resume(self, state: Iterable[Sequence[int]]) -> None:
+        """Go on from a saved state."""
+        self._bad = {(shard, row) for shard, row in state}
 
     def add(self, step: int, counts: Mapping[str, Tensor]) -> None:
         """Counts of the global batch of a step, joined over ranks."""

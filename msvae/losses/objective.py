@@ -19,6 +19,8 @@ TERMS = (*PER_BAND, *PER_SPECTRUM, "index", "kl")
 """Squared, absolute and Huber's error, mean leaf spectrum and excess of range, a number a band; spectral angle and its
 `1 - cos`; vegetation indices; KL divergence. Those a band are in units of each band's spread over training leaves."""
 
+UNCOMPARED = ("range", "kl")
+"""Terms of the reconstruction or the posterior alone, which say nothing of the original."""
 _ON_ELEMENTS = {*PER_BAND, "index"} - {"mse"}
 
 
@@ -93,6 +95,12 @@ class LeafLosses:
         if sums:
             sums["mse"] = MaskedSum(sums["mse"].total / unit_C.square(), sums["mse"].count)
         return sums
+
+
+def can_compare(counts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Whether a global batch has a leaf value to compare with, in a term that is trained. A bool, on the device."""
+    compared = [counts[term].sum() for term in weights if term not in UNCOMPARED]
+    return torch.stack(compared).sum() > 0
 
 
 def objective(sums: Mapping[str, MaskedSum], counts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

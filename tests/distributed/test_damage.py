@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -136,6 +137,34 @@ def test_damaged_checkpoints_are_told_and_passed_over_and_when_all_are_the_run_i
     assert "remove them to begin anew" in line
 
 
+def test_a_checkpoint_whose_loss_is_not_finite_is_never_kept_as_the_best(tmp_path):
+    for step, score in ((2, math.nan), (4, 1.0), (6, math.inf), (8, math.nan)):
+        folder.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": score}, keep=1)
+    assert steps_kept(tmp_path) == [4, 8]
+
+
+def test_a_run_that_diverges_is_judged_until_it_ends_in_one_line_and_keeps_the_best_of_before(leaf_shards, tmp_path):
+    out = tmp_path / "run"
+    overrides = {
+        "optim__lr": 1000,
+        "optim__warmup_steps": 0,
+        "optim__max_grad_norm": 0,
+        "train__eval_every": 2,
+        "train__max_steps": 20,
+    }
+    done = alone(leaf_shards, out, **overrides)
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = errors(done)
+    assert line.startswith("error: the losses or gradients of 10 steps in a row, up to step ")
+    judged = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+    assert judged[0]["loss"] is not None
+    assert judged[-1]["loss"] is None
+    assert judged[-1]["step"] >= 10
+    assert "loss nan, leaf PSNR nan dB, spectral angle nan degrees" in done.stdout
+    best = load_file(out / "best" / "diffusion_pytorch_model.safetensors")
+    assert all(np.isfinite(value).all() for value in best.values())
+
+
 HUGE = 1e30
 """Its square is infinite in float32."""
 
@@ -193,7 +222,7 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
     assert infinite
     skipped = sorted(empty + infinite)
     assert [row["skipped_steps"] for row in rows(out)] == [sum(s <= step for s in skipped) for step in range(1, 25)]
-    assert "had no leaf at all and were skipped" in done.stdout
+    assert "had no leaf value to compare with and were skipped" in done.stdout
     assert "gradients were not finite and changed nothing" in done.stdout
     saved = [load_file(path / folder.TENSORS) for path in sorted((out / "checkpoints").glob("step-*"))]
     for step, (before, after) in enumerate(pairwise(saved), start=2):

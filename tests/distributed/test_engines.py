@@ -126,3 +126,29 @@ def test_a_frozen_backbone_is_stored_once_and_checkpoints_hold_what_is_trained(l
     assert held == pytest.approx(4 * trained, rel=0.01)
     assert held < 0.1 * sum(before[name].nbytes for name in frozen)
     assert json.loads((folder / "state.json").read_text())["step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "processes"), [("zero2", 10), ("zero3", 16)])
+def test_ranks_whose_share_is_only_filling_train_along(launch, leaf_shards, tmp_path, engine, processes):
+    """DeepSpeed fills up the last share: here of 140 numbers, as that of default adapters on a hundred ranks."""
+    few = {
+        "model__train_backbone": "none",
+        "model__adapter_width": 1,
+        "model__adapter_placement": "output",
+        "model__adapter_form": "convolution",
+        "model__adapter_init": "random",
+        "model__use_spectral_attention": False,
+        "data__val": "null",
+        "data__global_batch_size": processes,
+        "data__micro_batch_size": 1,
+        "train__max_steps": 3,
+        "train__checkpoint_every": 1,
+    }
+    for name, number in (("cpu", 1), (engine, processes)):
+        done = launch(TRAIN, *tiny_run(leaf_shards, tmp_path / name, **few), processes=number, engine=name)
+        assert done.returncode == 0, done.stderr[-3000:]
+    actual, expected = tensors(tmp_path / engine, 3), tensors(tmp_path / "cpu", 3)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-4, atol=1e-7, err_msg=name)

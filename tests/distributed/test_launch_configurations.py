@@ -105,6 +105,10 @@ def test_each_configuration_trains_with_the_command_that_it_names(
             {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
             "sets zero_optimization.zero_quantized_weights",
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.3}}},
+            "sets zero_optimization.offload_optimizer.ratio",
+        ),
     ],
 )
 def test_settings_of_deepspeed_that_would_change_a_run_are_refused(settings, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,23 @@ def test_the_log_says_how_coverage_spreads():
     assert row["coverage"] == pytest.approx(0.42)
     assert (row["coverage_min"], row["coverage_max"], row["empty_tiles"]) == (0.0, 1.0, 1)
     assert row["coverage_histogram"] == [2, 0, 0, 0, 0, 2, 0, 0, 0, 1]
+
+
+def test_samples_that_cannot_be_read_are_counted_over_restarts(leaf_shards, order):
+    def watching() -> DataWatch:
+        return DataWatch(DataConfig(max_bad_samples=2), ShardReader(leaf_shards / "train"), order)
+
+    def with_bad(*slots: int) -> dict[str, torch.Tensor]:
+        found = counts([0.5] * GLOBAL_BATCH)
+        found["bad_slots"][list(slots)] = 1
+        return found
+
+    first, second = watching(), watching()
+    first.add(1, with_bad(0, 3))
+    first.look(None)
+    second.resume(json.loads(json.dumps(first.state())))
+    second.add(1, with_bad(3))
+    second.look(None)
+    second.add(2, with_bad(5))
+    with pytest.raises(ValueError, match=r"3 samples could not be read, more than data.max_bad_samples 2 allows"):
+        second.look(None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -148,7 +149,7 @@ def _score(path: Path) -> float | None:
         score: float | None = load_state(path).get("score")
     except (OSError, ValueError):
         return None
-    return score
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _checksum(path: Path) -> int:

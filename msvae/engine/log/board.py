@@ -113,6 +113,7 @@ def tags_of(kind: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     folder_of = {name: f"{kind}_{folder}" for folder, names in FOLDERS[kind].items() for name in names}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            yield from ((f"{kind}_{TAGS.get(name, name)}/{part}", number) for part, number in value.items())
+            of_parts = {part: number for part, number in value.items() if number is not None}
+            yield from ((f"{kind}_{TAGS.get(name, name)}/{part}", number) for part, number in of_parts.items())
         elif isinstance(value, int | float) and name not in UNSHOWN:
             yield f"{folder_of.get(name, kind)}/{TAGS.get(name, name)}", value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -58,9 +59,10 @@ class RunLog:
         if self._tiles_by_coverage.any():
             self.draw({"train_coverage/histogram": partial(coverage_figure, self._tiles_by_coverage)}, row["step"])
             self._tiles_by_coverage = np.zeros(NUM_BINS, np.int64)
+        psnr_db, angle_deg = (math.nan if row[name] is None else row[name] for name in ("psnr_db", "angle_deg"))
         self._screen.say(
-            f"validation at step {row['step']}: loss {row['loss']:.4f}, leaf PSNR {row['psnr_db']:.2f} dB, "
-            f"spectral angle {row['angle_deg'] or 0:.2f} degrees"
+            f"validation at step {row['step']}: loss {row['loss']:.4f}, leaf PSNR {psnr_db:.2f} dB, "
+            f"spectral angle {angle_deg:.2f} degrees"
         )
 
     def draw(self, figures: Mapping[str, Callable[[], Figure]], step: int) -> None:

@@ -23,6 +23,8 @@ ZERO = (
     "stage3_param_persistence_threshold", "stage3_gather_16bit_weights_on_model_save", "ignore_unused_parameters",
 )  # fmt: skip
 """Keys of `zero_optimization` that change speed and memory, not results."""
+HYBRID_OFFLOAD = {"ratio": 1.0, "super_offload": False}
+"""Keys that need DeepSpeed's own Adam, and their usual values."""
 PRECISIONS = ("fp16", "bf16", "amp", "torch_autocast")
 
 
@@ -47,6 +49,12 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
             )
     unknown = [name for name in config if name not in (*OWN, *OBSERVES, *PRECISIONS, "zero_optimization")]
     unknown += [f"zero_optimization.{name}" for name, value in zero.items() if name not in ZERO and value]
+    offload = zero.get("offload_optimizer") or {}
+    unknown += [
+        f"zero_optimization.offload_optimizer.{name}"
+        for name, usual in HYBRID_OFFLOAD.items()
+        if offload.get(name, usual) != usual
+    ]
     if unknown:
         raise ValueError(
             f"DeepSpeed's configuration sets {', '.join(unknown)}, expected only its zero_optimization; leave it out: "

@@ -76,7 +76,8 @@ class Trained(ABC):
 
         Shares of all ranks add up.
         """
-        weights = self.own("model")
+        if not (weights := self.own("model")):  # a rank of very many, whose share DeepSpeed fills up
+            return torch.zeros(2, dtype=torch.float64)
         apart = torch._foreach_sub(weights, self.own(AVERAGE))
         return torch.stack([norm_of(tensors).square() for tensors in (apart, weights)]) / self.copies
 
