@@ -1,21 +1,24 @@
 """One training step of an SD3-size VAE, against a plain loop on the same machine in the same run.
 
-python bench/step.py [--px 128] [--batch 2] [--full] [--rounds 3] [--steps 3] [--precision no|bf16]
+python bench/step.py [--px 128] [--batch 2] [--full] [--rounds 3] [--steps 3] [--precision no|bf16] [--variants …]
 
 Every measurement is a fresh process; rounds take turns; medians, as ratios to the plain loop. Memory is the peak
 beyond what the imported libraries take: of the process on a CPU, of the allocator on a GPU. MFU is the share of the
-measured rate of one large matrix product in the row's precision; `output` skips work, so it has none.
+measured rate of one large matrix product in the row's precision; `output` skips work, so it has none. A variant that
+ends in `tcmalloc` runs on that allocator (Debian's libtcmalloc-minimal4) and is left out where it is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,16 @@ SD3: dict[str, Any] = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-NAMES = ("plain loop", *ours.VARIANTS, "channels-last compiled", "checkpointing output")
+NAMES = (
+    "plain loop",
+    *ours.VARIANTS,
+    "channels-last compiled",
+    "checkpointing output",
+    "plain loop tcmalloc",
+    "eager tcmalloc",
+    "checkpointing tcmalloc",
+)
+TCMALLOC = find_library("tcmalloc_minimal")
 Figures = dict[str, float]
 
 
@@ -44,7 +56,7 @@ def measure(name: str, arguments: argparse.Namespace) -> Figures:
     tiles = torch.rand(arguments.batch, BANDS, arguments.px, arguments.px, device=device)
     leaf_mask = torch.rand(arguments.batch, 1, arguments.px, arguments.px, device=device) > 0.4
     before = _peak_bytes(device)
-    if name == "plain loop":
+    if name.startswith("plain loop"):
         step: Any = plain.make_step(SD3, BANDS, WIDTH, arguments.full, device)
     else:
         step = ours.make_step(SD3, name.split(), WIDTH, arguments.full, device, arguments.precision, arguments.batch)
@@ -102,9 +114,11 @@ def _peak_bytes(device: torch.device) -> float:
 
 def in_a_fresh_process(name: str) -> Figures:
     """What `--only` printed. Raises: RuntimeError with the last line of what went wrong."""
+    allocator = {"LD_PRELOAD": TCMALLOC} if TCMALLOC and name.endswith("tcmalloc") else {}
     child = subprocess.run(
-        [sys.executable, Path(__file__), *sys.argv[1:], "--only", name], capture_output=True, text=True
-    )
+        [sys.executable, Path(__file__), *sys.argv[1:], "--only", name],
+        capture_output=True, text=True, env=os.environ | allocator,
+    )  # fmt: skip
     if child.returncode:
         raise RuntimeError((child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1])
     figures: Figures = json.loads(child.stdout.splitlines()[-1])
@@ -126,7 +140,9 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(measure(arguments.only, arguments)))
         return
-    rounds: dict[str, list[Figures]] = {name: [] for name in ("plain loop", *arguments.variants)}
+    rounds: dict[str, list[Figures]] = {
+        name: [] for name in ("plain loop", *arguments.variants) if TCMALLOC or not name.endswith("tcmalloc")
+    }
     rates: dict[str, list[float]] = {"no": [], arguments.precision: []}
     for _ in range(arguments.rounds):
         for precision, found in rates.items():
@@ -143,7 +159,7 @@ def main() -> None:
     print(f"{kind}, {arguments.batch} x {BANDS} x {arguments.px} x {arguments.px}, precision {arguments.precision}")
     print(f"{'':>24} {'time':>14} {'memory':>16} {'images/s':>9} {'MFU':>5}")
     for name, figures in medians.items():
-        peak = statistics.median(rates["no" if name == "plain loop" else arguments.precision])
+        peak = statistics.median(rates["no" if name.startswith("plain loop") else arguments.precision])
         mfu = "-" if "output" in name else f"{operations / figures['step_s'] / peak:.2f}"
         print(
             f"{name:>24} {figures['step_s'] / base['step_s']:5.2f}x {figures['step_s']:6.2f}s "
