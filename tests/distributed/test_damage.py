@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
 from msvae.shards.tar import ShardWriter
 
-from ..conftest import disk_of, launch_command, tiny_run
+from ..conftest import ROOT, disk_of, launch_command, tiny_run
 from .accidents import TRAIN, Struck, accelerated, alone, errors, rows, steps_kept, weights
 
 
@@ -163,6 +164,19 @@ def test_a_run_that_diverges_is_judged_until_it_ends_in_one_line_and_keeps_the_b
     assert "loss nan, leaf PSNR nan dB, spectral angle nan degrees" in done.stdout
     best = load_file(out / "best" / "diffusion_pytorch_model.safetensors")
     assert all(np.isfinite(value).all() for value in best.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA's libraries alone need more address space")
+def test_a_run_that_gets_no_memory_ends_in_one_line_that_says_how_to_take_less(leaf_shards, tmp_path):
+    out, size = tmp_path / "run", 4096
+    arguments = tiny_run(leaf_shards, out, data__val="null", data__global_batch_size=size, data__micro_batch_size=size)
+    command = ["prlimit", "--as=8000000000", sys.executable, str(TRAIN), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = errors(done)
+    assert line.startswith("error: too little memory (DefaultCPUAllocator: can't allocate memory")
+    assert "lower data.micro_batch_size" in line
+    assert "Traceback" not in done.stderr
 
 
 HUGE = 1e30
