@@ -80,14 +80,14 @@ def stated_mask(
             f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
             "or leave the image out"
         )
-    return MaskRule() if info.states_nodata else None
+    return MaskRule() if info.has_nodata else None
 
 
 def no_mask_error(source: ImageSource) -> ValueError:
     """For an image in which nothing tells leaf from background."""
     return ValueError(
         f"{source.path} has no leaf mask (no {source.stem}{MASK_ENDING}.png or .tif beside it, no nodata, no NaN); "
-        "put a mask file there, give --mask 'ndvi>0.10' or another index, or set what is no leaf to nodata or NaN"
+        "put a mask file there, or give --mask 'ndvi>0.10' or another index, or --nodata with the value off the leaf"
     )
 
 
