@@ -68,7 +68,7 @@ class GdalPlanes:
             dataset = self._dataset(file)
             grid.check(dataset)
             self._alpha += [(file, number) for number in dataset.indexes if _is_alpha(dataset, number)]
-            if _has_mask_band(dataset):
+            if has_mask_band(dataset):
                 self._masked_files.add(file)
             # Of a band file only the first plane is data.
             for number in [1] if source.one_file_per_band else dataset.indexes:
@@ -258,7 +258,8 @@ def _scale(dataset: Any, number: int) -> float:
         ) from error
 
 
-def _has_mask_band(dataset: Any) -> bool:
+def has_mask_band(dataset: Any) -> bool:
+    """Whether a mask that is no plane of its own hides pixels."""
     flags = dataset.mask_flag_enums[0]
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 

@@ -12,6 +12,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from msvae.pack.gdal import has_mask_band
 from msvae.pack.raster import RasterInfo
 from msvae.pack.sources import ImageSource
 
@@ -20,7 +21,9 @@ MAX_SLAB_BYTES = 64 * 2**20
 
 
 class MaskFile:
-    """An open mask: leaf where any plane but transparency is set. Use as a context manager.
+    """An open mask: leaf where any plane is set, unless nodata, transparency or a mask band hides it.
+
+    Use as a context manager.
 
     Raises: ValueError when the file cannot be opened.
     """
@@ -32,8 +35,7 @@ class MaskFile:
         except RasterioError as error:
             raise ValueError(f"mask {file} cannot be opened ({error}); make it again") from error
         # masks are also painted in colour
-        meanings = zip(self._mask.indexes, self._mask.colorinterp, strict=True)
-        self._planes = [index for index, meaning in meanings if meaning != ColorInterp.alpha]
+        self._is_alpha = np.array([meaning == ColorInterp.alpha for meaning in self._mask.colorinterp])
 
     def __enter__(self) -> MaskFile:
         return self
@@ -54,20 +56,25 @@ class MaskFile:
 
         Raises: ValueError when the file is damaged.
         """
-        if height * self._mask.width * len(self._planes) > MAX_SLAB_BYTES:
+        if height * self._mask.width * self._mask.count > MAX_SLAB_BYTES:
             return self._decode(row, col, height, width)
         if self._rows is None or self._rows[:2] != (row, height):
             self._rows = (row, height, self._decode(row, 0, height, self._mask.width))
         return self._rows[2][:, col : col + width]
 
     def _decode(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
+        window = Window(col, row, width, height)
         try:
-            values = self._mask.read(self._planes, window=Window(col, row, width, height))
+            values_CHW = self._mask.read(window=window)
+            shown_HW = self._mask.read_masks(1, window=window) > 0 if has_mask_band(self._mask) else True
         except RasterioError as error:
             raise ValueError(
                 f"mask {self._mask.name} cannot be read at row {row} ({error.__cause__ or error}); "
                 "it is truncated or damaged, make it again"
             ) from error
-        leaf = values > (FLOAT_MASK_THRESHOLD if values.dtype.kind == "f" else 0)
-        any_plane_HW: NDArray[np.bool_] = leaf.any(axis=0)
-        return any_plane_HW
+        set_CHW = values_CHW > (FLOAT_MASK_THRESHOLD if values_CHW.dtype.kind == "f" else 0)
+        for set_HW, values_HW, nodata in zip(set_CHW, values_CHW, self._mask.nodatavals, strict=True):
+            if nodata is not None:
+                set_HW &= values_HW != nodata
+        leaf_HW: NDArray[np.bool_] = set_CHW[~self._is_alpha].any(axis=0) & set_CHW[self._is_alpha].all(axis=0)
+        return leaf_HW & shown_HW

@@ -79,6 +79,26 @@ def test_mask_files_of_every_kind_mean_the_same(tmp_path, write_raster, read_tar
     np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 
 
+@pytest.mark.parametrize("hidden_by", ["nodata", "mask band", "alpha"])
+def test_what_a_mask_file_hides_is_no_leaf(tmp_path, write_raster, read_tars, hidden_by):
+    rng = np.random.default_rng(7)
+    leaf, hidden = rng.random((2, 16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32))
+    painted = np.where(leaf, 1, 0).astype(np.uint8)
+    if hidden_by == "alpha":
+        white_where_erased = np.where(hidden, 255, painted)
+        channels = [white_where_erased, white_where_erased, white_where_erased, np.where(hidden, 0, 255)]
+        Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(tmp_path / "a_mask.png")
+    elif hidden_by == "nodata":
+        write_raster(tmp_path / "a_mask.tif", np.where(hidden, 255, painted).astype(np.uint8)[None], None, nodata=255)
+    else:
+        mask = write_raster(tmp_path / "a_mask.tif", painted[None], None)
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(mask, "r+") as raster:
+            raster.write_mask(~hidden)
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf & ~hidden)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
 def test_non_finite_pixels_are_never_leaf_and_stored_as_zero(tmp_path, write_raster, read_tars, bad):
     values = np.ones((5, 16, 16), np.float64)
