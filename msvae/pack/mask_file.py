@@ -12,11 +12,12 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from msvae.pack.gdal import has_mask_band
-from msvae.pack.raster import RasterInfo
-from msvae.pack.sources import ImageSource
+from msvae.pack.gdal import has_mask_band, largest_shift_px
+from msvae.pack.raster import Raster
 
 FLOAT_MASK_THRESHOLD = 0.5
+MASK_TOLERANCE_PX = 0.5
+"""Up to that, the pixel of the mask that lies nearest is the one at the same row and column."""
 MAX_SLAB_BYTES = 64 * 2**20
 
 
@@ -43,12 +44,23 @@ class MaskFile:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._mask.close()
 
-    def check_size(self, source: ImageSource, info: RasterInfo) -> None:
-        """Raises: ValueError when mask and image differ in size."""
-        if self._mask.shape != (info.height, info.width):
+    def check_grid(self, image: Raster) -> None:
+        """Raises: ValueError when mask and image differ in size, or both are georeferenced and lie elsewhere."""
+        path, height, width = image.source.path, image.info.height, image.info.width
+        if self._mask.shape != (height, width):
             raise ValueError(
-                f"mask {self._mask.name} has {self._mask.height} x {self._mask.width} px but {source.path} has "
-                f"{info.height} x {info.width} px; make the mask at the size of the image"
+                f"mask {self._mask.name} has {self._mask.height} x {self._mask.width} px but {path} has "
+                f"{height} x {width} px; make the mask at the size of the image"
+            )
+        place = image.georeference().profile
+        if "transform" not in place or self._mask.transform.is_identity:
+            return
+        shift_px = largest_shift_px(place["transform"], self._mask.transform, height, width)
+        crs, mask_crs = place.get("crs"), self._mask.crs
+        if shift_px > MASK_TOLERANCE_PX or (crs and mask_crs and crs != mask_crs):
+            raise ValueError(
+                f"mask {self._mask.name} lies on another grid than {path} (off by {shift_px:.2f} px, {mask_crs} and "
+                f"{crs}); bring it to that of the image (rio warp MASK OUT --like IMAGE)"
             )
 
     def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:

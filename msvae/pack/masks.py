@@ -17,7 +17,7 @@ from msvae.pack.expression import Expression
 from msvae.pack.layout import Layout
 from msvae.pack.mask_file import MaskFile
 from msvae.pack.options import PackOptions
-from msvae.pack.raster import Raster, RasterInfo
+from msvae.pack.raster import Raster
 from msvae.pack.sources import MASK_ENDING, ImageSource, mask_paths
 from msvae.shards.reflectance import BRIGHT, too_bright
 
@@ -44,35 +44,32 @@ def parse_mask_option(text: str) -> Expression | None:
     return None if text.strip().lower() == "auto" else Expression.parse(text)
 
 
-def choose_mask(
-    source: ImageSource, info: RasterInfo, expression: Expression | None, mask_files: str | None
-) -> MaskRule:
+def choose_mask(image: Raster, expression: Expression | None, mask_files: str | None) -> MaskRule:
     """The rule for one image.
 
-    Raises: ValueError when there is no way to tell leaf from background, or the mask file has another size.
+    Raises: ValueError when there is no way to tell leaf from background, or the mask file does not fit the image.
     """
-    rule = stated_mask(source, info, expression, mask_files)
-    if rule is None and np.dtype(info.dtype).kind != "f":
-        raise no_mask_error(source)
+    rule = stated_mask(image, expression, mask_files)
+    if rule is None and np.dtype(image.info.dtype).kind != "f":
+        raise no_mask_error(image.source)
     return rule or MaskRule(must_see_background=True)
 
 
-def stated_mask(
-    source: ImageSource, info: RasterInfo, expression: Expression | None, mask_files: str | None
-) -> MaskRule | None:
+def stated_mask(image: Raster, expression: Expression | None, mask_files: str | None) -> MaskRule | None:
     """The rule that options, files or the image itself state for one image; None where at most NaN can tell.
 
-    Raises: ValueError when a mask file is missing or has another size.
+    Raises: ValueError when a mask file is missing or does not fit the image.
     """
     if expression is not None:
         return MaskRule(expression=expression)
+    source = image.source
     candidates = mask_paths(source.path, source.stem, mask_files)
     if mask_files is None:
         candidates = [path.with_name(path.name + ending) for path in candidates for ending in MASK_FILE_ENDINGS]
     for file in candidates:
         if file.is_file():
             with MaskFile(file) as mask:
-                mask.check_size(source, info)
+                mask.check_grid(image)
             return MaskRule(file=file)
     if mask_files is not None:
         looked = " or ".join(dict.fromkeys(map(str, candidates)))
@@ -80,7 +77,7 @@ def stated_mask(
             f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
             "or leave the image out"
         )
-    return MaskRule() if info.has_nodata else None
+    return MaskRule() if image.info.has_nodata else None
 
 
 def no_mask_error(source: ImageSource) -> ValueError:

@@ -7,6 +7,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
 
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
@@ -97,6 +98,23 @@ def test_what_a_mask_file_hides_is_no_leaf(tmp_path, write_raster, read_tars, hi
             raster.write_mask(~hidden)
     pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
     np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf & ~hidden)
+
+
+@pytest.mark.parametrize("stated", ["the same", "0.4 px off", "no reference system", "nothing"])
+def test_a_mask_that_lies_less_than_half_a_pixel_off_or_says_not_where_is_taken_as_it_stands(
+    tmp_path, write_raster, read_tars, on_earth, stated
+):
+    leaf = np.random.default_rng(8).random((16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32), **on_earth)
+    place = {
+        "the same": on_earth,
+        "0.4 px off": on_earth | {"transform": on_earth["transform"] @ Affine.translation(0.4, 0)},
+        "no reference system": {"transform": on_earth["transform"]},
+        "nothing": {},
+    }[stated]
+    write_raster(tmp_path / "a_mask.tif", leaf[None].astype(np.uint8), None, **place)
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
