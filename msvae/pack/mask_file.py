@@ -14,11 +14,45 @@ from rasterio.windows import Window
 
 from msvae.pack.gdal import has_mask_band, largest_shift_px
 from msvae.pack.raster import Raster
+from msvae.pack.sources import ImageSource, mask_paths
 
+MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
 FLOAT_MASK_THRESHOLD = 0.5
 MASK_TOLERANCE_PX = 0.5
 """Up to that, the pixel of the mask that lies nearest is the one at the same row and column."""
 MAX_SLAB_BYTES = 64 * 2**20
+
+
+def find_mask_file(source: ImageSource, pattern: str | None) -> Path | None:
+    """The mask of an image by `pattern`; without a pattern beside it, where there may be none.
+
+    Raises: ValueError when the pattern leads to no file, or what lies beside the image is of another kind.
+    """
+    if pattern is None:
+        return _mask_beside(source)
+    places = mask_paths(source.path, source.stem, pattern)
+    for file in places:
+        if file.is_file():
+            return file
+    looked = " or ".join(dict.fromkeys(map(str, places)))
+    raise ValueError(
+        f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
+        "or leave the image out"
+    )
+
+
+def _mask_beside(source: ImageSource) -> Path | None:
+    for ending in MASK_FILE_ENDINGS:
+        for file in source.masks:
+            if file.suffix.lower() == ending:
+                return file
+    if source.masks:
+        names = ", ".join(file.name for file in source.masks)
+        raise ValueError(
+            f"{source.path} has {names} beside it, expected a mask that ends in {', '.join(MASK_FILE_ENDINGS)}; "
+            "save it as one of these, or rename what is no mask"
+        )
+    return None
 
 
 class MaskFile:

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from msvae.pack.cleaning import BitMask
 from msvae.pack.expression import Expression
 from msvae.pack.layout import Layout
-from msvae.pack.mask_file import MaskFile
+from msvae.pack.mask_file import MaskFile, find_mask_file
 from msvae.pack.options import PackOptions
 from msvae.pack.raster import Raster
-from msvae.pack.sources import MASK_ENDING, ImageSource, mask_paths
+from msvae.pack.sources import MASK_ENDING, ImageSource
 from msvae.shards.reflectance import BRIGHT, too_bright
 
-MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
 WINDOW_ROWS, WINDOW_BYTES = 256, 2**23
 
 
@@ -58,25 +57,15 @@ def choose_mask(image: Raster, expression: Expression | None, mask_files: str | 
 def stated_mask(image: Raster, expression: Expression | None, mask_files: str | None) -> MaskRule | None:
     """The rule that options, files or the image itself state for one image; None where at most NaN can tell.
 
-    Raises: ValueError when a mask file is missing or does not fit the image.
+    Raises: ValueError when a mask file is missing, of another kind, or does not fit the image.
     """
     if expression is not None:
         return MaskRule(expression=expression)
-    source = image.source
-    candidates = mask_paths(source.path, source.stem, mask_files)
-    if mask_files is None:
-        candidates = [path.with_name(path.name + ending) for path in candidates for ending in MASK_FILE_ENDINGS]
-    for file in candidates:
-        if file.is_file():
-            with MaskFile(file) as mask:
-                mask.check_grid(image)
-            return MaskRule(file=file)
-    if mask_files is not None:
-        looked = " or ".join(dict.fromkeys(map(str, candidates)))
-        raise ValueError(
-            f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
-            "or leave the image out"
-        )
+    file = find_mask_file(image.source, mask_files)
+    if file is not None:
+        with MaskFile(file) as mask:
+            mask.check_grid(image)
+        return MaskRule(file=file)
     return MaskRule() if image.info.has_nodata else None
 
 

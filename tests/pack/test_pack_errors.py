@@ -145,6 +145,10 @@ def test_masks_that_are_missing_or_do_not_fit_are_named(tmp_path, leaf_image, wr
     wrong = leaf_image(tmp_path / "c.tif", mask=np.ones((32, 64), bool))
     refuse([wrong], out, "c_mask.png has 32 x 64 px but .*64 x 64")
     refuse([wrong], out, r"otsu\(\) takes one quantity.*expected auto", mask="otsu")
+    photo = leaf_image(tmp_path / "e.tif", mask=None, nodata=0)
+    for ending in ("npy", "jpg"):
+        (tmp_path / f"e_mask.{ending}").touch()
+    refuse([photo], out, "e.tif has e_mask.jpg, e_mask.npy beside it, expected a mask that ends in .png, .tif, .tiff")
     broken = leaf_image(tmp_path / "d.tif", size_px=128)
     mask = tmp_path / "d_mask.png"
     mask.write_bytes(mask.read_bytes()[:1000])

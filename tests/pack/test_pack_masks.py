@@ -167,6 +167,17 @@ def test_nodata_or_nan_is_the_mask_when_there_is_no_other(tmp_path, write_raster
     assert any("from nodata or NaN" in notice for notice in summary.notices)
 
 
+@pytest.mark.parametrize("ending", ["png", "PNG", "Png", "tif", "TIF", "TIFF"])
+def test_a_mask_beside_its_image_is_found_whatever_the_case_of_its_ending(tmp_path, write_raster, read_tars, ending):
+    leaf = np.random.default_rng(9).random((16, 16)) < 0.5
+    values = np.full((5, 16, 16), 500, np.uint16)
+    image = write_raster(tmp_path / "a.b.tif", values, scale=1e-4, nodata=0)
+    Image.fromarray(leaf.astype(np.uint8)).save(tmp_path / f"a.b_mask.{ending}")
+    (tmp_path / "a.b_mask.txt").write_text("drawn by hand")
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
+
+
 def test_a_shell_pattern_that_also_names_the_masks_does_no_harm(tmp_path, leaf_image, write_raster):
     images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i, mask=None) for i in range(3)]
     for image in images:
