@@ -22,8 +22,8 @@ def describe_image(source: ImageSource, bands: Bands, options: PackOptions, expr
     """
     with Raster(source, options) as raster:
         info = raster.info
-    layout, positions = _fit(source, info, bands, options)
-    rule = stated_mask(source, info, expression, options.mask_files)
+        layout, positions = _fit(source, info, bands, options)
+        rule = stated_mask(raster, expression, options.mask_files)
     if expression is not None:
         expression.band_indices(layout.bands)
     notices = layout.notices

@@ -55,13 +55,13 @@ def describe_images(sources: Sequence[ImageSource], options: PackOptions, expres
     for source in sources:
         with Raster(source, options) as raster:
             info = raster.info
-        if layout is None:
-            layout, positions = first_layout(source.path, info, options)
-            if expression is not None:
-                expression.band_indices(layout.bands)
-        else:
-            positions = fit_layout(source.path, info, layout, options)
-        rule = choose_mask(source, info, expression, options.mask_files)
+            if layout is None:
+                layout, positions = first_layout(source.path, info, options)
+                if expression is not None:
+                    expression.band_indices(layout.bands)
+            else:
+                positions = fit_layout(source.path, info, layout, options)
+            rule = choose_mask(raster, expression, options.mask_files)
         images.append(Image(source, tuple(positions), rule, info.height, info.width))
     assert layout is not None
     return DataSet(tuple(images), layout, options)

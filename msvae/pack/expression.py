@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from msvae.bands import RANGES_NM, Bands
 
 INDEX_ROLES = {"ndvi": ("nir", "red"), "ndre": ("nir", "red_edge"), "gndvi": ("nir", "green")}
-"""Each index is the normalised difference of two bands."""
+"""Each index is the normalised difference of two bands, of reflectance that is not negative: within -1..1."""
 OTSU = "otsu"
 MAX_CHARS, MAX_DEPTH = 300, 30
 
@@ -151,7 +151,7 @@ class _Evaluation:
     def _name(self, name: str) -> Any:
         if name.lower() not in INDEX_ROLES:
             return self._checked(self._reflectance[name])
-        first, second = (self._reflectance[role] for role in INDEX_ROLES[name.lower()])
+        first, second = (self._checked(self._reflectance[role]).clip(min=0) for role in INDEX_ROLES[name.lower()])
         return self._checked((first - second) / (first + second))
 
     def _checked(self, value: Any) -> Any:

@@ -68,7 +68,7 @@ class GdalPlanes:
             dataset = self._dataset(file)
             grid.check(dataset)
             self._alpha += [(file, number) for number in dataset.indexes if _is_alpha(dataset, number)]
-            if _has_mask_band(dataset):
+            if has_mask_band(dataset):
                 self._masked_files.add(file)
             # Of a band file only the first plane is data.
             for number in [1] if source.one_file_per_band else dataset.indexes:
@@ -197,14 +197,19 @@ class _Grid:
             )
         if self._transform.is_identity or other.transform.is_identity:
             return
-        corners = [(0, 0), (width, 0), (0, height)]
-        of_first = [_apply(~self._transform, *_apply(other.transform, *corner)) for corner in corners]
-        shift_px = max(math.dist(there, here) for there, here in zip(of_first, corners, strict=True))
+        shift_px = largest_shift_px(self._transform, other.transform, height, width)
         if self._crs != other.crs or shift_px > GRID_TOLERANCE_PX:
             raise ValueError(
                 f"{other.name} lies on another grid than {self._name} (off by {shift_px:.2f} px, {other.crs} and "
                 f"{self._crs}); align the bands to one grid"
             )
+
+
+def largest_shift_px(first: Any, other: Any, height: int, width: int) -> float:
+    """How far a corner of a grid lies by another transform from where it lies by the first, in pixels of the first."""
+    corners = [(0, 0), (width, 0), (0, height)]
+    of_first = [_apply(~first, *_apply(other, *corner)) for corner in corners]
+    return max(math.dist(there, here) for there, here in zip(of_first, corners, strict=True))
 
 
 @contextmanager
@@ -258,7 +263,8 @@ def _scale(dataset: Any, number: int) -> float:
         ) from error
 
 
-def _has_mask_band(dataset: Any) -> bool:
+def has_mask_band(dataset: Any) -> bool:
+    """Whether a mask that is no plane of its own hides pixels."""
     flags = dataset.mask_flag_enums[0]
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 

@@ -12,15 +12,53 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from msvae.pack.raster import RasterInfo
-from msvae.pack.sources import ImageSource
+from msvae.pack.gdal import has_mask_band, largest_shift_px
+from msvae.pack.raster import Raster
+from msvae.pack.sources import ImageSource, mask_paths
 
+MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
 FLOAT_MASK_THRESHOLD = 0.5
+MASK_TOLERANCE_PX = 0.5
+"""Up to that, the pixel of the mask that lies nearest is the one at the same row and column."""
 MAX_SLAB_BYTES = 64 * 2**20
 
 
+def find_mask_file(source: ImageSource, pattern: str | None) -> Path | None:
+    """The mask of an image by `pattern`; without a pattern beside it, where there may be none.
+
+    Raises: ValueError when the pattern leads to no file, or what lies beside the image is of another kind.
+    """
+    if pattern is None:
+        return _mask_beside(source)
+    places = mask_paths(source.path, source.stem, pattern)
+    for file in places:
+        if file.is_file():
+            return file
+    looked = " or ".join(dict.fromkeys(map(str, places)))
+    raise ValueError(
+        f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
+        "or leave the image out"
+    )
+
+
+def _mask_beside(source: ImageSource) -> Path | None:
+    for ending in MASK_FILE_ENDINGS:
+        for file in source.masks:
+            if file.suffix.lower() == ending:
+                return file
+    if source.masks:
+        names = ", ".join(file.name for file in source.masks)
+        raise ValueError(
+            f"{source.path} has {names} beside it, expected a mask that ends in {', '.join(MASK_FILE_ENDINGS)}; "
+            "save it as one of these, or rename what is no mask"
+        )
+    return None
+
+
 class MaskFile:
-    """An open mask: leaf where any plane but transparency is set. Use as a context manager.
+    """An open mask: leaf where any plane is set, unless nodata, transparency or a mask band hides it.
+
+    Use as a context manager.
 
     Raises: ValueError when the file cannot be opened.
     """
@@ -32,8 +70,7 @@ class MaskFile:
         except RasterioError as error:
             raise ValueError(f"mask {file} cannot be opened ({error}); make it again") from error
         # masks are also painted in colour
-        meanings = zip(self._mask.indexes, self._mask.colorinterp, strict=True)
-        self._planes = [index for index, meaning in meanings if meaning != ColorInterp.alpha]
+        self._is_alpha = np.array([meaning == ColorInterp.alpha for meaning in self._mask.colorinterp])
 
     def __enter__(self) -> MaskFile:
         return self
@@ -41,12 +78,23 @@ class MaskFile:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._mask.close()
 
-    def check_size(self, source: ImageSource, info: RasterInfo) -> None:
-        """Raises: ValueError when mask and image differ in size."""
-        if self._mask.shape != (info.height, info.width):
+    def check_grid(self, image: Raster) -> None:
+        """Raises: ValueError when mask and image differ in size, or both are georeferenced and lie elsewhere."""
+        path, height, width = image.source.path, image.info.height, image.info.width
+        if self._mask.shape != (height, width):
             raise ValueError(
-                f"mask {self._mask.name} has {self._mask.height} x {self._mask.width} px but {source.path} has "
-                f"{info.height} x {info.width} px; make the mask at the size of the image"
+                f"mask {self._mask.name} has {self._mask.height} x {self._mask.width} px but {path} has "
+                f"{height} x {width} px; make the mask at the size of the image"
+            )
+        place = image.georeference().profile
+        if "transform" not in place or self._mask.transform.is_identity:
+            return
+        shift_px = largest_shift_px(place["transform"], self._mask.transform, height, width)
+        crs, mask_crs = place.get("crs"), self._mask.crs
+        if shift_px > MASK_TOLERANCE_PX or (crs and mask_crs and crs != mask_crs):
+            raise ValueError(
+                f"mask {self._mask.name} lies on another grid than {path} (off by {shift_px:.2f} px, {mask_crs} and "
+                f"{crs}); bring it to that of the image (rio warp MASK OUT --like IMAGE)"
             )
 
     def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
@@ -54,20 +102,25 @@ class MaskFile:
 
         Raises: ValueError when the file is damaged.
         """
-        if height * self._mask.width * len(self._planes) > MAX_SLAB_BYTES:
+        if height * self._mask.width * self._mask.count > MAX_SLAB_BYTES:
             return self._decode(row, col, height, width)
         if self._rows is None or self._rows[:2] != (row, height):
             self._rows = (row, height, self._decode(row, 0, height, self._mask.width))
         return self._rows[2][:, col : col + width]
 
     def _decode(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
+        window = Window(col, row, width, height)
         try:
-            values = self._mask.read(self._planes, window=Window(col, row, width, height))
+            values_CHW = self._mask.read(window=window)
+            shown_HW = self._mask.read_masks(1, window=window) > 0 if has_mask_band(self._mask) else True
         except RasterioError as error:
             raise ValueError(
                 f"mask {self._mask.name} cannot be read at row {row} ({error.__cause__ or error}); "
                 "it is truncated or damaged, make it again"
             ) from error
-        leaf = values > (FLOAT_MASK_THRESHOLD if values.dtype.kind == "f" else 0)
-        any_plane_HW: NDArray[np.bool_] = leaf.any(axis=0)
-        return any_plane_HW
+        set_CHW = values_CHW > (FLOAT_MASK_THRESHOLD if values_CHW.dtype.kind == "f" else 0)
+        for set_HW, values_HW, nodata in zip(set_CHW, values_CHW, self._mask.nodatavals, strict=True):
+            if nodata is not None:
+                set_HW &= values_HW != nodata
+        leaf_HW: NDArray[np.bool_] = set_CHW[~self._is_alpha].any(axis=0) & set_CHW[self._is_alpha].all(axis=0)
+        return leaf_HW & shown_HW

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from msvae.pack.cleaning import BitMask
 from msvae.pack.expression import Expression
 from msvae.pack.layout import Layout
-from msvae.pack.mask_file import MaskFile
+from msvae.pack.mask_file import MaskFile, find_mask_file
 from msvae.pack.options import PackOptions
-from msvae.pack.raster import Raster, RasterInfo
-from msvae.pack.sources import MASK_ENDING, ImageSource, mask_paths
+from msvae.pack.raster import Raster
+from msvae.pack.sources import MASK_ENDING, ImageSource
 from msvae.shards.reflectance import BRIGHT, too_bright
 
-MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
 WINDOW_ROWS, WINDOW_BYTES = 256, 2**23
 
 
@@ -44,50 +43,37 @@ def parse_mask_option(text: str) -> Expression | None:
     return None if text.strip().lower() == "auto" else Expression.parse(text)
 
 
-def choose_mask(
-    source: ImageSource, info: RasterInfo, expression: Expression | None, mask_files: str | None
-) -> MaskRule:
+def choose_mask(image: Raster, expression: Expression | None, mask_files: str | None) -> MaskRule:
     """The rule for one image.
 
-    Raises: ValueError when there is no way to tell leaf from background, or the mask file has another size.
+    Raises: ValueError when there is no way to tell leaf from background, or the mask file does not fit the image.
     """
-    rule = stated_mask(source, info, expression, mask_files)
-    if rule is None and np.dtype(info.dtype).kind != "f":
-        raise no_mask_error(source)
+    rule = stated_mask(image, expression, mask_files)
+    if rule is None and np.dtype(image.info.dtype).kind != "f":
+        raise no_mask_error(image.source)
     return rule or MaskRule(must_see_background=True)
 
 
-def stated_mask(
-    source: ImageSource, info: RasterInfo, expression: Expression | None, mask_files: str | None
-) -> MaskRule | None:
+def stated_mask(image: Raster, expression: Expression | None, mask_files: str | None) -> MaskRule | None:
     """The rule that options, files or the image itself state for one image; None where at most NaN can tell.
 
-    Raises: ValueError when a mask file is missing or has another size.
+    Raises: ValueError when a mask file is missing, of another kind, or does not fit the image.
     """
     if expression is not None:
         return MaskRule(expression=expression)
-    candidates = mask_paths(source.path, source.stem, mask_files)
-    if mask_files is None:
-        candidates = [path.with_name(path.name + ending) for path in candidates for ending in MASK_FILE_ENDINGS]
-    for file in candidates:
-        if file.is_file():
-            with MaskFile(file) as mask:
-                mask.check_size(source, info)
-            return MaskRule(file=file)
-    if mask_files is not None:
-        looked = " or ".join(dict.fromkeys(map(str, candidates)))
-        raise ValueError(
-            f"{source.path} has no mask at {looked}; correct --mask-files ({{stem}} stands for {source.stem}), "
-            "or leave the image out"
-        )
-    return MaskRule() if info.states_nodata else None
+    file = find_mask_file(image.source, mask_files)
+    if file is not None:
+        with MaskFile(file) as mask:
+            mask.check_grid(image)
+        return MaskRule(file=file)
+    return MaskRule() if image.info.has_nodata else None
 
 
 def no_mask_error(source: ImageSource) -> ValueError:
     """For an image in which nothing tells leaf from background."""
     return ValueError(
         f"{source.path} has no leaf mask (no {source.stem}{MASK_ENDING}.png or .tif beside it, no nodata, no NaN); "
-        "put a mask file there, give --mask 'ndvi>0.10' or another index, or set what is no leaf to nodata or NaN"
+        "put a mask file there, or give --mask 'ndvi>0.10' or another index, or --nodata with the value off the leaf"
     )
 
 

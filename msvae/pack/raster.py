@@ -40,7 +40,8 @@ class RasterInfo:
     wavelengths_nm: tuple[float, ...] | None
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
-    states_nodata: bool
+    has_nodata: bool
+    """Whether a value means no data, by the file or the options."""
 
     def describe_bands(self) -> str:
         """`4 bands (475, 560, 668, 840 nm)`, for messages."""
@@ -67,7 +68,7 @@ class Raster:
         self._planes: Planes = NpyPlanes(source) if is_array else GdalPlanes(source)
         try:
             self._bands = self._choose_bands(options)
-            self.info = self._describe()
+            self.info = self._describe(options)
             _check_axes(source, options.axes, self._lengths()["c"], self.info)
             self._nodata = self._choose_nodata(options.nodata)
         except BaseException:
@@ -155,7 +156,7 @@ class Raster:
         shape = (len(self._planes.facts), self._planes.height, self._planes.width)
         return dict(zip(self._axes, shape, strict=True))
 
-    def _describe(self) -> RasterInfo:
+    def _describe(self, options: PackOptions) -> RasterInfo:
         lengths = self._lengths()
         # Along another axis planes are no bands: what the first states holds for all.
         facts = self._planes.facts
@@ -175,7 +176,7 @@ class Raster:
             wavelengths_nm=_stated_wavelengths(self.source, [fact.wavelength_nm for fact in facts]),
             scales=tuple(fact.scale for fact in facts),
             offsets=tuple(fact.offset for fact in facts),
-            states_nodata=any(fact.nodata is not None for fact in facts),
+            has_nodata=options.nodata is not None or any(fact.nodata is not None for fact in facts),
         )
 
     def _choose_nodata(self, option: float | None) -> list[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ class ImageSource:
     files: tuple[Path, ...]
     stem: str
     """Name without ending, to which `_mask.png` is added to find the leaf mask."""
+    masks: tuple[Path, ...] = ()
+    """Files beside it that are named `{stem}_mask`, with any ending."""
     name: str = ""
     """Start of the keys of its tiles, different for every image of a data set."""
 
@@ -66,7 +68,11 @@ def find_sources(
     for path, count in Counter(path for path, _ in found).items():
         if count > 1:
             raise ValueError(f"{path} is named {count} times; name it once, or its tiles leak between splits")
-    sources = [ImageSource(path, files, stems[path]) for path, files in found]
+    beside = _masks_in({path.parent for path, _ in found})
+    sources = [
+        ImageSource(path, files, stems[path], tuple(beside[path.with_name(f"{stems[path]}{MASK_ENDING}")]))
+        for path, files in found
+    ]
     return _with_unique_names(sources)
 
 
@@ -149,6 +155,16 @@ def mask_paths(image: Path, stem: str, pattern: str | None) -> list[Path]:
         return [image.with_name(f"{stem}{MASK_ENDING}")]
     name = pattern.replace("{stem}", stem)
     return [image.parent / name, Path(name).resolve()]
+
+
+def _masks_in(folders: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Files that are named as masks, by their path without ending."""
+    found = defaultdict(list)
+    for folder in folders:
+        for file in sorted(folder.glob(f"*{MASK_ENDING}*")):
+            if file.stem.endswith(MASK_ENDING) and file.is_file():
+                found[file.with_suffix("")].append(file)
+    return found
 
 
 def _with_unique_names(sources: Sequence[ImageSource]) -> list[ImageSource]:

@@ -59,14 +59,16 @@ def index_figure(examples: Sequence[Example], bands: Bands, index: str) -> Figur
 
 
 def spectra_figure(examples: Sequence[Example], bands: Bands) -> Figure:
-    """Mean and spread of leaf spectra, original against reconstruction, over all examples."""
+    """Mean and spread of leaf spectra, original against reconstruction, over all examples.
+
+    Of leaf pixels whose original is finite in every band, as in the metrics.
+    """
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    for label, colour, spectra in (
-        ("original", LEAF, [e.original[:, e.leaf_mask] for e in examples]),
-        ("reconstruction", RECON, [e.reconstruction[:, e.leaf_mask] for e in examples]),
-    ):
-        pixels = np.concatenate(spectra, axis=1)
+    leaves = [e.leaf_mask & np.isfinite(e.original).all(axis=0) for e in examples]
+    originals, recons = zip(*(e.images for e in examples), strict=True)
+    for label, colour, images in (("original", LEAF, originals), ("reconstruction", RECON, recons)):
+        pixels = np.concatenate([image[:, leaf] for image, leaf in zip(images, leaves, strict=True)], axis=1)
         mean, std = pixels.mean(axis=1), pixels.std(axis=1)
         axes.plot(bands.wavelengths_nm, mean, "o-", color=colour, label=label)
         axes.fill_between(bands.wavelengths_nm, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)

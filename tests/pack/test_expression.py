@@ -53,7 +53,18 @@ def test_a_quotient_by_zero_is_never_leaf(text):
 
 
 def test_an_index_that_divides_by_zero_is_no_leaf():
-    assert leaf("ndvi>0.1", nir=[0.5, 0.0, 0.5], red=[-0.5, 0.0, 0.1]) == [False, False, True]
+    assert leaf("ndvi>0.1", nir=[0.0, 0.5], red=[0.0, 0.1]) == [False, True]
+
+
+@pytest.mark.parametrize(("index", "other"), [("ndvi", "red"), ("ndre", "red_edge"), ("gndvi", "green")])
+def test_indices_take_negative_reflectance_for_0_and_stay_within_their_bounds(index, other):
+    bands = {"nir": [-0.006, 0.02, 0.02, -0.02, 0.4], other: [-0.002, -0.0199, -0.03, 0.0201, 0.1]}
+    expected = [np.nan, 1.0, 1.0, -1.0, 0.6]
+    reflectance = {name: np.array([values]) for name, values in bands.items()}
+    np.testing.assert_allclose(Expression.parse(f"otsu({index})").quantity(reflectance)[0], expected)
+    assert leaf(f"{index}>0.3", **bands) == [False, True, True, False, True]
+    assert leaf(f"{index}>-9", **bands) == [False, True, True, True, True]
+    assert leaf(f"{index}>-9", **{"nir": [-np.inf, 0.4], other: [0.1, -np.inf]}) == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,23 @@ def test_otsu_takes_any_quantity_and_each_image_has_its_own(tmp_path, write_rast
     assert any("the threshold is" in notice and "by image" in notice for notice in summary.notices)
 
 
+def test_a_single_dark_pixel_does_not_move_the_threshold(tmp_path, write_raster, read_tars):
+    """Noise after the dark signal is taken off: nir + red is 0.0001, where their difference is 0.04."""
+    rng = np.random.default_rng(0)
+    plants = np.zeros((32, 32), bool)
+    plants[8:24, 8:24] = True
+    values = rng.normal(0, 0.004, (5, 32, 32)).astype(np.float32)
+    values[:, plants] += np.array([[0.04, 0.1, 0.05, 0.3, 0.45]]).T
+    values[:, ~plants] += np.array([[0.1, 0.14, 0.18, 0.2, 0.22]]).T
+    values[:, 2, 2] = 0.02
+    values[2, 2, 2] = -0.0199
+    image = write_raster(tmp_path / "a.tif", values)
+    pack([image], tmp_path / "out", PackOptions(tile_px=32, mask="otsu(ndvi)", **WHOLE))
+    (sample,) = read_tars(tmp_path / "out" / "train").values()
+    plants[2, 2] = True
+    np.testing.assert_array_equal(sample["mask.png"], plants)
+
+
 def test_otsu_may_be_one_of_several_conditions(tmp_path, field, read_tars):
     image, (_, green, red, _, nir), valid = field
     threshold = threshold_otsu((nir - red)[valid])

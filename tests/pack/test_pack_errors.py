@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio.shutil
+from rasterio.transform import Affine, from_origin
 
 from msvae.pack import job
 from msvae.pack.job import pack
@@ -146,10 +147,27 @@ def test_masks_that_are_missing_or_do_not_fit_are_named(tmp_path, leaf_image, wr
     wrong = leaf_image(tmp_path / "c.tif", mask=np.ones((32, 64), bool))
     refuse([wrong], out, "c_mask.png has 32 x 64 px but .*64 x 64")
     refuse([wrong], out, r"otsu\(\) takes one quantity.*expected auto", mask="otsu")
+    photo = leaf_image(tmp_path / "e.tif", mask=None, nodata=0)
+    for ending in ("npy", "jpg"):
+        (tmp_path / f"e_mask.{ending}").touch()
+    refuse([photo], out, "e.tif has e_mask.jpg, e_mask.npy beside it, expected a mask that ends in .png, .tif, .tiff")
     broken = leaf_image(tmp_path / "d.tif", size_px=128)
     mask = tmp_path / "d_mask.png"
     mask.write_bytes(mask.read_bytes()[:1000])
     refuse([broken], out, "mask .*d_mask.png cannot be read")
+
+
+def test_a_mask_that_lies_elsewhere_than_its_image_is_named(tmp_path, leaf_image, write_raster, on_earth):
+    image = leaf_image(tmp_path / "a.tif", mask=None, **on_earth)
+    south_up = Affine(0.02, 0, 578_000, 0, 0.02, 3_419_000 - 64 * 0.02)
+    for place, off in (
+        ({"transform": from_origin(578_000.06, 3_418_999.92, 0.02, 0.02)}, "off by 5.00 px"),
+        ({"transform": from_origin(578_000, 3_419_000, 0.03, 0.03)}, "off by 32.00 px"),
+        ({"transform": south_up}, "off by 64.00 px"),
+        ({"crs": "EPSG:32644"}, "off by 0.00 px, EPSG:32644 and EPSG:32643"),
+    ):
+        write_raster(tmp_path / "a_mask.tif", np.ones((1, 64, 64), np.uint8), None, **(on_earth | place))
+        refuse([image], tmp_path / "out", f"mask .*a_mask.tif lies on another grid than .*a.tif .*{off}.*rio warp")
 
 
 def test_no_tile_to_train_on_is_an_error_that_says_why(tmp_path, leaf_image):

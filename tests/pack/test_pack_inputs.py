@@ -285,6 +285,20 @@ def test_nodata_of_the_option_replaces_that_of_the_file(tmp_path, write_raster, 
     np.testing.assert_array_equal(mask, by_option)
 
 
+@pytest.mark.parametrize("ending", ["tif", "npy"])
+def test_nodata_of_the_option_is_the_mask_when_there_is_no_other(tmp_path, write_raster, read_tars, ending):
+    values = cube()
+    leaf = np.random.default_rng(11).random(values.shape[1:]) < 0.5
+    values[:, ~leaf] = 0
+    image = tmp_path / f"a.{ending}"
+    if ending == "tif":
+        write_raster(image, values)
+    else:
+        save_array(image, values, mask=None)
+    _, mask, _ = packed(image, tmp_path / "out", read_tars, nodata=0, scale=1e-4)
+    np.testing.assert_array_equal(mask, leaf[:32])
+
+
 def test_a_nodata_that_the_type_cannot_hold_is_refused(tmp_path, write_raster, read_tars):
     image = write_raster(tmp_path / "a.tif", cube(), mask=EVERYWHERE, scale=1e-4)
     for nodata in (-9999, float("nan"), 0.5):

@@ -7,6 +7,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
 
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
@@ -79,6 +80,43 @@ def test_mask_files_of_every_kind_mean_the_same(tmp_path, write_raster, read_tar
     np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 
 
+@pytest.mark.parametrize("hidden_by", ["nodata", "mask band", "alpha"])
+def test_what_a_mask_file_hides_is_no_leaf(tmp_path, write_raster, read_tars, hidden_by):
+    rng = np.random.default_rng(7)
+    leaf, hidden = rng.random((2, 16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32))
+    painted = np.where(leaf, 1, 0).astype(np.uint8)
+    if hidden_by == "alpha":
+        white_where_erased = np.where(hidden, 255, painted)
+        channels = [white_where_erased, white_where_erased, white_where_erased, np.where(hidden, 0, 255)]
+        Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(tmp_path / "a_mask.png")
+    elif hidden_by == "nodata":
+        write_raster(tmp_path / "a_mask.tif", np.where(hidden, 255, painted).astype(np.uint8)[None], None, nodata=255)
+    else:
+        mask = write_raster(tmp_path / "a_mask.tif", painted[None], None)
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(mask, "r+") as raster:
+            raster.write_mask(~hidden)
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf & ~hidden)
+
+
+@pytest.mark.parametrize("stated", ["the same", "0.4 px off", "no reference system", "nothing"])
+def test_a_mask_that_lies_less_than_half_a_pixel_off_or_says_not_where_is_taken_as_it_stands(
+    tmp_path, write_raster, read_tars, on_earth, stated
+):
+    leaf = np.random.default_rng(8).random((16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32), **on_earth)
+    place = {
+        "the same": on_earth,
+        "0.4 px off": on_earth | {"transform": on_earth["transform"] @ Affine.translation(0.4, 0)},
+        "no reference system": {"transform": on_earth["transform"]},
+        "nothing": {},
+    }[stated]
+    write_raster(tmp_path / "a_mask.tif", leaf[None].astype(np.uint8), None, **place)
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
 def test_non_finite_pixels_are_never_leaf_and_stored_as_zero(tmp_path, write_raster, read_tars, bad):
     values = np.ones((5, 16, 16), np.float64)
@@ -127,6 +165,17 @@ def test_nodata_or_nan_is_the_mask_when_there_is_no_other(tmp_path, write_raster
     leaf, _ = packed_mask(tmp_path, read_tars)
     assert not leaf[4].any() and leaf.sum() == 15 * 16
     assert any("from nodata or NaN" in notice for notice in summary.notices)
+
+
+@pytest.mark.parametrize("ending", ["png", "PNG", "Png", "tif", "TIF", "TIFF"])
+def test_a_mask_beside_its_image_is_found_whatever_the_case_of_its_ending(tmp_path, write_raster, read_tars, ending):
+    leaf = np.random.default_rng(9).random((16, 16)) < 0.5
+    values = np.full((5, 16, 16), 500, np.uint16)
+    image = write_raster(tmp_path / "a.b.tif", values, scale=1e-4, nodata=0)
+    Image.fromarray(leaf.astype(np.uint8)).save(tmp_path / f"a.b_mask.{ending}")
+    (tmp_path / "a.b_mask.txt").write_text("drawn by hand")
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 
 
 def test_a_shell_pattern_that_also_names_the_masks_does_no_harm(tmp_path, leaf_image, write_raster):
