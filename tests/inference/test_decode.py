@@ -1,0 +1,58 @@
+"""`msvae decode`: latents back into reflectance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from msvae import AutoencoderKLMultispectralAdapter
+
+from .conftest import refused, run, samples
+
+
+def test_shards_come_back_as_shards_that_are_sound(latents, leaf_shards, tmp_path):
+    run("decode", latents / "model", latents, tmp_path / "tiles")
+    assert "val: sound" in run("verify", tmp_path / "tiles")
+    model = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
+    tiles, moments = samples(tmp_path / "tiles" / "val"), samples(latents / "val")
+    assert list(tiles) == list(moments)
+    for key, sample in moments.items():
+        with torch.no_grad():
+            expected = model.decode(torch.from_numpy(sample["latents.npy"][None, :16])).sample[0].numpy()
+        np.testing.assert_allclose(tiles[key]["bands.npy"], expected, atol=1e-5)
+        np.testing.assert_array_equal(tiles[key]["mask.png"], sample["mask.png"])
+
+
+def test_another_model_does_not_decode_shards(latents, other_model, tmp_path):
+    message = refused("decode", other_model, latents, tmp_path / "tiles")
+    assert "was encoded by another model than" in message
+    assert not (tmp_path / "tiles").exists()
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_latents_of_a_diffusion_model_become_geotiffs(latents, tmp_path):
+    model = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
+    z = torch.randn(3, 16, 4, 6, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "drawn.npy", ((z - model.config.shift_factor) * model.config.scaling_factor).numpy())
+    np.save(tmp_path / "plain.npy", z.numpy())
+    run("decode", latents / "model", tmp_path / "drawn.npy", tmp_path / "drawn")
+    run("decode", latents / "model", tmp_path / "plain.npy", tmp_path / "plain", "--unscaled")
+    with torch.no_grad():
+        expected = model.decode(z).sample.numpy()
+    for name in ("drawn", "plain"):
+        for number in range(3):
+            with rasterio.open(tmp_path / name / f"{name}-{number:04d}.tif") as raster:
+                np.testing.assert_allclose(raster.read(), expected[number], atol=1e-4)
+                assert [raster.tags(band)["wavelength"] for band in (1, 5)] == ["474.73", "850.59"]
+    np.save(tmp_path / "wrong.npy", np.zeros((1, 4, 8, 8), np.float32))
+    message = refused("decode", latents / "model", tmp_path / "wrong.npy", tmp_path / "wrong")
+    assert "float32 of shape (1, 4, 8, 8), expected floats (B, 16, h, w)" in message
+
+
+def test_latents_of_a_diffusion_model_are_not_decoded_by_a_model_without_factors(model_folder, tmp_path):
+    np.save(tmp_path / "drawn.npy", np.zeros((1, 16, 4, 4), np.float32))
+    told = refused("decode", model_folder, tmp_path / "drawn.npy", tmp_path / "out")
+    assert "states no factors" in told
+    assert "--unscaled" in told
