@@ -22,7 +22,7 @@ from msvae.shards.latents import LatentReader, LatentSample
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
 from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
-from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.tar import ShardWriter
 from msvae.shards.tile_codec import ENDINGS, encode
 from msvae.wording import counted
@@ -124,7 +124,7 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
 
 
 def _decode_shards(decoder: Decoder, model_name: str, location: str, out: Path, on_progress: OnProgress | None) -> int:
-    readers = {name or SPLITS[0]: LatentReader(store.location) for name, store in find_splits(location).items()}
+    readers = {name: LatentReader(store.location) for name, store in splits_to_make(location).items()}
     sha256 = model_sha256(decoder.model)
     for reader in readers.values():
         if reader.manifest.model_sha256 != sha256:

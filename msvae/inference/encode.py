@@ -31,7 +31,7 @@ from msvae.shards.loader import Loader
 from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
 from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
-from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.store import open_store
 from msvae.shards.tar import ShardWriter, shard_entry, write_whole
 
@@ -77,7 +77,7 @@ def encode(
     Raises: ValueError, one line, for anything that is wrong with model, shards, options or output.
     """
     out = out.resolve()
-    readers = {name or SPLITS[0]: ShardReader(store.location) for name, store in find_splits(shards).items()}
+    readers = {name: ShardReader(store.location) for name, store in splits_to_make(shards).items()}
     model = load_model(model_name, ranks.device)
     encoder = Encoder(model, options)
     for reader in readers.values():

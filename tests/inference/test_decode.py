@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import rasterio
@@ -23,6 +25,16 @@ def test_shards_come_back_as_shards_that_are_sound(latents, leaf_shards, tmp_pat
             expected = model.decode(torch.from_numpy(sample["latents.npy"][None, :16])).sample[0].numpy()
         np.testing.assert_allclose(tiles[key]["bands.npy"], expected, atol=1e-5)
         np.testing.assert_array_equal(tiles[key]["mask.png"], sample["mask.png"])
+
+
+@pytest.mark.parametrize(("inside", "given", "becomes"), [("train/notes", "..", "train"), ("val", ".", "val")])
+def test_a_split_comes_back_whatever_its_place_is_called(latents, tmp_path, monkeypatch, inside, given, becomes):
+    shutil.copytree(latents, tmp_path / "latents")
+    (tmp_path / "latents" / "train" / "notes").mkdir()
+    monkeypatch.chdir(tmp_path / "latents" / inside)
+    run("decode", latents / "model", given, tmp_path / "tiles")
+    assert [path.name for path in (tmp_path / "tiles").iterdir()] == [becomes]
+    assert samples(tmp_path / "tiles" / becomes).keys() == samples(latents / becomes).keys()
 
 
 def test_another_model_does_not_decode_shards(latents, other_model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,24 @@ def test_factors_are_mean_and_spread_over_leaf_cells_of_the_training_split(laten
 def test_the_model_beside_them_is_complete(latents, model, leaf_shards):
     again = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("inside", "given", "becomes"),
+    [("train/notes", "..", "train"), ("val", ".", "val"), ("", "val", "val"), ("", "model", "train")],
+)
+def test_no_name_of_a_split_costs_latents_or_mixes_them_with_the_model(
+    model_folder, leaf_shards, latents, tmp_path, monkeypatch, inside, given, becomes
+):
+    shards = tmp_path / "shards"
+    shutil.copytree(leaf_shards, shards)
+    shutil.copytree(leaf_shards / "train", shards / "model")
+    (shards / "train" / "notes").mkdir()
+    monkeypatch.chdir(shards / inside)
+    run("encode", model_folder, given, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(["model", becomes])
+    assert samples(tmp_path / "out" / becomes).keys() == samples(latents / becomes).keys()
+    assert not list((tmp_path / "out" / "model").glob("*.tar"))
 
 
 def test_samples_depend_on_seed_and_key_alone(model_folder, leaf_shards, latents, tmp_path):
