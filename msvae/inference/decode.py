@@ -15,6 +15,7 @@ from msvae.inference.load import choose_device, fitting_into_memory, load_model
 from msvae.inference.raster_output import GeoTiff
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.pack.gdal import gdal_session
+from msvae.pack.npy import mapped_array
 from msvae.pack.output import replacing_folder
 from msvae.pack.planes import Georeference
 from msvae.shards import mask_png
@@ -88,11 +89,7 @@ class Decoder:
 
 
 def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_progress: OnProgress | None) -> int:
-    try:
-        latents = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be opened ({error}); save latents with numpy.save") from error
-    model = decoder.model
+    latents, model = mapped_array(file), decoder.model
     channels = model.config.latent_channels
     if latents.ndim == 3:
         latents = latents[None]

@@ -68,3 +68,22 @@ def test_latents_of_a_diffusion_model_are_not_decoded_by_a_model_without_factors
     told = refused("decode", model_folder, tmp_path / "drawn.npy", tmp_path / "out")
     assert "states no factors" in told
     assert "--unscaled" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be opened (No data left in file); save a numeric array with numpy.save"),
+        (b"PK\x03\x04 cut short", "cannot be opened (File is not a zip file); save a numeric array"),
+        (None, "is an archive of arrays; save a single one with numpy.save"),
+    ],
+)
+def test_a_file_that_is_no_array_is_told(latents, tmp_path, content, message):
+    file = tmp_path / "drawn.npy"
+    if content is None:
+        np.savez(tmp_path / "drawn.npz", np.zeros((1, 16, 4, 4), np.float32))
+        (tmp_path / "drawn.npz").rename(file)
+    else:
+        file.write_bytes(content)
+    assert f"drawn.npy {message}" in refused("decode", latents / "model", file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
