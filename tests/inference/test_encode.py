@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -132,6 +133,37 @@ def test_plain_webdataset_reads_them(latents):
     found = {s["__key__"]: s["latents.npy"] for s in wds.WebDataset(shards, shardshuffle=False).decode("l8")}
     for key, sample in samples(latents / "train").items():
         np.testing.assert_array_equal(found[key], sample["latents.npy"])
+
+
+def test_keys_of_others_survive_whatever_their_length_and_letters(model_folder, leaf_shards, latents, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    keys = {"leaf" * 40: 0, "field/" * 20 + "leaf": 1, "Blätter_ü": 2}
+    encoded = samples(latents / "train")
+    packed = list(encoded)[: len(keys)]
+    (tmp_path / "others").mkdir()
+    with (
+        tarfile.open(leaf_shards / "train" / "leaf-000000.tar") as tiles,
+        tarfile.open(tmp_path / "others" / "a.tar", "w") as others,
+    ):
+        for key, number in keys.items():
+            for ending in ("bands.npy", "mask.png"):
+                member = tiles.getmember(f"{packed[number]}.{ending}")
+                content = tiles.extractfile(member)
+                member.name = f"{key}.{ending}"
+                others.addfile(member, content)
+    manifest = json.loads((leaf_shards / "train" / "manifest.json").read_text())
+    wavelengths = ",".join(map(str, manifest["wavelengths_nm"]))
+    run("index", tmp_path / "others", "--wavelengths", wavelengths, "--scale", manifest["scale"][0])
+    run("encode", model_folder, tmp_path / "others", tmp_path / "out")
+    run("decode", tmp_path / "out" / "model", tmp_path / "out", tmp_path / "tiles")
+    assert "train: sound" in run("verify", tmp_path / "tiles")
+    found = {sample.key: sample.latents for sample in LatentReader(tmp_path / "out" / "train")}
+    (tar,) = (tmp_path / "out" / "train").glob("*.tar")
+    plain = {s["__key__"]: s["latents.npy"] for s in wds.WebDataset(str(tar), shardshuffle=False).decode("l8")}
+    assert list(found) == list(plain) == list(keys)
+    for key, number in keys.items():
+        np.testing.assert_allclose(found[key], encoded[packed[number]]["latents.npy"], atol=1e-4)
+        np.testing.assert_array_equal(plain[key], found[key])
 
 
 def test_another_model_is_refused_and_the_same_has_nothing_to_do(
