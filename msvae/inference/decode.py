@@ -104,7 +104,7 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
             f"the model states no factors by which the latents of {file} were shifted and scaled; name the model that "
             "`msvae encode` put beside its latents, or give --unscaled for latents as an encoder gives them"
         )
-    unscale = (each if unscaled else each / scaling + shift for each in latents)
+    unscale = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
     with gdal_session(), replacing_folder(out) as folder:
         for number, image_CHW in enumerate(decoder(unscale)):
             dtype, bands = "float32", model.bands

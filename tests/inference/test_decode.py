@@ -63,6 +63,18 @@ def test_latents_of_a_diffusion_model_become_geotiffs(latents, tmp_path):
     assert "float32 of shape (1, 4, 8, 8), expected floats (B, 16, h, w)" in message
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_half_precision_latents_are_unscaled_as_the_same_values_in_single(latents, tmp_path):
+    half = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0)).numpy().astype(np.float16)
+    decoded = []
+    for name, drawn in (("half", half), ("single", half.astype(np.float32))):
+        np.save(tmp_path / f"{name}.npy", drawn)
+        run("decode", latents / "model", tmp_path / f"{name}.npy", tmp_path / name)
+        with rasterio.open(tmp_path / name / f"{name}-0000.tif") as raster:
+            decoded.append(raster.read())
+    np.testing.assert_array_equal(*decoded)
+
+
 def test_latents_of_a_diffusion_model_are_not_decoded_by_a_model_without_factors(model_folder, tmp_path):
     np.save(tmp_path / "drawn.npy", np.zeros((1, 16, 4, 4), np.float32))
     told = refused("decode", model_folder, tmp_path / "drawn.npy", tmp_path / "out")
