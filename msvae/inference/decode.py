@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -154,10 +155,8 @@ def _decode_split(
     values = LeafValues("float32", (1.0,) * num_bands, (0.0,) * num_bands)
     histogram = np.zeros(COVERAGE_BINS, np.int64)
     for shard, entry in enumerate(reader.manifest.shards):
-        samples = list(reader.samples(shard))
-        tiles = decoder(_modes(reader, samples))
         with ShardWriter(folder / entry.name) as writer:
-            for sample, tile_CHW in zip(samples, tiles, strict=True):
+            for sample, tile_CHW in _decoded(decoder, reader, shard):
                 member = ENDINGS["none"], encode(tile_CHW, "none")
                 writer.append(sample.key, member, mask_png.encode(sample.leaf_mask), sample.about)
                 values.add(tile_CHW, sample.leaf_mask)
@@ -168,9 +167,18 @@ def _decode_split(
     return entries, values.result(histogram.tolist())
 
 
-def _modes(reader: LatentReader, samples: list[LatentSample]) -> Iterator[NDArray[np.floating]]:
-    """What is decoded of each sample: of moments the mean."""
-    return (sample.latents[: reader.manifest.latent_channels] for sample in samples)
+def _decoded(decoder: Decoder, reader: LatentReader, shard: int) -> Iterator[tuple[LatentSample, NDArray[np.float32]]]:
+    """Samples of a shard and the tiles (C, H, W) that they become, in the memory of a batch."""
+    waiting: deque[LatentSample] = deque()
+
+    def modes() -> Iterator[NDArray[np.floating]]:
+        for sample in reader.samples(shard):
+            waiting.append(sample)
+            # of moments the mean
+            yield sample.latents[: reader.manifest.latent_channels]
+
+    for tile_CHW in decoder(modes()):
+        yield waiting.popleft(), tile_CHW
 
 
 def _manifest(reader: LatentReader, entries: list[ShardEntry], statistics: LeafStatistics) -> Manifest:

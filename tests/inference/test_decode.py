@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +12,12 @@ import rasterio
 import torch
 
 from msvae import AutoencoderKLMultispectralAdapter
+from msvae.inference.decode import decode
+from msvae.shards import mask_png
+from msvae.shards.latents import MEMBER
+from msvae.shards.manifest import Shards
+from msvae.shards.tar import ShardWriter
+from msvae.shards.tile_codec import npy_header
 
 from .conftest import refused, run, samples
 
@@ -35,6 +43,32 @@ def test_a_split_comes_back_whatever_its_place_is_called(latents, tmp_path, monk
     run("decode", latents / "model", given, tmp_path / "tiles")
     assert [path.name for path in (tmp_path / "tiles").iterdir()] == [becomes]
     assert samples(tmp_path / "tiles" / becomes).keys() == samples(latents / becomes).keys()
+
+
+def test_memory_stays_flat_as_a_tar_of_latents_grows(latents, tmp_path, monkeypatch):
+    """A sample takes 50 kB, of which the index keeps less than 1; the model is left out."""
+    tile_px, cells, peaks = 128, 16, []
+    array = np.zeros((32, cells, cells), "<f4")
+    member = MEMBER, npy_header(array.shape, array.dtype) + array.tobytes()
+    leaf = mask_png.encode(np.ones((tile_px, tile_px), bool))
+    monkeypatch.setattr(
+        "msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.decode",
+        lambda _, z, **__: (torch.zeros(len(z), 5, tile_px, tile_px),),
+    )
+    for number in (16, 160):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with ShardWriter(folder / "a.tar") as writer:
+            for key in range(number):
+                writer.append(str(key), member, leaf, b"{}")
+        stated = json.loads((latents / "train" / "manifest.json").read_text())
+        stated |= {"cells": cells, "tile_px": tile_px, "shards": Shards.of([writer.entry]).model_dump()}
+        (folder / "manifest.json").write_text(json.dumps(stated))
+        tracemalloc.start()
+        decode(str(latents / "model"), str(folder), tmp_path / f"{number}-tiles", device="cpu")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 1_000_000, peaks
 
 
 def test_another_model_does_not_decode_shards(latents, other_model, tmp_path):
