@@ -100,10 +100,10 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
             "latents of this model"
         )
     scaling, shift = model.config.scaling_factor, model.config.shift_factor or 0.0
-    if not unscaled and (scaling, shift) == (1.0, 0.0):
+    if not (unscaled or model.config.factors_of_leaves):
         raise ValueError(
-            f"the model states no factors by which the latents of {file} were shifted and scaled; name the model that "
-            "`msvae encode` put beside its latents, or give --unscaled for latents as an encoder gives them"
+            f"the model does not state by which factors the latents of {file} were shifted and scaled; name the model "
+            "that `msvae encode` put beside its latents, or give --unscaled for latents as an encoder gives them"
         )
     unscale = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
     with gdal_session(), replacing_folder(out) as folder:

@@ -235,7 +235,7 @@ def _finish(
             shards=Shards.of(shard_entry(job.tar(work)) for job in jobs if job.split == split),
         )
         write_whole(work.data / split / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
-    model.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor)
+    model.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor, factors_of_leaves=True)
     model.save_pretrained(work.data / MODEL_FOLDER)
     for leftover in work.data.glob("*/.*"):  # of processes that were killed
         leftover.unlink()

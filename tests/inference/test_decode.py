@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from diffusers import AutoencoderKL
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.inference.decode import decode
+from msvae.model.build import TINY_BACKBONE
 from msvae.shards import mask_png
 from msvae.shards.latents import MEMBER
 from msvae.shards.manifest import Shards
@@ -109,11 +111,17 @@ def test_half_precision_latents_are_unscaled_as_the_same_values_in_single(latent
     np.testing.assert_array_equal(*decoded)
 
 
-def test_latents_of_a_diffusion_model_are_not_decoded_by_a_model_without_factors(model_folder, tmp_path):
+@pytest.mark.parametrize(
+    "of_backbone", [{"scaling_factor": 1.0, "shift_factor": 0.0}, {"scaling_factor": 1.5305, "shift_factor": 0.0609}]
+)
+def test_latents_of_a_diffusion_model_are_not_unscaled_by_the_factors_of_a_backbone(of_backbone, tmp_path):
+    AutoencoderKL(**{**TINY_BACKBONE, **of_backbone}).save_pretrained(tmp_path / "backbone")
+    AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "backbone").save_pretrained(tmp_path / "best")
     np.save(tmp_path / "drawn.npy", np.zeros((1, 16, 4, 4), np.float32))
-    told = refused("decode", model_folder, tmp_path / "drawn.npy", tmp_path / "out")
-    assert "states no factors" in told
+    told = refused("decode", tmp_path / "best", tmp_path / "drawn.npy", tmp_path / "out")
+    assert "name the model that `msvae encode` put beside its latents" in told
     assert "--unscaled" in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
