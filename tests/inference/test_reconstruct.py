@@ -193,6 +193,19 @@ def test_a_folder_becomes_a_folder(model_folder, write_field, tmp_path):
     assert "is one file for 2 images" in refused(model_folder, tmp_path / "fields", tmp_path / "out.tif")
 
 
+def test_images_of_a_folder_keep_their_names_and_none_replaces_another(model_folder, write_field, tmp_path):
+    fields, name = tmp_path / "fields", "DJI_20240612_0001.Field-North.ortho.reflectance.calibrated"
+    fields.mkdir()
+    for stem in ("plot.7", name):
+        write_field(fields / f"{stem}.tif", 64, 64)
+    run(model_folder, fields, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.tif", "plot.7.tif"]
+    write_field(fields / "plot.7.tiff", 64, 64)
+    run(model_folder, fields, tmp_path / "both")
+    assert len([path for path in (tmp_path / "both").iterdir() if path.name.startswith("fields_plot_7")]) == 2
+    assert len(list((tmp_path / "both").iterdir())) == 3
+
+
 def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     out = tmp_path / "out.tif"
