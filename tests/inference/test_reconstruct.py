@@ -120,9 +120,12 @@ def test_background_changes_no_bit_and_comes_back_as_nodata(model_folder, write_
     assert np.isfinite(found[:, leaf]).all()
 
 
-def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, write_field, tmp_path):
+def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, write_field, tmp_path, monkeypatch):
+    """Inside the file: one beside it, as old GDAL makes, would not come along."""
+    monkeypatch.setenv("GDAL_TIFF_INTERNAL_MASK", "NO")
     image = write_field(tmp_path / "field.tif", 300, 280)
     run(model_folder, image, tmp_path / "out.tif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["field.tif", "field_mask.png", "out.tif"]
     leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
     with rasterio.open(tmp_path / "out.tif") as raster:
         np.testing.assert_array_equal(raster.read_masks(1) > 0, leaf)
