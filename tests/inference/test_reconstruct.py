@@ -220,6 +220,15 @@ def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_pa
     assert read(out).shape == (5, 64, 64)
 
 
+def test_a_file_in_place_of_the_folder_is_told(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    (tmp_path / "notes").write_text("mine")
+    out = tmp_path / "notes" / "out.tif"
+    told = refused(model_folder, image, out)
+    assert told.startswith(f"error: writing {out} failed: ")
+    assert f"File exists: '{out.parent}'; free space there or choose another place" in told
+
+
 def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 300, 300, compress="deflate")
     content = bytearray(image.read_bytes())
