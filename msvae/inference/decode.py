@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from msvae.inference.load import choose_device, fitting_into_memory, load_model
 from msvae.inference.raster_output import GeoTiff
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.pack.gdal import gdal_session
+from msvae.pack.npy import mapped_array
 from msvae.pack.output import replacing_folder
 from msvae.pack.planes import Georeference
 from msvae.shards import mask_png
@@ -22,7 +24,7 @@ from msvae.shards.latents import LatentReader, LatentSample
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
 from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
-from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.tar import ShardWriter
 from msvae.shards.tile_codec import ENDINGS, encode
 from msvae.wording import counted
@@ -88,11 +90,7 @@ class Decoder:
 
 
 def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_progress: OnProgress | None) -> int:
-    try:
-        latents = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be opened ({error}); save latents with numpy.save") from error
-    model = decoder.model
+    latents, model = mapped_array(file), decoder.model
     channels = model.config.latent_channels
     if latents.ndim == 3:
         latents = latents[None]
@@ -102,12 +100,12 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
             "latents of this model"
         )
     scaling, shift = model.config.scaling_factor, model.config.shift_factor or 0.0
-    if not unscaled and (scaling, shift) == (1.0, 0.0):
+    if not (unscaled or model.config.factors_of_leaves):
         raise ValueError(
-            f"the model states no factors by which the latents of {file} were shifted and scaled; name the model that "
-            "`msvae encode` put beside its latents, or give --unscaled for latents as an encoder gives them"
+            f"the model does not state by which factors the latents of {file} were shifted and scaled; name the model "
+            "that `msvae encode` put beside its latents, or give --unscaled for latents as an encoder gives them"
         )
-    unscale = (each if unscaled else each / scaling + shift for each in latents)
+    unscale = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
     with gdal_session(), replacing_folder(out) as folder:
         for number, image_CHW in enumerate(decoder(unscale)):
             dtype, bands = "float32", model.bands
@@ -124,7 +122,7 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
 
 
 def _decode_shards(decoder: Decoder, model_name: str, location: str, out: Path, on_progress: OnProgress | None) -> int:
-    readers = {name or SPLITS[0]: LatentReader(store.location) for name, store in find_splits(location).items()}
+    readers = {name: LatentReader(store.location) for name, store in splits_to_make(location).items()}
     sha256 = model_sha256(decoder.model)
     for reader in readers.values():
         if reader.manifest.model_sha256 != sha256:
@@ -157,10 +155,8 @@ def _decode_split(
     values = LeafValues("float32", (1.0,) * num_bands, (0.0,) * num_bands)
     histogram = np.zeros(COVERAGE_BINS, np.int64)
     for shard, entry in enumerate(reader.manifest.shards):
-        samples = list(reader.samples(shard))
-        tiles = decoder(_modes(reader, samples))
         with ShardWriter(folder / entry.name) as writer:
-            for sample, tile_CHW in zip(samples, tiles, strict=True):
+            for sample, tile_CHW in _decoded(decoder, reader, shard):
                 member = ENDINGS["none"], encode(tile_CHW, "none")
                 writer.append(sample.key, member, mask_png.encode(sample.leaf_mask), sample.about)
                 values.add(tile_CHW, sample.leaf_mask)
@@ -171,9 +167,18 @@ def _decode_split(
     return entries, values.result(histogram.tolist())
 
 
-def _modes(reader: LatentReader, samples: list[LatentSample]) -> Iterator[NDArray[np.floating]]:
-    """What is decoded of each sample: of moments the mean."""
-    return (sample.latents[: reader.manifest.latent_channels] for sample in samples)
+def _decoded(decoder: Decoder, reader: LatentReader, shard: int) -> Iterator[tuple[LatentSample, NDArray[np.float32]]]:
+    """Samples of a shard and the tiles (C, H, W) that they become, in the memory of a batch."""
+    waiting: deque[LatentSample] = deque()
+
+    def modes() -> Iterator[NDArray[np.floating]]:
+        for sample in reader.samples(shard):
+            waiting.append(sample)
+            # of moments the mean
+            yield sample.latents[: reader.manifest.latent_channels]
+
+    for tile_CHW in decoder(modes()):
+        yield waiting.popleft(), tile_CHW
 
 
 def _manifest(reader: LatentReader, entries: list[ShardEntry], statistics: LeafStatistics) -> Manifest:

@@ -31,7 +31,7 @@ from msvae.shards.loader import Loader
 from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
 from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
-from msvae.shards.splits import SPLITS, find_splits
+from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.store import open_store
 from msvae.shards.tar import ShardWriter, shard_entry, write_whole
 
@@ -77,7 +77,7 @@ def encode(
     Raises: ValueError, one line, for anything that is wrong with model, shards, options or output.
     """
     out = out.resolve()
-    readers = {name or SPLITS[0]: ShardReader(store.location) for name, store in find_splits(shards).items()}
+    readers = {name: ShardReader(store.location) for name, store in splits_to_make(shards).items()}
     model = load_model(model_name, ranks.device)
     encoder = Encoder(model, options)
     for reader in readers.values():
@@ -235,7 +235,7 @@ def _finish(
             shards=Shards.of(shard_entry(job.tar(work)) for job in jobs if job.split == split),
         )
         write_whole(work.data / split / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
-    model.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor)
+    model.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor, factors_of_leaves=True)
     model.save_pretrained(work.data / MODEL_FOLDER)
     for leftover in work.data.glob("*/.*"):  # of processes that were killed
         leftover.unlink()

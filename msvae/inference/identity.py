@@ -14,6 +14,7 @@ WITHOUT_EFFECT = (
     "backbone_licence",
     "shift_factor",
     "scaling_factor",
+    "factors_of_leaves",
     "metrics",
     "band_importance",
     "use_sam_loss",

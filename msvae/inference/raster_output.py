@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,10 +126,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield growing
         growing.replace(path)
     except (OSError, RasterioError) as error:
-        reason = getattr(error, "strerror", None) or error.__cause__ or error
+        reason = error.__cause__ or error
         raise ValueError(f"writing {path} failed: {reason}; free space there or choose another place") from error
     finally:
-        growing.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed before tells more
+            growing.unlink()
 
 
 def _remove_abandoned(path: Path) -> None:

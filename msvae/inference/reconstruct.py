@@ -86,8 +86,8 @@ def reconstruct(
     """Write the reconstruction of an image, or of all images of a folder.
 
     Args: folder or hub id of a model; a raster, a folder of rasters, or with `reading.band_files` a folder of band
-        files; the file to write (.tif, .npy), or a folder in which each image keeps its name. `on_progress` gets
-        windows done and in all.
+        files; the file to write (.tif, .npy), or a folder in which each image keeps its name, unless two would become
+        one file. `on_progress` gets windows done and in all.
     Raises: ValueError, one line, for anything that is wrong with model, images, masks, options or output.
     """
     expression = parse_mask_option(reading.mask)
@@ -114,8 +114,9 @@ def _targets(sources: Sequence[ImageSource], out: Path, axes: str | None, overwr
     else:
         if out.is_file():
             raise ValueError(f"{out} is a file; name a folder, or a file that ends in .tif or .npy")
-        endings = [ARRAY_ENDING if _is_array(source) else ".tif" for source in sources]
-        targets = [out / f"{source.name}{ending}" for source, ending in zip(sources, endings, strict=True)]
+        targets = _named(out, [source.stem for source in sources], sources)
+        if len(set(targets)) < len(targets):
+            targets = _named(out, [source.name for source in sources], sources)
     inputs = {file.resolve() for source in sources for file in source.files}
     for target in targets:
         if target.resolve() in inputs:
@@ -123,6 +124,11 @@ def _targets(sources: Sequence[ImageSource], out: Path, axes: str | None, overwr
         if target.exists() and not overwrite:
             raise ValueError(f"{target} exists; name another OUT or give --overwrite")
     return targets
+
+
+def _named(out: Path, names: Sequence[str], sources: Sequence[ImageSource]) -> list[Path]:
+    endings = [ARRAY_ENDING if _is_array(source) else ".tif" for source in sources]
+    return [out / f"{name}{ending}" for name, ending in zip(names, endings, strict=True)]
 
 
 def _is_array(source: ImageSource) -> bool:

@@ -62,6 +62,8 @@ class AutoencoderKLMultispectralAdapter(
         background: `fill` replaces everything off the leaf before encoding, `keep` does not.
         band_mean, band_std: reflectance statistics of training leaves, from the manifest; 0 and 1 when not given.
         band_importance: mean attention weight of each band, as last measured on the validation split.
+        factors_of_leaves: whether `msvae encode` measured scaling_factor and shift_factor; else they are those of the
+            backbone.
         backbone, backbone_licence, metrics: for the model card. Where the backbone came from, None when made from
             scratch; the licence entries of its own card; numbers of the validation split by name.
     """
@@ -83,6 +85,7 @@ class AutoencoderKLMultispectralAdapter(
         band_mean: Sequence[float] | None = None,
         band_std: Sequence[float] | None = None,
         band_importance: Sequence[float] | None = None,
+        factors_of_leaves: bool = False,
         backbone: str | None = None,
         backbone_licence: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,

@@ -47,6 +47,7 @@ def build_model(
         # what was measured of a saved model ends with its next step
         "metrics": None,
         "band_importance": None,
+        "factors_of_leaves": False,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -13,7 +13,10 @@ from huggingface_hub import hf_hub_download
 from msvae.bands import Bands
 from msvae.model.origin import name_of
 
-CHANGEABLE = ("use_sam_loss", "background", "backbone", "backbone_licence", "metrics", "band_importance")
+CHANGEABLE = (
+    *("use_sam_loss", "background", "backbone", "backbone_licence"),
+    *("metrics", "band_importance", "factors_of_leaves"),
+)
 """Options that hold no weights: a saved model may be loaded with others."""
 ADAPTER_OPTIONS = (
     *("wavelengths_nm", "band_names", "adapter_placement", "adapter_form", "adapter_width", "use_spectral_attention"),

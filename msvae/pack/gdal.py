@@ -38,9 +38,9 @@ ENVI_WAVELENGTH = re.compile(r"[\d.]+ *\w*")
 
 @contextmanager
 def gdal_session() -> Iterator[None]:
-    """GDAL with bounded memory, and silent about rasters without a place on Earth."""
+    """GDAL with bounded memory, mask bands inside their file, and silent about rasters without a place on Earth."""
     # rasterio takes bytes here, where GDAL's own setting takes megabytes
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 

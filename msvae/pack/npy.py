@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,16 +75,25 @@ class NpyPlanes:
         return Georeference()
 
 
-def _map(file: Path) -> NDArray[Any]:
+def mapped_array(file: Path) -> NDArray[Any]:
+    """The array of a file, on disk. Nothing in it is ever unpickled.
+
+    Raises: ValueError when the file is none of a single numeric array.
+    """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(f"{file} cannot be opened ({error}); save a numeric array with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{file} is an archive of arrays; save a single one with numpy.save")
+    mapped: NDArray[Any] = array
+    return mapped
+
+
+def _map(file: Path) -> NDArray[Any]:
+    array = mapped_array(file)
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3:
         raise ValueError(f"{file} has shape {array.shape}, expected (bands, height, width); save one image a file")
-    mapped: NDArray[Any] = array
-    return mapped
+    return array

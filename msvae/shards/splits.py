@@ -17,7 +17,7 @@ def find_splits(location: str | Path, *, holds: str = MANIFEST_NAME) -> dict[str
     """
     alone = open_store(location)
     if _holds(alone, holds):
-        return {Path(alone.location).name: alone}
+        return {_name(alone.location): alone}
     found = {}
     for name in SPLITS:
         store = open_store(f"{str(location).rstrip('/')}/{name}")
@@ -30,6 +30,20 @@ def find_splits(location: str | Path, *, holds: str = MANIFEST_NAME) -> dict[str
             "index tars of others with `msvae index`"
         )
     return found
+
+
+def splits_to_make(location: str | Path) -> dict[str, Store]:
+    """Stores of the splits by the names that what is made of them has: train for one alone that is no val or test.
+
+    Raises: ValueError when there is none.
+    """
+    return {name if name in SPLITS else SPLITS[0]: store for name, store in find_splits(location).items()}
+
+
+def _name(location: str) -> str:
+    """The last part of a folder or URL; of `.` and `..` the name of the folder that is meant."""
+    path = Path(location)
+    return path.resolve().name if path.name in ("", "..") else path.name
 
 
 def _holds(store: Store, name: str) -> bool:

@@ -77,7 +77,8 @@ class ShardWriter:
         for name, (ending, content) in members.items():
             header = tarfile.TarInfo(f"{key}.{ending}")
             header.size = len(content)
-            self._append(header.tobuf(tarfile.USTAR_FORMAT))
+            # as USTAR, but for a name that USTAR cannot hold: that of latents may be long or not ASCII
+            self._append(header.tobuf(tarfile.PAX_FORMAT))
             self._columns[f"{name}_offset"].append(self._size_bytes)
             self._columns[f"{name}_bytes"].append(len(content))
             self._append(content)

@@ -1,7 +1,10 @@
-"""A small model for the bands of the synthetic leaves, and images on Earth."""
+"""A small model for the bands of the synthetic leaves, latents of theirs, and images on Earth."""
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +17,10 @@ import torch
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
+from typer.testing import CliRunner
 
 from msvae import AutoencoderKLMultispectralAdapter
+from msvae.cli import app
 from msvae.model.build import TINY_BACKBONE
 from msvae.shards.manifest import Manifest
 
@@ -89,3 +94,40 @@ def field(mean: Any, std: Any, height: int, width: int) -> tuple[np.ndarray, np.
     noise = rng.normal(0, 0.2, (5, height, width))
     spectra = np.array(mean)[:, None, None] + np.array(std)[:, None, None] * (waves + noise)
     return np.where(leaf, spectra.clip(min=0.002), 0.2), leaf
+
+
+@pytest.fixture(scope="session")
+def latents(model_folder, leaf_shards, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("latents") / "leaves"
+    run("encode", model_folder, leaf_shards, out)
+    return out
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def refused(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 2, done.output
+    assert done.output.count("\n") == 1
+    return done.output
+
+
+def samples(folder: Path) -> dict[str, dict[str, Any]]:
+    """All members by `tarfile` alone."""
+    decode = {"npy": lambda raw: np.load(io.BytesIO(raw)), "png": lambda raw: np.asarray(Image.open(io.BytesIO(raw)))}
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, ending = member.name.split(".", 1)
+                content = tar.extractfile(member).read()
+                found.setdefault(key, {})[ending] = decode.get(ending.split(".")[-1], json.loads)(content)
+    return found
+
+
+def every_byte(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,66 +1,24 @@
-"""`msvae encode` and `decode`: shards of latents, the factors for diffusion, and the way back."""
+"""`msvae encode`: shards of latents, and the factors for diffusion."""
 
 from __future__ import annotations
 
-import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 import torch
-from PIL import Image
-from typer.testing import CliRunner
 
 from msvae import AutoencoderKLMultispectralAdapter
-from msvae.cli import app
 from msvae.shards.latents import LatentReader
 
 from ..conftest import ROOT
-
-
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def refused(*arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 2, done.output
-    assert done.output.count("\n") == 1
-    return done.output
-
-
-def samples(folder: Path) -> dict[str, dict[str, Any]]:
-    """All members by `tarfile` alone."""
-    decode = {"npy": lambda raw: np.load(io.BytesIO(raw)), "png": lambda raw: np.asarray(Image.open(io.BytesIO(raw)))}
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, ending = member.name.split(".", 1)
-                content = tar.extractfile(member).read()
-                found.setdefault(key, {})[ending] = decode.get(ending.split(".")[-1], json.loads)(content)
-    return found
-
-
-def every_byte(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def latents(model_folder, leaf_shards, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("latents") / "leaves"
-    run("encode", model_folder, leaf_shards, out)
-    return out
+from .conftest import every_byte, refused, run, samples
 
 
 def test_latents_are_the_posterior_of_each_tile_beside_its_mask_and_json(model, leaf_shards, latents):
@@ -103,6 +61,24 @@ def test_factors_are_mean_and_spread_over_leaf_cells_of_the_training_split(laten
 def test_the_model_beside_them_is_complete(latents, model, leaf_shards):
     again = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("inside", "given", "becomes"),
+    [("train/notes", "..", "train"), ("val", ".", "val"), ("", "val", "val"), ("", "model", "train")],
+)
+def test_no_name_of_a_split_costs_latents_or_mixes_them_with_the_model(
+    model_folder, leaf_shards, latents, tmp_path, monkeypatch, inside, given, becomes
+):
+    shards = tmp_path / "shards"
+    shutil.copytree(leaf_shards, shards)
+    shutil.copytree(leaf_shards / "train", shards / "model")
+    (shards / "train" / "notes").mkdir()
+    monkeypatch.chdir(shards / inside)
+    run("encode", model_folder, given, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(["model", becomes])
+    assert samples(tmp_path / "out" / becomes).keys() == samples(latents / becomes).keys()
+    assert not list((tmp_path / "out" / "model").glob("*.tar"))
 
 
 def test_samples_depend_on_seed_and_key_alone(model_folder, leaf_shards, latents, tmp_path):
@@ -157,6 +133,37 @@ def test_plain_webdataset_reads_them(latents):
     found = {s["__key__"]: s["latents.npy"] for s in wds.WebDataset(shards, shardshuffle=False).decode("l8")}
     for key, sample in samples(latents / "train").items():
         np.testing.assert_array_equal(found[key], sample["latents.npy"])
+
+
+def test_keys_of_others_survive_whatever_their_length_and_letters(model_folder, leaf_shards, latents, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    keys = {"leaf" * 40: 0, "field/" * 20 + "leaf": 1, "Blätter_ü": 2}
+    encoded = samples(latents / "train")
+    packed = list(encoded)[: len(keys)]
+    (tmp_path / "others").mkdir()
+    with (
+        tarfile.open(leaf_shards / "train" / "leaf-000000.tar") as tiles,
+        tarfile.open(tmp_path / "others" / "a.tar", "w") as others,
+    ):
+        for key, number in keys.items():
+            for ending in ("bands.npy", "mask.png"):
+                member = tiles.getmember(f"{packed[number]}.{ending}")
+                content = tiles.extractfile(member)
+                member.name = f"{key}.{ending}"
+                others.addfile(member, content)
+    manifest = json.loads((leaf_shards / "train" / "manifest.json").read_text())
+    wavelengths = ",".join(map(str, manifest["wavelengths_nm"]))
+    run("index", tmp_path / "others", "--wavelengths", wavelengths, "--scale", manifest["scale"][0])
+    run("encode", model_folder, tmp_path / "others", tmp_path / "out")
+    run("decode", tmp_path / "out" / "model", tmp_path / "out", tmp_path / "tiles")
+    assert "train: sound" in run("verify", tmp_path / "tiles")
+    found = {sample.key: sample.latents for sample in LatentReader(tmp_path / "out" / "train")}
+    (tar,) = (tmp_path / "out" / "train").glob("*.tar")
+    plain = {s["__key__"]: s["latents.npy"] for s in wds.WebDataset(str(tar), shardshuffle=False).decode("l8")}
+    assert list(found) == list(plain) == list(keys)
+    for key, number in keys.items():
+        np.testing.assert_allclose(found[key], encoded[packed[number]]["latents.npy"], atol=1e-4)
+        np.testing.assert_array_equal(plain[key], found[key])
 
 
 def test_another_model_is_refused_and_the_same_has_nothing_to_do(
@@ -221,49 +228,3 @@ def test_bands_of_another_model_are_refused(model_folder, tmp_path, leaf_shards)
     assert "holds 5 bands (475, 539, 651, 731, 851 nm)" in message
     assert "expects 5 bands (480, 544, 656, 736, 856 nm)" in message
     assert not (tmp_path / "out").exists()
-
-
-def test_shards_come_back_as_shards_that_are_sound(latents, leaf_shards, tmp_path):
-    run("decode", latents / "model", latents, tmp_path / "tiles")
-    assert "val: sound" in run("verify", tmp_path / "tiles")
-    model = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
-    tiles, moments = samples(tmp_path / "tiles" / "val"), samples(latents / "val")
-    assert list(tiles) == list(moments)
-    for key, sample in moments.items():
-        with torch.no_grad():
-            expected = model.decode(torch.from_numpy(sample["latents.npy"][None, :16])).sample[0].numpy()
-        np.testing.assert_allclose(tiles[key]["bands.npy"], expected, atol=1e-5)
-        np.testing.assert_array_equal(tiles[key]["mask.png"], sample["mask.png"])
-
-
-def test_another_model_does_not_decode_shards(latents, other_model, tmp_path):
-    message = refused("decode", other_model, latents, tmp_path / "tiles")
-    assert "was encoded by another model than" in message
-    assert not (tmp_path / "tiles").exists()
-
-
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_latents_of_a_diffusion_model_become_geotiffs(latents, tmp_path):
-    model = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
-    z = torch.randn(3, 16, 4, 6, generator=torch.Generator().manual_seed(0))
-    np.save(tmp_path / "drawn.npy", ((z - model.config.shift_factor) * model.config.scaling_factor).numpy())
-    np.save(tmp_path / "plain.npy", z.numpy())
-    run("decode", latents / "model", tmp_path / "drawn.npy", tmp_path / "drawn")
-    run("decode", latents / "model", tmp_path / "plain.npy", tmp_path / "plain", "--unscaled")
-    with torch.no_grad():
-        expected = model.decode(z).sample.numpy()
-    for name in ("drawn", "plain"):
-        for number in range(3):
-            with rasterio.open(tmp_path / name / f"{name}-{number:04d}.tif") as raster:
-                np.testing.assert_allclose(raster.read(), expected[number], atol=1e-4)
-                assert [raster.tags(band)["wavelength"] for band in (1, 5)] == ["474.73", "850.59"]
-    np.save(tmp_path / "wrong.npy", np.zeros((1, 4, 8, 8), np.float32))
-    message = refused("decode", latents / "model", tmp_path / "wrong.npy", tmp_path / "wrong")
-    assert "float32 of shape (1, 4, 8, 8), expected floats (B, 16, h, w)" in message
-
-
-def test_latents_of_a_diffusion_model_are_not_decoded_by_a_model_without_factors(model_folder, tmp_path):
-    np.save(tmp_path / "drawn.npy", np.zeros((1, 16, 4, 4), np.float32))
-    told = refused("decode", model_folder, tmp_path / "drawn.npy", tmp_path / "out")
-    assert "states no factors" in told
-    assert "--unscaled" in told

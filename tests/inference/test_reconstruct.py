@@ -120,9 +120,12 @@ def test_background_changes_no_bit_and_comes_back_as_nodata(model_folder, write_
     assert np.isfinite(found[:, leaf]).all()
 
 
-def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, write_field, tmp_path):
+def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, write_field, tmp_path, monkeypatch):
+    """Inside the file: one beside it, as old GDAL makes, would not come along."""
+    monkeypatch.setenv("GDAL_TIFF_INTERNAL_MASK", "NO")
     image = write_field(tmp_path / "field.tif", 300, 280)
     run(model_folder, image, tmp_path / "out.tif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["field.tif", "field_mask.png", "out.tif"]
     leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
     with rasterio.open(tmp_path / "out.tif") as raster:
         np.testing.assert_array_equal(raster.read_masks(1) > 0, leaf)
@@ -193,6 +196,19 @@ def test_a_folder_becomes_a_folder(model_folder, write_field, tmp_path):
     assert "is one file for 2 images" in refused(model_folder, tmp_path / "fields", tmp_path / "out.tif")
 
 
+def test_images_of_a_folder_keep_their_names_and_none_replaces_another(model_folder, write_field, tmp_path):
+    fields, name = tmp_path / "fields", "DJI_20240612_0001.Field-North.ortho.reflectance.calibrated"
+    fields.mkdir()
+    for stem in ("plot.7", name):
+        write_field(fields / f"{stem}.tif", 64, 64)
+    run(model_folder, fields, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.tif", "plot.7.tif"]
+    write_field(fields / "plot.7.tiff", 64, 64)
+    run(model_folder, fields, tmp_path / "both")
+    assert len([path for path in (tmp_path / "both").iterdir() if path.name.startswith("fields_plot_7")]) == 2
+    assert len(list((tmp_path / "both").iterdir())) == 3
+
+
 def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     out = tmp_path / "out.tif"
@@ -202,6 +218,15 @@ def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_pa
     assert out.read_text() == "mine"
     run(model_folder, image, out, "--overwrite")
     assert read(out).shape == (5, 64, 64)
+
+
+def test_a_file_in_place_of_the_folder_is_told(model_folder, write_field, tmp_path):
+    image = write_field(tmp_path / "field.tif", 64, 64)
+    (tmp_path / "notes").write_text("mine")
+    out = tmp_path / "notes" / "out.tif"
+    told = refused(model_folder, image, out)
+    assert told.startswith(f"error: writing {out} failed: ")
+    assert f"File exists: '{out.parent}'; free space there or choose another place" in told
 
 
 def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_path):
