@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
-from msvae.shards.store import MissingError, Patience
-from msvae.shards.writable_store import Version, WritableStore
+from msvae.shards.stores.remote import Patience
+from msvae.shards.stores.store import MissingError
+from msvae.shards.stores.writable import Version, WritableStore
 
 NAME = "run.lock"
 RENEW_S = 30.0

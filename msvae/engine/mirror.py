@@ -16,7 +16,7 @@ from typing import IO
 from msvae.engine.checkpoints import folder as checkpoints
 from msvae.engine.lock import StoreLock
 from msvae.engine.log.json_lines import METRICS, VALIDATION
-from msvae.shards.writable_store import WritableStore
+from msvae.shards.stores.writable import WritableStore
 
 RECORDS = ("bad-samples/", "stacks/", "trace/")
 """What every machine writes of its own."""

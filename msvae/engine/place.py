@@ -12,7 +12,7 @@ from msvae.config import Config
 from msvae.engine.lock import ABANDONED_S, UPLOADS, FolderLock, Lock, StoreLock
 from msvae.engine.mirror import Mirror
 from msvae.engine.ranks import Ranks
-from msvae.shards.writable_store import WritableStore
+from msvae.shards.stores.writable import WritableStore
 
 
 class RunPlace:

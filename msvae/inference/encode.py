@@ -32,7 +32,7 @@ from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
 from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
 from msvae.shards.splits import SPLITS, splits_to_make
-from msvae.shards.store import open_store
+from msvae.shards.stores.opening import open_store
 from msvae.shards.tar import ShardWriter, shard_entry, write_whole
 
 MODEL_FOLDER = "model"

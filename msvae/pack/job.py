@@ -36,7 +36,7 @@ from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
 from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import open_store
+from msvae.shards.stores.opening import open_store
 from msvae.shards.tar import shard_entry
 
 OnProgress = Callable[[int, int], None]

@@ -14,7 +14,8 @@ from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from msvae.bands import Bands
-from msvae.shards.store import MissingError, Store, open_store
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.store import MissingError, Store
 
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 2**30

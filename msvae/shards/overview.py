@@ -13,7 +13,7 @@ from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
 from msvae.shards.manifest import Manifest, ShardIndex
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import Store
+from msvae.shards.stores.store import Store
 
 MAX_MASKS = 2000
 """More tell nothing new of the coverage, and each is a request where shards lie behind a URL."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import FileError
+from msvae.shards.stores.store import FileError
 
 T = TypeVar("T")
 

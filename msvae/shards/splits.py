@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from msvae.shards.manifest import MANIFEST_NAME
-from msvae.shards.store import MissingError, Store, open_store
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.store import MissingError, Store
 
 SPLITS = ("train", "val", "test")
 

@@ -11,8 +11,9 @@ import pytest
 
 from msvae.config import load_config
 from msvae.credentials import hidden, refuse_in_url
-from msvae.shards.store import Patience, open_store
-from msvae.shards.writable_store import WritableStore
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.remote import Patience
+from msvae.shards.stores.writable import WritableStore
 
 from ..conftest import ROOT, tiny_run
 from ..servers import BUCKET, set_credentials

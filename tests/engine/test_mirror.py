@@ -16,8 +16,8 @@ from msvae.engine.checkpoints import folder as checkpoints
 from msvae.engine.lock import StoreLock
 from msvae.engine.mirror import Mirror
 from msvae.engine.place import Uploads
-from msvae.shards.store import Patience
-from msvae.shards.writable_store import WritableStore
+from msvae.shards.stores.remote import Patience
+from msvae.shards.stores.writable import WritableStore
 
 from ..servers import BUCKET, s3_server, set_credentials
 

@@ -15,7 +15,7 @@ from msvae.pack import raster
 from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
 from msvae.shards.manifest import Manifest, ShardIndex
-from msvae.shards.store import open_store
+from msvae.shards.stores.opening import open_store
 
 RICE = Path(__file__).parents[2] / ".." / "shared" / "data" / "rice"
 RICE_BANDS = ("blue.tif", "green.tif", "red.tif", "red_edge.tif", "nir.tif")

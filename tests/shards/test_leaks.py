@@ -9,7 +9,7 @@ import pytest
 
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.manifest import LeafStatistics, Manifest, Shards
-from msvae.shards.store import open_store
+from msvae.shards.stores.opening import open_store
 from msvae.shards.tar import ShardWriter
 
 UNIT = LeafStatistics(num_pixels=1, mean=[1], std=[1], minimum=[1], maximum=[1], covariance=[[1]])

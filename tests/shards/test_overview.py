@@ -17,7 +17,7 @@ from msvae.report.contact_sheet import TILE_SIDE, contact_sheet
 from msvae.shards.manifest import Manifest
 from msvae.shards.overview import Coverage, measure_coverage, places_in_even_steps
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import open_store
+from msvae.shards.stores.opening import open_store
 
 
 def test_inspect_shows_splits_bands_and_coverage(leaf_shards, tmp_path):

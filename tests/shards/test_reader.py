@@ -13,11 +13,11 @@ import pytest
 import torch
 import webdataset as wds
 
-from msvae.shards import store as store_module
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.origins import described
 from msvae.shards.reader import ShardReader
+from msvae.shards.stores import local
 
 from .conftest import npy, png
 from .test_verify import TAR, index_of, rewrite
@@ -119,7 +119,7 @@ def test_memory_is_used_again_but_never_while_a_view_of_it_is_held(leaf_shards, 
 
 
 def test_no_more_shards_stay_open_than_allowed(leaf_shards, monkeypatch):
-    monkeypatch.setattr(store_module, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(local, "MAX_OPEN_FILES", 1)
     expected = [key for batch in all_batches(leaf_shards / "train") for key in batch.keys]
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     reader = ShardReader(leaf_shards / "train")

@@ -22,7 +22,9 @@ from msvae.shards.cache import SpanCache
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import MissingError, Patience, open_store
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.remote import Patience
+from msvae.shards.stores.store import MissingError
 
 from ..servers import BUCKET, Fault, breaking_proxy, s3_server, set_credentials
 from .test_reader import CPU

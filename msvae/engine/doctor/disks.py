@@ -13,8 +13,8 @@ from msvae.engine.doctor.row import Facts, Level, Row, extent, failed, listed, s
 from msvae.engine.doctor.scene import Scene
 from msvae.engine.doctor.weights import FLOAT_BYTES, counts_of
 from msvae.engine.setup import check_writable
-from msvae.shards.store import Patience
-from msvae.shards.writable_store import WritableStore
+from msvae.shards.stores.remote import Patience
+from msvae.shards.stores.writable import WritableStore
 
 LITTLE_BYTES = 10**9
 COPIES_OF_TRAINED = 4

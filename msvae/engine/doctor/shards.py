@@ -17,7 +17,7 @@ from msvae.engine.doctor.scene import Scene
 from msvae.engine.stream import accumulation_steps
 from msvae.shards.order import permutation
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import Patience
+from msvae.shards.stores.remote import Patience
 from msvae.wording import counted
 
 MOST_SHARDS = 64

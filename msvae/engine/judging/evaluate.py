@@ -30,7 +30,8 @@ from msvae.report.outputs import replacing_files
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.origins import Origin, origins
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import MissingError, open_store
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.store import MissingError
 from msvae.wording import counted
 
 BATCH_SIZE = 8

@@ -20,7 +20,8 @@ from msvae.shards.loader import Batch, Loader
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
-from msvae.shards.store import MissingError, open_store
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.store import MissingError
 
 MAX_FITTED_TILES = 512
 BATCH_SIZE = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from msvae.shards.store import Store
+from msvae.shards.stores.store import Store
 
 CHUNK_BYTES = 2**23
 """Large enough for the latency of an object store, small enough for one a thread."""

@@ -32,7 +32,7 @@ from msvae.shards.manifest import (
 from msvae.shards.reader import MAX_EXTRA_BYTES
 from msvae.shards.reflectance import BRIGHT, check_offset, check_scale, too_bright, usual_scale
 from msvae.shards.splits import SPLITS
-from msvae.shards.store import Store
+from msvae.shards.stores.store import Store
 from msvae.wording import counted
 
 TRAIN = SPLITS[0]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from msvae.shards.manifest import Manifest, ShardIndex
-from msvae.shards.store import Store
+from msvae.shards.stores.store import Store
 from msvae.wording import counted
 
 Window = tuple[int, int, int, int]

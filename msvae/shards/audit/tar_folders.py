@@ -8,7 +8,8 @@ from pathlib import Path
 
 from msvae.shards.manifest import MANIFEST_NAME, Manifest
 from msvae.shards.splits import SPLITS, find_splits
-from msvae.shards.store import MissingError, Store, open_store
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.store import MissingError, Store
 
 UNPACK = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.xz": "unxz", ".tar.zst": "unzstd"}
 """What makes of each a tar that can be read at random."""

@@ -17,7 +17,8 @@ from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
 from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import MANIFEST_NAME, LeafStatistics, Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.splits import SPLITS, find_splits
-from msvae.shards.store import Store, open_store
+from msvae.shards.stores.opening import open_store
+from msvae.shards.stores.store import Store
 from msvae.wording import counted
 
 RELATIVE_TOLERANCE = 1e-6

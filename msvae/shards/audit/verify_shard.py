@@ -15,7 +15,7 @@ from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import Member, walk
 from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, index_name
-from msvae.shards.store import Store
+from msvae.shards.stores.store import Store
 from msvae.wording import counted
 
 REPLACE = "restore it from its source, or make this split again"

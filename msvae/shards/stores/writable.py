@@ -8,7 +8,8 @@ from functools import partial
 from typing import IO, Any
 
 from msvae.credentials import refuse_in_url
-from msvae.shards.store import MissingError, Patience, RemoteStore, T
+from msvae.shards.stores.remote import Patience, RemoteStore, T
+from msvae.shards.stores.store import MissingError
 
 SCHEMES = ("s3://", "gs://", "az://")
 SPAN_BYTES = 2**24
