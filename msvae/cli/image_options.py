@@ -24,7 +24,10 @@ Scale = Annotated[
 ]
 Offset = Annotated[float | None, option("Bands", "Reflectance of the value 0: -0.1.")]
 Mask = Annotated[
-    str, option("Mask", "auto (NAME_mask file, else nodata or NaN), 'ndvi>0.3', or 'otsu(ndvi) and green<0.4'.")
+    str,
+    option(
+        "Mask", "auto (NAME_mask file, else nodata, NaN or a mask band), 'ndvi>0.3', or 'otsu(ndvi) and green<0.4'."
+    ),
 ]
 MaskFiles = Annotated[str, option("Mask", "Where masks lie: 'masks/{stem}.tif'.", metavar="PATTERN")]
 MinObjectPx = Annotated[int, option("Mask", "Drop connected leaf objects of fewer pixels.")]

@@ -75,6 +75,11 @@ class GdalPlanes:
                 self._planes.append((file, number))
                 self.facts.append(_facts(dataset, number, source.one_file_per_band))
 
+    @property
+    def has_mask_band(self) -> bool:
+        """Whether one of the files has one."""
+        return bool(self._masked_files)
+
     def close(self) -> None:
         """Close all files."""
         while self._open:

@@ -1,4 +1,4 @@
-"""Which pixels of an image are leaf: by a mask file, by nodata or NaN, or by an expression over its bands."""
+"""Which pixels of an image are leaf: by mask file, by nodata, NaN or a mask band, or an expression over its bands."""
 
 from __future__ import annotations
 

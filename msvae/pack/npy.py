@@ -32,7 +32,7 @@ class NpyPlanes:
             raise ValueError(f"{source.files[0]} has shape {shapes[0]}, expected (H, W) in a file of one band")
         num_planes, self.height, self.width = shapes[0]
         self._planes = [(file, index) for file in source.files for index in range(num_planes)]
-        self.reads_whole_rows = True
+        self.reads_whole_rows, self.has_mask_band = True, False
         self.facts = [
             PlaneFacts(_map(file).dtype.name, file.stem if source.one_file_per_band else "")
             for file in source.files

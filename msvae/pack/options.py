@@ -44,7 +44,7 @@ class PackOptions:
     offset: float | None = None
     """Reflectance of the value 0; None takes what the rasters state, or 0 where `scale` is given."""
     mask: str = "auto"
-    """`auto` (mask file, else nodata or NaN), or a condition such as `ndvi>0.10` or `otsu(ndvi)`."""
+    """`auto` (mask file, else nodata, NaN or a mask band), or a condition such as `ndvi>0.10` or `otsu(ndvi)`."""
     mask_files: str | None = None
     """Pattern of mask files, seen from the folder of an image or from here, such as `masks/{stem}.tif`; None is
     `{stem}_mask` with any usual ending."""

@@ -41,6 +41,10 @@ class Planes(Protocol):
     """A window costs as much as the whole of its rows."""
     facts: list[PlaneFacts]
 
+    @property
+    def has_mask_band(self) -> bool:
+        """Whether a mask that is no plane of its own hides pixels."""
+
     def close(self) -> None:
         """Close all files."""
 

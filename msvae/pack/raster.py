@@ -41,7 +41,7 @@ class RasterInfo:
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     has_nodata: bool
-    """Whether a value means no data, by the file or the options."""
+    """Whether a value means no data, by the file or the options, or a mask band hides pixels."""
 
     def describe_bands(self) -> str:
         """`4 bands (475, 560, 668, 840 nm)`, for messages."""
@@ -176,7 +176,9 @@ class Raster:
             wavelengths_nm=_stated_wavelengths(self.source, [fact.wavelength_nm for fact in facts]),
             scales=tuple(fact.scale for fact in facts),
             offsets=tuple(fact.offset for fact in facts),
-            has_nodata=options.nodata is not None or any(fact.nodata is not None for fact in facts),
+            has_nodata=options.nodata is not None
+            or self._planes.has_mask_band
+            or any(fact.nodata is not None for fact in facts),
         )
 
     def _choose_nodata(self, option: float | None) -> list[Any]:

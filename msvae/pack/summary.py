@@ -87,8 +87,8 @@ def _notices(data_set: DataSet, splits: Collection[str], train: Manifest | None,
     by_validity = sum(1 for rule in rules if rule.file is None and rule.expression is None)
     if by_validity:
         yield (
-            f"leaf mask of {by_validity} of {counted(len(data_set.images), 'image')} taken from nodata or NaN: "
-            "everything else in them counts as leaf"
+            f"leaf mask of {by_validity} of {counted(len(data_set.images), 'image')} taken from nodata, NaN or mask "
+            "bands: everything else in them counts as leaf"
         )
     if train is not None:
         bright = brightness_notice(train.statistics.mean, data_set.layout.source_dtype)

@@ -116,7 +116,7 @@ def test_nan_in_an_array_is_no_leaf(tmp_path, read_tars):
     expected[3, 4] = False
     np.testing.assert_array_equal(mask, expected)
     assert tile[2, 3, 4] == 0
-    assert any("from nodata or NaN" in notice for notice in summary.notices)
+    assert any("from nodata, NaN or mask bands" in notice for notice in summary.notices)
 
 
 def test_arrays_of_one_band_each_make_an_image(tmp_path, read_tars):

@@ -164,7 +164,17 @@ def test_nodata_or_nan_is_the_mask_when_there_is_no_other(tmp_path, write_raster
     summary = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
     leaf, _ = packed_mask(tmp_path, read_tars)
     assert not leaf[4].any() and leaf.sum() == 15 * 16
-    assert any("from nodata or NaN" in notice for notice in summary.notices)
+    assert any("from nodata, NaN or mask bands" in notice for notice in summary.notices)
+
+
+def test_a_mask_band_is_the_mask_when_there_is_no_other(tmp_path, write_raster, read_tars):
+    """As in a reconstruction of integers."""
+    leaf = np.random.default_rng(6).random((16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.full((5, 16, 16), 500, np.uint16), scale=1e-4)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(image, "r+") as raster:
+        raster.write_mask(leaf)
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 
 
 @pytest.mark.parametrize("ending", ["png", "PNG", "Png", "tif", "TIF", "TIFF"])
