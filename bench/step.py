@@ -143,6 +143,8 @@ def main() -> None:
     rounds: dict[str, list[Figures]] = {
         name: [] for name in ("plain loop", *arguments.variants) if TCMALLOC or not name.endswith("tcmalloc")
     }
+    if not TCMALLOC:
+        print("tcmalloc is not installed: its variants are left out", file=sys.stderr)
     rates: dict[str, list[float]] = {"no": [], arguments.precision: []}
     for _ in range(arguments.rounds):
         for precision, found in rates.items():

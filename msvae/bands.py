@@ -91,8 +91,9 @@ class Bands:
         if len(names) != len(self):
             return None
         plain, own = [_plain(name) for name in names], [_plain(name) for name in self.names]
-        if set(plain) == set(own):
-            return [plain.index(name) for name in own]
+        for found, wanted in ((list(names), list(self.names)), (plain, own)):
+            if set(found) == set(wanted) and len(set(found)) == len(self):
+                return [found.index(name) for name in wanted]
         if _only_count(names):
             return list(range(len(self)))
         roles = {_plain(role): role for role in RANGES_NM}
@@ -107,7 +108,7 @@ class Bands:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _only_count(names: Sequence[str]) -> bool:

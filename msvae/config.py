@@ -110,6 +110,10 @@ class DataConfig(_Section):
         return self
 
 
+UNCOMPARED = {"range", "kl"}
+"""Loss terms of the reconstruction or the posterior alone, which say nothing of the original."""
+
+
 class LossConfig(_Section):
     """Weights of the terms, all on leaf pixels alone. A term at 0 is off and not computed."""
 
@@ -139,7 +143,7 @@ class LossConfig(_Section):
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> LossConfig:
-        if not self.weights.keys() - {"kl", "range"}:
+        if not self.weights.keys() - UNCOMPARED:
             raise ValueError(
                 "mse_weight, sam_weight and all other weights that compare with the original are 0 (range and kl do "
                 "not), so nothing would be trained; set one above 0"

@@ -38,5 +38,12 @@ def test_bands_are_found_by_name_however_it_is_spelled_else_by_role(names, place
     assert bands.places_in(names) == places
 
 
+@pytest.mark.parametrize("names", [("蓝", "绿", "红", "红边", "近红外"), ("R+", "R-", "G", "B", "N")])
+def test_equal_names_are_found_whatever_they_are_written_with(names):
+    bands = Bands(DEFAULT_WAVELENGTHS_NM, names)
+    assert bands.places_in(names) == [0, 1, 2, 3, 4]
+    assert bands.places_in(names[::-1]) == [4, 3, 2, 1, 0]
+
+
 def test_equal_names_come_before_what_numbers_say():
     assert Bands((840, 560, 475), ("B3", "B2", "B1")).places_in(("b1", "b2", "b3")) == [2, 1, 0]

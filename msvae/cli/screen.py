@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,9 +58,12 @@ def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
     except BrokenPipeError:  # of `| head`, which wants no more
         raise
     except OSError as error:
-        what = f"{error.strerror or error}: {error.filename or 'no file named'}"
-        hint = "free space there" if error.errno == errno.ENOSPC else "check that path and your rights to it"
-        say(f"error: {what}; {hint}", stderr=True)
+        what = error.strerror or str(error).splitlines()[0]
+        if error.errno == errno.ENOSPC:
+            what += f" ({error.filename or tempfile.gettempdir()}); free space there"
+        elif error.filename:
+            what += f": {error.filename}; check that path and your rights to it"
+        say(f"error: {what}", stderr=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         say(when_stopped, stderr=True)

@@ -65,6 +65,6 @@ class LossScale:
 
     def resume(self, state: dict[str, float]) -> None:
         """Go on from a saved state; of a run in another precision nothing is taken."""
-        if self.grows and state.get("grows"):
+        if self.grows and state.get("grows", state["value"] != 1.0):
             self.value.fill_(state["value"])
             self.finite_steps.fill_(state["finite_steps"])

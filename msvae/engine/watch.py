@@ -91,7 +91,7 @@ class DataWatch:
             if place not in self._bad:
                 self._bad.add(place)
                 new.append(sample_name(self._reader, *place))
-        if len(self._bad) > self._config.max_bad_samples:
+        if new and len(self._bad) > self._config.max_bad_samples:
             raise ValueError(
                 f"{counted(len(self._bad), 'sample')} could not be read, more than data.max_bad_samples "
                 f"{self._config.max_bad_samples} allows, the last ones {_some(new)}; restore them from their source"

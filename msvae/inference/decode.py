@@ -103,7 +103,8 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
     if not (unscaled or model.config.factors_of_leaves):
         raise ValueError(
             f"the model does not state by which factors the latents of {file} were shifted and scaled; name the model "
-            "that `msvae encode` put beside its latents, or give --unscaled for latents as an encoder gives them"
+            "that `msvae encode` put beside its latents (encode again if an earlier msvae made them), or give "
+            "--unscaled for latents as an encoder gives them"
         )
     unscale = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
     with gdal_session(), replacing_folder(out) as folder:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msvae.bands import Bands
+from msvae.config import UNCOMPARED
 from msvae.losses import terms
 from msvae.losses.coverage import latent_coverage, valid_elements
 from msvae.losses.masked_sum import MaskedSum, divide_once
@@ -19,8 +20,6 @@ TERMS = (*PER_BAND, *PER_SPECTRUM, "index", "kl")
 """Squared, absolute and Huber's error, mean leaf spectrum and excess of range, a number a band; spectral angle and its
 `1 - cos`; vegetation indices; KL divergence. Those a band are in units of each band's spread over training leaves."""
 
-UNCOMPARED = ("range", "kl")
-"""Terms of the reconstruction or the posterior alone, which say nothing of the original."""
 _ON_ELEMENTS = {*PER_BAND, "index"} - {"mse"}
 
 

@@ -154,9 +154,9 @@ def _by_name(path: Path, info: RasterInfo, bands: Bands, in_order: bool) -> list
     places = bands.places_in(info.names) if info.names else None
     if places is None and info.names and not in_order:
         raise ValueError(
-            f"{path} names its bands {', '.join(info.names)} but the first image {', '.join(bands.names)}, and "
-            "neither states wavelengths; give --wavelengths, in the order that the bands have in every image, or "
-            "rename them"
+            f"{path} names its bands {', '.join(info.names)}, which are not those of the first image "
+            f"({', '.join(bands.names)}), and states no wavelengths; give --wavelengths if the order of bands is the "
+            "same in every image, or rename them"
         )
     return places or _in_order(path, info, len(bands))
 

@@ -20,6 +20,7 @@ MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
 FLOAT_MASK_THRESHOLD = 0.5
 MASK_TOLERANCE_PX = 0.5
 """Up to that, the pixel of the mask that lies nearest is the one at the same row and column."""
+CHECKED_ROWS = 256
 MAX_SLAB_BYTES = 64 * 2**20
 
 
@@ -78,23 +79,44 @@ class MaskFile:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._mask.close()
 
-    def check_grid(self, image: Raster) -> None:
-        """Raises: ValueError when mask and image differ in size, or both are georeferenced and lie elsewhere."""
+    def check(self, image: Raster) -> None:
+        """Raises: ValueError when mask and image differ in size, or both are georeferenced and lie elsewhere, or all
+        that the mask sets is its nodata.
+        """
         path, height, width = image.source.path, image.info.height, image.info.width
         if self._mask.shape != (height, width):
             raise ValueError(
                 f"mask {self._mask.name} has {self._mask.height} x {self._mask.width} px but {path} has "
                 f"{height} x {width} px; make the mask at the size of the image"
             )
+        self._check_nodata()
         place = image.georeference().profile
         if "transform" not in place or self._mask.transform.is_identity:
             return
         shift_px = largest_shift_px(place["transform"], self._mask.transform, height, width)
-        crs, mask_crs = place.get("crs"), self._mask.crs
-        if shift_px > MASK_TOLERANCE_PX or (crs and mask_crs and crs != mask_crs):
+        epsg, mask_epsg = (crs.to_epsg() if crs else None for crs in (place.get("crs"), self._mask.crs))
+        if shift_px > MASK_TOLERANCE_PX or (epsg and mask_epsg and epsg != mask_epsg):
             raise ValueError(
-                f"mask {self._mask.name} lies on another grid than {path} (off by {shift_px:.2f} px, {mask_crs} and "
-                f"{crs}); bring it to that of the image (rio warp MASK OUT --like IMAGE)"
+                f"mask {self._mask.name} lies on another grid than {path} (off by {shift_px:.2f} px, EPSG:{mask_epsg} "
+                f"and EPSG:{epsg}); bring it to that of the image (rio warp MASK OUT --like IMAGE)"
+            )
+
+    def _check_nodata(self) -> None:
+        """gdal_calc states 255 as nodata also of masks that are 255 on the leaf."""
+        nodata = next(filter(None, self._mask.nodatavals), None)
+        if nodata is None:
+            return
+        height, width = self._mask.shape
+        has_zeros = False
+        for row in range(0, height, CHECKED_ROWS):
+            rows = min(CHECKED_ROWS, height - row)
+            if self._decode(row, 0, rows, width).any():
+                return
+            has_zeros = has_zeros or bool((self._mask.read(window=Window(0, row, width, rows)) == 0).any())
+        if has_zeros:
+            raise ValueError(
+                f"mask {self._mask.name} is 0 or its nodata value {nodata:g} everywhere, so nothing in it is leaf; if "
+                "that value means leaf, unset it as nodata (rio edit-info --unset-nodata MASK)"
             )
 
     def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
@@ -119,8 +141,8 @@ class MaskFile:
                 "it is truncated or damaged, make it again"
             ) from error
         set_CHW = values_CHW > (FLOAT_MASK_THRESHOLD if values_CHW.dtype.kind == "f" else 0)
-        for set_HW, values_HW, nodata in zip(set_CHW, values_CHW, self._mask.nodatavals, strict=True):
-            if nodata is not None:
-                set_HW &= values_HW != nodata
+        for plane, nodata in enumerate(self._mask.nodatavals):
+            if nodata is not None and not self._is_alpha[plane]:
+                set_CHW[plane] &= values_CHW[plane] != nodata
         leaf_HW: NDArray[np.bool_] = set_CHW[~self._is_alpha].any(axis=0) & set_CHW[self._is_alpha].all(axis=0)
         return leaf_HW & shown_HW

@@ -64,15 +64,19 @@ def stated_mask(image: Raster, expression: Expression | None, mask_files: str | 
     file = find_mask_file(image.source, mask_files)
     if file is not None:
         with MaskFile(file) as mask:
-            mask.check_grid(image)
+            mask.check(image)
         return MaskRule(file=file)
-    return MaskRule() if image.info.has_nodata else None
+    if image.info.states_nodata:
+        return MaskRule()
+    # of a value that nobody but the options knows, a slip must not make everything leaf
+    return MaskRule(must_see_background=True) if image.nodata_given else None
 
 
 def no_mask_error(source: ImageSource) -> ValueError:
     """For an image in which nothing tells leaf from background."""
     return ValueError(
-        f"{source.path} has no leaf mask (no {source.stem}{MASK_ENDING}.png or .tif beside it, no nodata, no NaN); "
+        f"{source.path} has no leaf mask (no {source.stem}{MASK_ENDING}.png or .tif beside it, no nodata, no "
+        f"mask band, no NaN); "
         "put a mask file there, or give --mask 'ndvi>0.10' or another index, or --nodata with the value off the leaf"
     )
 

@@ -40,8 +40,8 @@ class RasterInfo:
     wavelengths_nm: tuple[float, ...] | None
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
-    has_nodata: bool
-    """Whether a value means no data, by the file or the options, or a mask band hides pixels."""
+    states_nodata: bool
+    """Whether the file names a value that means no data, or has a mask band that hides pixels."""
 
     def describe_bands(self) -> str:
         """`4 bands (475, 560, 668, 840 nm)`, for messages."""
@@ -63,12 +63,13 @@ class Raster:
     def __init__(self, source: ImageSource, options: PackOptions) -> None:
         self.source = source
         self._axes = options.axes or "chw"
+        self.nodata_given = options.nodata is not None
         self._slab: _Slab | None = None
         is_array = all(file.suffix.lower() == ".npy" for file in source.files)
         self._planes: Planes = NpyPlanes(source) if is_array else GdalPlanes(source)
         try:
             self._bands = self._choose_bands(options)
-            self.info = self._describe(options)
+            self.info = self._describe()
             _check_axes(source, options.axes, self._lengths()["c"], self.info)
             self._nodata = self._choose_nodata(options.nodata)
         except BaseException:
@@ -156,7 +157,7 @@ class Raster:
         shape = (len(self._planes.facts), self._planes.height, self._planes.width)
         return dict(zip(self._axes, shape, strict=True))
 
-    def _describe(self, options: PackOptions) -> RasterInfo:
+    def _describe(self) -> RasterInfo:
         lengths = self._lengths()
         # Along another axis planes are no bands: what the first states holds for all.
         facts = self._planes.facts
@@ -176,9 +177,8 @@ class Raster:
             wavelengths_nm=_stated_wavelengths(self.source, [fact.wavelength_nm for fact in facts]),
             scales=tuple(fact.scale for fact in facts),
             offsets=tuple(fact.offset for fact in facts),
-            has_nodata=options.nodata is not None
-            or self._planes.has_mask_band
-            or any(fact.nodata is not None for fact in facts),
+            states_nodata=any(fact.nodata is not None for fact in facts)
+            or (self._axes == "chw" and self._planes.has_mask_band),
         )
 
     def _choose_nodata(self, option: float | None) -> list[Any]:

@@ -13,6 +13,8 @@ RASTER_ENDINGS = (".tif", ".tiff", ".jp2", ".img", ".dat", ".bsq", ".bil", ".bip
 SIDE_CAR_ENDINGS = (".hdr", ".xml", ".aux", ".ovr", ".msk", ".prj", ".rpb", ".wld", ".tfw", ".j2w", ".jgw")
 """Of files that say something about a raster beside them."""
 MASK_ENDING = "_mask"
+NO_MASK = {".txt", *SIDE_CAR_ENDINGS} - {".hdr"}
+"""Endings of what may be left of a mask or tell of one; a header may belong to a mask without ending."""
 MAX_NAME_CHARS = 54
 """With a number to tell equal names apart and the tile's place, a key stays under 80 characters."""
 
@@ -162,7 +164,7 @@ def _masks_in(folders: Iterable[Path]) -> dict[Path, list[Path]]:
     found = defaultdict(list)
     for folder in folders:
         for file in sorted(folder.glob(f"*{MASK_ENDING}*")):
-            if file.stem.endswith(MASK_ENDING) and file.is_file():
+            if file.stem.endswith(MASK_ENDING) and file.suffix.lower() not in NO_MASK and file.is_file():
                 found[file.with_suffix("")].append(file)
     return found
 

@@ -64,7 +64,7 @@ class WorkFolder:
             os.link(growing, self.record)
         except FileExistsError:
             pass
-        except OSError:  # a file system without hard links
+        except OSError:  # a file system without hard links: parts must not begin at the same instant
             if not self.record.exists():
                 growing.replace(self.record)
         growing.unlink(missing_ok=True)
@@ -82,7 +82,9 @@ class WorkFolder:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A text for each option and each input file that is not what it was."""
     old, new = before["options"], now["options"]
-    changes = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in new if old.get(name) != new.get(name)]
+    # as text, for NaN is not equal to itself
+    changed = [name for name in new if repr(old.get(name)) != repr(new[name])]
+    changes = [f"{name} was {old.get(name)}, is {new[name]}" for name in changed]
     old, new = before["inputs"], now["inputs"]
     changes += [f"{file} has changed" for file in new if file in old and old[file] != new[file]]
     changes += [f"{file} is new" for file in new if file not in old]

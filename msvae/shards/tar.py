@@ -77,7 +77,7 @@ class ShardWriter:
         for name, (ending, content) in members.items():
             header = tarfile.TarInfo(f"{key}.{ending}")
             header.size = len(content)
-            # as USTAR, but for a name that USTAR cannot hold: that of latents may be long or not ASCII
+            # as USTAR, but for a name of over 100 characters or not in ASCII, as those of latents may be
             self._append(header.tobuf(tarfile.PAX_FORMAT))
             self._columns[f"{name}_offset"].append(self._size_bytes)
             self._columns[f"{name}_bytes"].append(len(content))

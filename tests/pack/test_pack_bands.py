@@ -97,7 +97,7 @@ def test_images_that_name_other_bands_are_refused_unless_their_order_is_given(tm
     levels = constant_bands(1, 2, 3, 4, 5)
     write_raster(tmp_path / "in" / "a.tif", levels, None, names=COLOURS, mask=LEAF)
     write_raster(tmp_path / "in" / "b.tif", levels, None, names=("B2", "B3", "B4", "B5", "B8"), mask=LEAF)
-    with pytest.raises(ValueError, match=r"b\.tif names its bands B2, B3, B4, B5, B8 but the first image blue, green"):
+    with pytest.raises(ValueError, match=r"b\.tif names its bands B2, B3, B4, B5, B8, which are not those"):
         pack([tmp_path / "in"], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
     pack([tmp_path / "in"], tmp_path / "out", PackOptions(scale=1, wavelengths_nm=DEFAULTS_NM, **TRAIN_ONLY))
     assert packed_means(tmp_path / "out") == [1, 2, 3, 4, 5]

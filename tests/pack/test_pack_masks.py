@@ -167,6 +167,29 @@ def test_nodata_or_nan_is_the_mask_when_there_is_no_other(tmp_path, write_raster
     assert any("from nodata, NaN or mask bands" in notice for notice in summary.notices)
 
 
+@pytest.mark.parametrize("leaf_value", [255, 1])
+def test_a_mask_whose_leaf_is_its_nodata_is_refused_and_one_beside_its_nodata_is_not(
+    tmp_path, write_raster, read_tars, leaf_value
+):
+    """As gdal_calc writes `255*(ndvi>0.3)`, and `ndvi>0.3`."""
+    leaf = np.random.default_rng(8).random((16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.full((5, 16, 16), 500, np.uint16), scale=1e-4)
+    write_raster(tmp_path / "a_mask.tif", (leaf * leaf_value).astype(np.uint8)[None], None, nodata=255)
+    if leaf_value == 255:
+        with pytest.raises(ValueError, match=r"a_mask.tif is 0 or its nodata value 255 everywhere"):
+            pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+        return
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_nodata_of_the_option_that_no_pixel_has_is_a_slip_and_refused(tmp_path, write_raster, dtype):
+    image = write_raster(tmp_path / "a.tif", np.full((5, 16, 16), 1, dtype), scale=1e-4)
+    with pytest.raises(ValueError, match=r"a.tif has no leaf mask"):
+        pack([image], tmp_path / "out", PackOptions(nodata=9, **TRAIN_ONLY))
+
+
 def test_a_mask_band_is_the_mask_when_there_is_no_other(tmp_path, write_raster, read_tars):
     """As in a reconstruction of integers."""
     leaf = np.random.default_rng(6).random((16, 16)) < 0.5
