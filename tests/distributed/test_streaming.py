@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from msvae.engine.checkpoints.folder import load_state
+
 from ..conftest import ROOT, tiny_run
 from ..servers import BUCKET, set_credentials
 
@@ -68,6 +70,9 @@ def test_bad_samples_are_replaced_named_and_counted(launch, damaged, tmp_path):
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = [line["step"] for line in lines]
         assert [row["bad_samples"] for row in rows] == [steps.count(row["step"]) for row in rows]
+        (checkpoint,) = (out / "checkpoints").glob("step-*6")
+        saved = [tuple(place) for place in load_state(checkpoint)["bad_samples"]]
+        assert saved == [(shard, 3) for shard in (0, 2)]
         events = EventAccumulator(str(out / "tensorboard"))
         events.Reload()
         assert sum(event.value for event in events.Scalars("train_data/bad_samples")) == len(steps)

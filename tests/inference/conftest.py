@@ -7,6 +7,7 @@ import json
 import tarfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,9 @@ def refused(*arguments: object) -> str:
     return done.output
 
 
+reconstruct, no_reconstruction = partial(run, "reconstruct"), partial(refused, "reconstruct")
+
+
 def samples(folder: Path) -> dict[str, dict[str, Any]]:
     """All members by `tarfile` alone."""
     decode = {"npy": lambda raw: np.load(io.BytesIO(raw)), "png": lambda raw: np.asarray(Image.open(io.BytesIO(raw)))}
@@ -131,3 +135,8 @@ def samples(folder: Path) -> dict[str, dict[str, Any]]:
 
 def every_byte(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as raster:
+        return raster.read()

@@ -14,32 +14,14 @@ import pytest
 import rasterio
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from msvae.cli import app
 from msvae.inference import through_model
 from msvae.inference.values import leaf_values
 from msvae.pack.layout import Layout
 
+from .conftest import no_reconstruction, read, reconstruct
+
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-
-
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(app, ["reconstruct", *map(str, arguments)])
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def refused(*arguments: object) -> str:
-    done = CliRunner().invoke(app, ["reconstruct", *map(str, arguments)])
-    assert done.exit_code == 2, done.output
-    assert done.output.count("\n") == 1
-    return done.output
-
-
-def read(path: Path) -> np.ndarray:
-    with rasterio.open(path) as raster:
-        return raster.read()
 
 
 def in_one_pass(model, values, scale, leaf):
@@ -58,7 +40,7 @@ def in_one_pass(model, values, scale, leaf):
 )
 def test_type_scale_nodata_bands_and_place_are_kept(model_folder, write_field, tmp_path, dtype, nodata):
     image = write_field(tmp_path / "field.tif", 70, 51, dtype, nodata=nodata)
-    run(model_folder, image, tmp_path / "out.tif")
+    reconstruct(model_folder, image, tmp_path / "out.tif")
     with rasterio.open(image) as before, rasterio.open(tmp_path / "out.tif") as after:
         for name in ("crs", "transform", "shape", "dtypes", "scales", "offsets", "descriptions", "nodata", "count"):
             assert getattr(after, name) == getattr(before, name), name
@@ -74,7 +56,7 @@ def test_an_image_that_fits_into_a_window_is_what_the_model_makes_of_it(
     model, model_folder, write_field, tmp_path, dtype, scale
 ):
     image = write_field(tmp_path / "field.tif", 70, 51, dtype)
-    output = run(model_folder, image, tmp_path / "out.tif")
+    output = reconstruct(model_folder, image, tmp_path / "out.tif")
     leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
     expected = in_one_pass(model, read(image), scale, leaf)
     found = read(tmp_path / "out.tif") * scale
@@ -88,7 +70,7 @@ def test_an_image_that_fits_into_a_window_is_what_the_model_makes_of_it(
 def test_windows_come_within_one_percent_of_one_pass_and_have_no_seams(model, model_folder, write_field, tmp_path):
     """Relative RMS difference on the leaf; and at the borders of windows it changes no faster than elsewhere."""
     image = write_field(tmp_path / "field.tif", 452, 387, "float32")
-    run(model_folder, image, tmp_path / "out.tif", "--tile", 192)
+    reconstruct(model_folder, image, tmp_path / "out.tif", "--tile", 192)
     leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
     expected, found = in_one_pass(model, read(image), 1.0, leaf), read(tmp_path / "out.tif")
     difference = np.where(leaf, found - expected, 0)
@@ -113,7 +95,7 @@ def test_background_changes_no_bit_and_comes_back_as_nodata(model_folder, write_
         values[:, ~leaf] = np.random.default_rng(0).choice([np.nan, np.inf, 7.0], (5, (~leaf).sum()))
         raster.write(values)
     for name in ("field", "other"):
-        run(model_folder, tmp_path / f"{name}.tif", tmp_path / f"{name}-out.tif", "--tile", 64, "--scale", 1)
+        reconstruct(model_folder, tmp_path / f"{name}.tif", tmp_path / f"{name}-out.tif", "--tile", 64, "--scale", 1)
     found = read(tmp_path / "field-out.tif")
     assert (tmp_path / "field-out.tif").read_bytes() == (tmp_path / "other-out.tif").read_bytes()
     assert np.isnan(found[:, ~leaf]).all()
@@ -124,7 +106,7 @@ def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, w
     """Inside the file: one beside it, as old GDAL makes, would not come along."""
     monkeypatch.setenv("GDAL_TIFF_INTERNAL_MASK", "NO")
     image = write_field(tmp_path / "field.tif", 300, 280)
-    run(model_folder, image, tmp_path / "out.tif")
+    reconstruct(model_folder, image, tmp_path / "out.tif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["field.tif", "field_mask.png", "out.tif"]
     leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
     with rasterio.open(tmp_path / "out.tif") as raster:
@@ -135,21 +117,21 @@ def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, w
 def test_without_a_mask_everything_is_reconstructed_and_said(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     (tmp_path / "field_mask.png").unlink()
-    assert "note: no leaf mask: every pixel counts as leaf" in run(model_folder, image, tmp_path / "out.tif")
+    assert "note: no leaf mask: every pixel counts as leaf" in reconstruct(model_folder, image, tmp_path / "out.tif")
 
 
 def test_a_wide_raster_is_made_in_runs_that_change_nothing(model_folder, write_field, tmp_path, monkeypatch):
     image = write_field(tmp_path / "field.tif", 130, 700)
-    run(model_folder, image, tmp_path / "at-once.tif", "--tile", 128)
+    reconstruct(model_folder, image, tmp_path / "at-once.tif", "--tile", 128)
     monkeypatch.setattr(through_model, "MOSAIC_BYTES", 1)
-    run(model_folder, image, tmp_path / "in-runs.tif", "--tile", 128)
+    reconstruct(model_folder, image, tmp_path / "in-runs.tif", "--tile", 128)
     np.testing.assert_array_equal(read(tmp_path / "at-once.tif"), read(tmp_path / "in-runs.tif"))
 
 
 def test_batches_of_windows_change_nothing_that_is_seen(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 130, 200)
     for batch_size in (1, 3):
-        run(model_folder, image, tmp_path / f"{batch_size}.tif", "--tile", 64, "--batch-size", batch_size)
+        reconstruct(model_folder, image, tmp_path / f"{batch_size}.tif", "--tile", 64, "--batch-size", batch_size)
     difference = read(tmp_path / "1.tif").astype(int) - read(tmp_path / "3.tif")
     assert np.abs(difference).max() <= 1
 
@@ -158,42 +140,19 @@ def test_an_array_comes_back_as_an_array_with_its_axes(model, model_folder, writ
     image = write_field(tmp_path / "field.tif", 70, 51)
     np.save(tmp_path / "field.npy", read(image).transpose(1, 2, 0))
     options = ("--axes", "hwc", "--scale", 1e-4)
-    output = run(model_folder, tmp_path / "field.npy", tmp_path / "out.npy", *options)
+    output = reconstruct(model_folder, tmp_path / "field.npy", tmp_path / "out.npy", *options)
     assert "note: no wavelengths stated: taken for those of the model" in output
-    run(model_folder, image, tmp_path / "out.tif")
+    reconstruct(model_folder, image, tmp_path / "out.tif")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), read(tmp_path / "out.tif").transpose(1, 2, 0))
-
-
-def test_bands_are_chosen_by_wavelength_and_misfits_name_both(model_folder, write_field, tmp_path):
-    image = write_field(tmp_path / "field.tif", 64, 64)
-    with rasterio.open(image) as before:
-        values, profile = before.read(), before.profile
-    order = [4, 0, 0, 3, 1, 2]
-    stated = [850.0, 475.0, 400.0, 731.0, 540.0, 650.0]
-    profile.update(count=6)
-    for name, wavelengths in (("mixed", stated), ("other", [nm + 100 for nm in stated])):
-        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as raster:
-            raster.write(values[order])
-            raster.scales = (1e-4,) * 6
-            for band, nm in enumerate(wavelengths, start=1):
-                raster.update_tags(band, wavelength=str(nm), wavelength_units="nm")
-        shutil.copy(tmp_path / "field_mask.png", tmp_path / f"{name}_mask.png")
-    run(model_folder, image, tmp_path / "out.tif")
-    run(model_folder, tmp_path / "mixed.tif", tmp_path / "mixed-out.tif")
-    np.testing.assert_array_equal(read(tmp_path / "mixed-out.tif"), read(tmp_path / "out.tif"))
-    message = refused(model_folder, tmp_path / "other.tif", tmp_path / "other-out.tif")
-    assert "other.tif holds 6 bands (950, 575, 500, 831, 640, 750 nm)" in message
-    assert "the model expects 5 bands (475, 539, 651, 731, 851 nm)" in message
-    assert not list(tmp_path.glob("*other-out.tif"))
 
 
 def test_a_folder_becomes_a_folder(model_folder, write_field, tmp_path):
     (tmp_path / "fields").mkdir()
     for name in ("a", "b"):
         write_field(tmp_path / "fields" / f"{name}.tif", 64, 64)
-    run(model_folder, tmp_path / "fields", tmp_path / "out")
+    reconstruct(model_folder, tmp_path / "fields", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "b.tif"]
-    assert "is one file for 2 images" in refused(model_folder, tmp_path / "fields", tmp_path / "out.tif")
+    assert "is one file for 2 images" in no_reconstruction(model_folder, tmp_path / "fields", tmp_path / "out.tif")
 
 
 def test_images_of_a_folder_keep_their_names_and_none_replaces_another(model_folder, write_field, tmp_path):
@@ -201,10 +160,10 @@ def test_images_of_a_folder_keep_their_names_and_none_replaces_another(model_fol
     fields.mkdir()
     for stem in ("plot.7", name):
         write_field(fields / f"{stem}.tif", 64, 64)
-    run(model_folder, fields, tmp_path / "out")
+    reconstruct(model_folder, fields, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.tif", "plot.7.tif"]
     write_field(fields / "plot.7.tiff", 64, 64)
-    run(model_folder, fields, tmp_path / "both")
+    reconstruct(model_folder, fields, tmp_path / "both")
     assert len([path for path in (tmp_path / "both").iterdir() if path.name.startswith("fields_plot_7")]) == 2
     assert len(list((tmp_path / "both").iterdir())) == 3
 
@@ -213,10 +172,10 @@ def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_pa
     image = write_field(tmp_path / "field.tif", 64, 64)
     out = tmp_path / "out.tif"
     out.write_text("mine")
-    assert "out.tif exists; name another OUT or give --overwrite" in refused(model_folder, image, out)
-    assert "is an image that is read" in refused(model_folder, image, image, "--overwrite")
+    assert "out.tif exists; name another OUT or give --overwrite" in no_reconstruction(model_folder, image, out)
+    assert "is an image that is read" in no_reconstruction(model_folder, image, image, "--overwrite")
     assert out.read_text() == "mine"
-    run(model_folder, image, out, "--overwrite")
+    reconstruct(model_folder, image, out, "--overwrite")
     assert read(out).shape == (5, 64, 64)
 
 
@@ -224,7 +183,7 @@ def test_a_file_in_place_of_the_folder_is_told(model_folder, write_field, tmp_pa
     image = write_field(tmp_path / "field.tif", 64, 64)
     (tmp_path / "notes").write_text("mine")
     out = tmp_path / "notes" / "out.tif"
-    told = refused(model_folder, image, out)
+    told = no_reconstruction(model_folder, image, out)
     assert told.startswith(f"error: writing {out} failed: ")
     assert f"File exists: '{out.parent}'; free space there or choose another place" in told
 
@@ -235,13 +194,15 @@ def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_p
     middle = len(content) // 2
     content[middle : middle + 5000] = bytes(5000)
     image.write_bytes(content)
-    assert "field.tif cannot be read" in refused(model_folder, image, tmp_path / "out" / "field.tif", "--tile", 64)
+    assert "field.tif cannot be read" in no_reconstruction(
+        model_folder, image, tmp_path / "out" / "field.tif", "--tile", 64
+    )
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_behind(model_folder, write_field, tmp_path, small_disk):
     image = write_field(tmp_path / "field.tif", 512, 512, "float32")
-    assert "free space there or choose another place" in refused(model_folder, image, small_disk / "out.tif")
+    assert "free space there or choose another place" in no_reconstruction(model_folder, image, small_disk / "out.tif")
     assert not list(small_disk.iterdir())
 
 
@@ -255,7 +216,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(model_folder, write_field
 )
 def test_what_cannot_be_meant_is_one_line(model_folder, write_field, tmp_path, arguments, message):
     image = write_field(tmp_path / "field.tif", 64, 64)
-    assert message in refused(model_folder, image, tmp_path / "out.tif", *arguments)
+    assert message in no_reconstruction(model_folder, image, tmp_path / "out.tif", *arguments)
     assert not list(tmp_path.glob("*out.tif"))
 
 
@@ -265,7 +226,7 @@ def test_an_image_without_leaf_among_others_is_named_and_stops_none(model_folder
     for name in ("a", "b", "c"):
         write_field(fields / f"{name}.tif", 64, 64)
     Image.new("L", (64, 64)).save(fields / "b_mask.png")
-    output = run(model_folder, fields, tmp_path / "out")
+    output = reconstruct(model_folder, fields, tmp_path / "out")
     assert f"{fields / 'b.tif'} has no leaf pixel, so nothing was written for it" in output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "c.tif"]
 
@@ -276,7 +237,7 @@ def test_too_little_memory_is_told_with_the_option_that_helps(model_folder, writ
 
     image = write_field(tmp_path / "field.tif", 64, 64)
     monkeypatch.setattr("msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.decode", exhausted)
-    told = refused(model_folder, image, tmp_path / "out.tif")
+    told = no_reconstruction(model_folder, image, tmp_path / "out.tif")
     assert "too little memory on cpu for 1 window of 64 x 64 (" in told
     assert told.endswith("; give a smaller --batch-size or --tile\n")
 
@@ -288,7 +249,7 @@ def test_a_bare_backbone_is_no_model(tmp_path, write_field):
 
     AutoencoderKL(**TINY_BACKBONE).save_pretrained(tmp_path / "backbone")
     image = write_field(tmp_path / "field.tif", 64, 64)
-    assert "holds a AutoencoderKL, expected" in refused(tmp_path / "backbone", image, tmp_path / "out.tif")
+    assert "holds a AutoencoderKL, expected" in no_reconstruction(tmp_path / "backbone", image, tmp_path / "out.tif")
 
 
 @pytest.mark.slow
@@ -303,7 +264,7 @@ def test_a_killed_run_leaves_a_hidden_file_that_the_next_removes(model_folder, w
     running.wait()
     (left,) = out.iterdir()
     assert left.name.startswith(".")
-    run(model_folder, image, out / "field.tif")
+    reconstruct(model_folder, image, out / "field.tif")
     assert [path.name for path in out.iterdir()] == ["field.tif"]
 
 
@@ -329,37 +290,7 @@ def test_pixels_that_are_points_stay_points(model_folder, write_field, tmp_path)
     image = write_field(tmp_path / "field.tif", 64, 64)
     with rasterio.open(image, "r+") as raster:
         raster.update_tags(AREA_OR_POINT="Point")
-    run(model_folder, image, tmp_path / "out.tif")
+    reconstruct(model_folder, image, tmp_path / "out.tif")
     with rasterio.open(image) as before, rasterio.open(tmp_path / "out.tif") as after:
         assert after.tags()["AREA_OR_POINT"] == "Point"
         assert after.transform == before.transform
-
-
-COLOURS = ("blue", "green", "red", "red_edge", "nir")
-
-
-@pytest.mark.parametrize("spelled", [COLOURS, ("Blue", "Green", "Red", "RedEdge", "NIR")])
-def test_bands_are_found_by_name_where_an_image_states_no_wavelengths(model_folder, tmp_path, spelled):
-    stored = np.random.default_rng(4).integers(300, 5000, (5, 40, 40), dtype=np.uint16)
-    for path, names, order in (("as_model.tif", COLOURS, range(5)), ("turned.tif", spelled, range(4, -1, -1))):
-        shape = {"driver": "GTiff", "count": 5, "height": 40, "width": 40, "dtype": "uint16", "nodata": 0}
-        with rasterio.open(tmp_path / path, "w", **shape) as raster:
-            raster.write(stored[list(order)])
-            raster.scales = (1e-4,) * 5
-            raster.descriptions = tuple(names[i] for i in order)
-    written = []
-    for name in ("as_model.tif", "turned.tif"):
-        run(model_folder, tmp_path / name, tmp_path / f"r-{name}")
-        written.append(read(tmp_path / f"r-{name}"))
-    np.testing.assert_array_equal(*written)
-
-
-def test_an_image_that_names_other_bands_than_the_model_is_refused(model_folder, write_field, tmp_path):
-    image = write_field(tmp_path / "field.tif", 40, 40)
-    with rasterio.open(image, "r+") as raster:
-        for band, name in enumerate(("B2", "B3", "B4", "B5", "B8"), start=1):
-            raster.set_band_description(band, name)
-            raster.update_tags(band, wavelength="", wavelength_units="")
-    told = refused(model_folder, image, tmp_path / "out.tif")
-    assert "holds 5 bands (B2, B3, B4, B5, B8), the model expects" in told
-    assert told.endswith("give --wavelengths of all its bands, in their order\n")

@@ -15,6 +15,8 @@ from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
 from msvae.shards.manifest import Manifest
 
+from .cubes import EVERYWHERE, FIVE_NM, TOP, cube, packed
+
 DEFAULTS_NM = (474.73, 538.71, 650.665, 730.635, 850.59)
 TRAIN_ONLY = {"tile_px": 16, "split": (1, 0, 0)}
 LEAF = np.ones((16, 16), bool)
@@ -182,3 +184,49 @@ def test_the_note_on_a_missing_scale_names_one_that_the_type_can_hold(tmp_path, 
     image = write_raster(tmp_path / "a.tif", constant_bands(*[50] * 5, dtype=dtype), mask=LEAF)
     (note,) = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY)).notices
     assert note.startswith(f"no scale stated: {dtype} 0..") and note.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("bands", "positions"), [(("3", "1"), [2, 0]), (("NIR", "blue"), [4, 0]), (("Red_Edge", "2"), [3, 1])]
+)
+def test_bands_are_chosen_by_number_and_name(tmp_path, write_raster, read_tars, bands, positions):
+    names = ("blue", "green", "red", "red_edge", "nir")
+    image = write_raster(tmp_path / "a.tif", cube(), None, names=names, mask=EVERYWHERE, scale=1e-4)
+    tile, _, summary = packed(image, tmp_path / "out", read_tars, bands=bands)
+    np.testing.assert_array_equal(tile, cube()[positions][TOP])
+    assert summary.bands.names == tuple(names[i] for i in positions)
+    assert any("no wavelengths stated: assumed" in notice for notice in summary.notices)
+
+
+@pytest.mark.parametrize("band", ["0", "6", "rot", "Band", "-1"])
+def test_a_band_that_does_not_exist_is_named(tmp_path, write_raster, read_tars, band):
+    names = ("band", "BAND", "red", "red_edge", "nir")
+    image = write_raster(tmp_path / "a.tif", cube(), names=names, mask=EVERYWHERE, scale=1e-4)
+    with pytest.raises(ValueError, match=f"got --bands {band} but .*a.tif"):
+        packed(image, tmp_path / "out", read_tars, bands=("red", band))
+
+
+def test_the_number_of_a_band_counts_transparency_too(tmp_path, write_raster, read_tars):
+    values = np.concatenate([cube(), cube()[:1]])
+    values[3, :4] = 0
+    image = write_raster(tmp_path / "a.tif", values, None, mask=EVERYWHERE, scale=1e-4)
+    with rasterio.open(image, "r+") as raster:
+        kinds = [rasterio.enums.ColorInterp.undefined] * 6
+        kinds[3] = rasterio.enums.ColorInterp.alpha
+        raster.colorinterp = kinds
+    tile, mask, _ = packed(image, tmp_path / "a", read_tars, bands=("1", "5"), wavelengths_nm=(475, 840))
+    np.testing.assert_array_equal(tile, values[[0, 4]][TOP])
+    assert not mask[:4].any() and mask[4:].all()
+    tile, mask, _ = packed(image, tmp_path / "b", read_tars, bands=("1", "4"), wavelengths_nm=(475, 840))
+    np.testing.assert_array_equal(tile, values[[0, 3]][TOP])
+    assert mask.all()
+
+
+def test_the_tolerance_of_wavelengths_is_an_option(tmp_path, write_raster, read_tars):
+    image = write_raster(tmp_path / "a.tif", cube(), FIVE_NM, mask=EVERYWHERE, scale=1e-4)
+    with pytest.raises(ValueError, match=r"none within 20 nm of 590 nm, the nearest is 560 nm.*--tolerance-nm"):
+        packed(image, tmp_path / "out", read_tars, wavelengths_nm=(590, 840))
+    tile, _, _ = packed(image, tmp_path / "out", read_tars, wavelengths_nm=(590, 840), tolerance_nm=30)
+    np.testing.assert_array_equal(tile, cube()[[1, 4]][TOP])
+    with pytest.raises(ValueError, match="none within 1 nm of 838 nm"):
+        packed(image, tmp_path / "none", read_tars, wavelengths_nm=(560, 838), tolerance_nm=1)

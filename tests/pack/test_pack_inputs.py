@@ -13,29 +13,7 @@ from msvae.pack.job import pack
 from msvae.pack.options import PackOptions
 from msvae.shards.manifest import Manifest
 
-FIVE_NM = (475.0, 560.0, 668.0, 717.0, 840.0)
-WHOLE = {"tile_px": 32, "split": (1, 0, 0), "min_coverage": 0.0}
-EVERYWHERE = np.ones((48, 32), bool)
-TOP = np.s_[:, :32]
-"""A tile of 32 px is the top of an image of 48 x 32."""
-
-
-def cube(dtype="uint16", highest=10_000):
-    values = np.random.default_rng(5).integers(1, highest, (5, 48, 32))
-    return (values / highest).astype(dtype) if np.dtype(dtype).kind == "f" else values.astype(dtype)
-
-
-def packed(image, out, read_tars, **options):
-    summary = pack([image], out, PackOptions(**(WHOLE | options)))
-    (sample,) = read_tars(out / "train").values()
-    return sample["bands.npy"], sample["mask.png"], summary
-
-
-def save_array(path, values, mask=EVERYWHERE):
-    np.save(path, values)
-    if mask is not None:
-        Image.fromarray(mask).save(path.with_name(f"{path.stem}_mask.png"))
-    return path
+from .cubes import EVERYWHERE, FIVE_NM, TOP, WHOLE, cube, packed, save_array
 
 
 @pytest.mark.parametrize("interleave", ["bsq", "bil", "bip"])
@@ -223,52 +201,6 @@ def test_pages_of_a_tiff_are_bands_and_odd_pages_are_refused(tmp_path, read_tars
         tiff.write(cube()[0, :10])
     with pytest.raises(ValueError, match=r"odd.tif holds 2 pages, and page 2 has 10 x 32 px"):
         packed(tmp_path / "odd.tif", tmp_path / "none", read_tars, scale=1e-4, mask="ndvi>0")
-
-
-@pytest.mark.parametrize(
-    ("bands", "positions"), [(("3", "1"), [2, 0]), (("NIR", "blue"), [4, 0]), (("Red_Edge", "2"), [3, 1])]
-)
-def test_bands_are_chosen_by_number_and_name(tmp_path, write_raster, read_tars, bands, positions):
-    names = ("blue", "green", "red", "red_edge", "nir")
-    image = write_raster(tmp_path / "a.tif", cube(), None, names=names, mask=EVERYWHERE, scale=1e-4)
-    tile, _, summary = packed(image, tmp_path / "out", read_tars, bands=bands)
-    np.testing.assert_array_equal(tile, cube()[positions][TOP])
-    assert summary.bands.names == tuple(names[i] for i in positions)
-    assert any("no wavelengths stated: assumed" in notice for notice in summary.notices)
-
-
-@pytest.mark.parametrize("band", ["0", "6", "rot", "Band", "-1"])
-def test_a_band_that_does_not_exist_is_named(tmp_path, write_raster, read_tars, band):
-    names = ("band", "BAND", "red", "red_edge", "nir")
-    image = write_raster(tmp_path / "a.tif", cube(), names=names, mask=EVERYWHERE, scale=1e-4)
-    with pytest.raises(ValueError, match=f"got --bands {band} but .*a.tif"):
-        packed(image, tmp_path / "out", read_tars, bands=("red", band))
-
-
-def test_the_number_of_a_band_counts_transparency_too(tmp_path, write_raster, read_tars):
-    values = np.concatenate([cube(), cube()[:1]])
-    values[3, :4] = 0
-    image = write_raster(tmp_path / "a.tif", values, None, mask=EVERYWHERE, scale=1e-4)
-    with rasterio.open(image, "r+") as raster:
-        kinds = [rasterio.enums.ColorInterp.undefined] * 6
-        kinds[3] = rasterio.enums.ColorInterp.alpha
-        raster.colorinterp = kinds
-    tile, mask, _ = packed(image, tmp_path / "a", read_tars, bands=("1", "5"), wavelengths_nm=(475, 840))
-    np.testing.assert_array_equal(tile, values[[0, 4]][TOP])
-    assert not mask[:4].any() and mask[4:].all()
-    tile, mask, _ = packed(image, tmp_path / "b", read_tars, bands=("1", "4"), wavelengths_nm=(475, 840))
-    np.testing.assert_array_equal(tile, values[[0, 3]][TOP])
-    assert mask.all()
-
-
-def test_the_tolerance_of_wavelengths_is_an_option(tmp_path, write_raster, read_tars):
-    image = write_raster(tmp_path / "a.tif", cube(), FIVE_NM, mask=EVERYWHERE, scale=1e-4)
-    with pytest.raises(ValueError, match=r"none within 20 nm of 590 nm, the nearest is 560 nm.*--tolerance-nm"):
-        packed(image, tmp_path / "out", read_tars, wavelengths_nm=(590, 840))
-    tile, _, _ = packed(image, tmp_path / "out", read_tars, wavelengths_nm=(590, 840), tolerance_nm=30)
-    np.testing.assert_array_equal(tile, cube()[[1, 4]][TOP])
-    with pytest.raises(ValueError, match="none within 1 nm of 838 nm"):
-        packed(image, tmp_path / "none", read_tars, wavelengths_nm=(560, 838), tolerance_nm=1)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
