@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
-from msvae.pack.job import pack
-from msvae.pack.options import PackOptions
-from msvae.pack.synthetic.images import synthesise
+from msvae.packing.job import pack
+from msvae.packing.options import PackOptions
 from msvae.report.pictures import LEAF, RECON
+from msvae.synthetic.images import synthesise
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = [

@@ -25,15 +25,15 @@ from steps import ours
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.bands import Bands
 from msvae.config import Config, DataConfig, OptimConfig
-from msvae.engine.log.run_log import RunLog
-from msvae.engine.optim import make_optimizer
-from msvae.engine.pace import Pace
-from msvae.engine.parallel.replicated import Replicated
-from msvae.engine.precision import InPrecision
-from msvae.engine.ranks import Ranks
-from msvae.engine.step_row import optimizer_row, step_row
+from msvae.distributed.precision import InPrecision
+from msvae.distributed.ranks import Ranks
 from msvae.report.composites import Example
 from msvae.report.pictures import comparison_figure
+from msvae.training.log.run_log import RunLog
+from msvae.training.optim import make_optimizer
+from msvae.training.pace import Pace
+from msvae.training.parallel.replicated import Replicated
+from msvae.training.step_row import optimizer_row, step_row
 
 TERMS = ("mse", "sam", "kl")
 

@@ -17,7 +17,7 @@ import torch
 from step import SD3, flop
 
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.pack.options import PackOptions
+from msvae.packing.options import PackOptions
 from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
 from msvae.shards.schedule import Cluster, Schedule, simulate
 

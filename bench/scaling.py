@@ -22,9 +22,9 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from step import SD3
 
-from msvae.pack.job import pack
-from msvae.pack.options import PackOptions
-from msvae.pack.synthetic.images import synthesise
+from msvae.packing.job import pack
+from msvae.packing.options import PackOptions
+from msvae.synthetic.images import synthesise
 
 HERE = Path(__file__).resolve().parent
 TILE_PX = 128

@@ -13,10 +13,10 @@ from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
 from msvae.inference.through_model import TiledModel
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.pack.data_set import DataSet
-from msvae.pack.gdal import gdal_session
-from msvae.pack.options import PackOptions
-from msvae.pack.sources import find_sources
+from msvae.packing.data_set import DataSet
+from msvae.packing.options import PackOptions
+from msvae.rasters.gdal import gdal_session
+from msvae.rasters.sources import find_sources
 
 
 def reconstructed(model: AutoencoderKLMultispectralAdapter, data_set: DataSet, tile_px: int) -> NDArray[np.float32]:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, hstack, vstack
 
-from msvae.pack import survey
-from msvae.pack.job import pack
-from msvae.pack.options import PackOptions
-from msvae.pack.placement import TARGET_SHARE, LeafCover
-from msvae.pack.tiling import Places
+from msvae.packing import survey
+from msvae.packing.job import pack
+from msvae.packing.options import PackOptions
+from msvae.packing.placement import TARGET_SHARE, LeafCover
+from msvae.packing.tiling import Places
 
 
 def main() -> None:

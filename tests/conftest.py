@@ -35,7 +35,7 @@ def rice() -> Path:
 
 @pytest.fixture(scope="session")
 def leaf_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from msvae.pack.synthetic.images import synthesise
+    from msvae.synthetic.images import synthesise
 
     out = tmp_path_factory.mktemp("leaves") / "images"
     synthesise(out, num_images=8, size_px=96, seed=3)
@@ -45,8 +45,8 @@ def leaf_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ with some 40 tiles of 32 px in several shards, val/ and test/ with fewer."""
-    from msvae.pack.job import pack
-    from msvae.pack.options import PackOptions
+    from msvae.packing.job import pack
+    from msvae.packing.options import PackOptions
 
     out = tmp_path_factory.mktemp("shards") / "leaves"
     pack([leaf_images], out, PackOptions(tile_px=32, tiles_per_shard=7))

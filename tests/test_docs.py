@@ -128,7 +128,7 @@ NEEDS = {
 
 
 OTHERS = {
-    "docs/doctor.md": "tests/engine/test_doctor.py",
+    "docs/doctor.md": "tests/doctor/test_doctor.py",
     "docs/kubernetes.md": "tests/cluster/test_docs.py",
     "docs/machines.md": "tests/cluster/test_docs.py",
     "docs/skypilot.md": "tests/cluster/test_docs.py",

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from msvae.engine.comparing.compare import compare
+from msvae.evaluation.compare import compare
 
 
 def main() -> None:

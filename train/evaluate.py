@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from msvae.engine.judging.evaluate import evaluate
-from msvae.engine.ranks import Ranks
-from msvae.engine.setup import check_writable, join, run_script
+from msvae.distributed.ranks import Ranks
+from msvae.distributed.setup import check_writable, join, run_script
+from msvae.evaluation.evaluate import evaluate
 
 
 def main() -> None:

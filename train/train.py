@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from msvae.config import load_config
-from msvae.engine.setup import check_writable, join, run_script
-from msvae.engine.stop import EXIT_CODE
-from msvae.engine.trainer import Trainer
+from msvae.distributed.setup import check_writable, join, run_script
+from msvae.training.stop import EXIT_CODE
+from msvae.training.trainer import Trainer
 
 
 def main() -> int:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from msvae.engine.optim import make_optimizer
-from msvae.engine.parallel.replicated import Replicated
-from msvae.engine.precision import InPrecision, Precision
-from msvae.engine.ranks import Ranks
-from msvae.engine.setup import join
-from msvae.engine.step import Stepper
+from msvae.distributed.precision import InPrecision, Precision
+from msvae.distributed.ranks import Ranks
+from msvae.distributed.setup import join
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, Place
+from msvae.training.optim import make_optimizer
+from msvae.training.parallel.replicated import Replicated
+from msvae.training.step import Stepper
 
 VARIANTS = ("eager", "channels-last", "checkpointing", "compiled", "output")
 """`output`: adapter placement `output`, whose frozen encoder keeps no graph."""

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from msvae.config import load_config
-from msvae.engine.setup import join, run_script
-from msvae.engine.trainer import Trainer
+from msvae.distributed.setup import join, run_script
+from msvae.training.trainer import Trainer
 
 PARTS = {
     "model and gradients": ("stepper", "step"),

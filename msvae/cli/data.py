@@ -10,7 +10,7 @@ from rich.console import Console
 
 from msvae.cli.data_tables import bands_table, coverage_chart, new_table, schedule_notes, schedule_table, splits_table
 from msvae.cli.screen import numbers, progress, say, user_errors
-from msvae.pack.sheet import save_contact_sheet
+from msvae.packing.sheet import save_contact_sheet
 from msvae.shards.audit.indexing import IndexedSplit, IndexOptions, index_data_set
 from msvae.shards.audit.verify import verify_data_set
 from msvae.shards.audit.verify_shard import Fault

@@ -17,7 +17,7 @@ from msvae.cli.screen import say
 from msvae.wording import counted
 
 if TYPE_CHECKING:
-    from msvae.engine.doctor.row import Row
+    from msvae.doctor.row import Row
 
 app = typer.Typer()
 
@@ -37,8 +37,8 @@ def doctor(
     """
     # torch takes seconds, which no other command should have to wait
     from msvae.config import load_config
-    from msvae.engine.doctor.examine import examine
-    from msvae.engine.setup import run_script
+    from msvae.distributed.setup import run_script
+    from msvae.doctor.examine import examine
 
     def run() -> int:
         asked = load_config(config, overrides.args) if config or overrides.args else None

@@ -16,7 +16,7 @@ import typer
 from msvae.cli import image_options as options
 from msvae.cli.image_options import option
 from msvae.cli.screen import numbers, progress, say, user_errors, words
-from msvae.pack.options import PackOptions
+from msvae.packing.options import PackOptions
 from msvae.wording import counted
 
 app = typer.Typer()
@@ -113,8 +113,8 @@ def encode(
     """
 
     def work() -> None:
-        from msvae.engine.ranks import Ranks
-        from msvae.engine.setup import check_writable, join
+        from msvae.distributed.ranks import Ranks
+        from msvae.distributed.setup import check_writable, join
         from msvae.inference.encode import encode as encode_shards
         from msvae.inference.encoder import EncodeOptions
 
@@ -168,6 +168,6 @@ def _on_this_rank(work: Callable[[], None]) -> None:
     if "RANK" not in os.environ:
         with user_errors(STOPPED):
             return work()
-    from msvae.engine.setup import run_script
+    from msvae.distributed.setup import run_script
 
     run_script(work, STOPPED)

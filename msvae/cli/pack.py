@@ -13,10 +13,10 @@ from rich.table import Table
 from msvae.cli import image_options as options
 from msvae.cli.image_options import option
 from msvae.cli.screen import numbers, progress, say, user_errors, words
-from msvae.pack.job import pack as pack_images
-from msvae.pack.options import PackOptions, PackSummary
-from msvae.pack.output import is_merged
-from msvae.pack.synthetic.images import synthesise
+from msvae.packing.job import pack as pack_images
+from msvae.packing.options import PackOptions, PackSummary
+from msvae.packing.output import is_merged
+from msvae.synthetic.images import synthesise
 from msvae.wording import counted
 
 app = typer.Typer()

@@ -15,10 +15,10 @@ from msvae.inference.identity import model_sha256
 from msvae.inference.load import choose_device, fitting_into_memory, load_model
 from msvae.inference.raster_output import GeoTiff
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.pack.gdal import gdal_session
-from msvae.pack.npy import mapped_array
-from msvae.pack.output import replacing_folder
-from msvae.pack.planes import Georeference
+from msvae.packing.output import replacing_folder
+from msvae.rasters.gdal import gdal_session
+from msvae.rasters.npy import mapped_array
+from msvae.rasters.planes import Georeference
 from msvae.shards import mask_png
 from msvae.shards.latents import LatentReader, LatentSample
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin

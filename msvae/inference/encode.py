@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msvae.engine.ranks import Ranks
+from msvae.distributed.ranks import Ranks
 from msvae.inference.encoder import EncodeOptions, Encoder
 from msvae.inference.latent_statistics import factors, statistics
 from msvae.inference.load import load_model
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.pack.output import put_in_place
-from msvae.pack.work import WorkFolder, work_folder
+from msvae.packing.output import put_in_place
+from msvae.packing.work import WorkFolder, work_folder
 from msvae.shards import mask_png
 from msvae.shards.latents import MEMBER, LatentManifest
 from msvae.shards.loader import Loader

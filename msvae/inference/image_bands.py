@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from msvae.bands import Bands
-from msvae.pack.data_set import DataSet, Image
-from msvae.pack.expression import Expression
-from msvae.pack.layout import Layout, first_layout
-from msvae.pack.masks import MaskRule, stated_mask
-from msvae.pack.options import PackOptions
-from msvae.pack.raster import Raster, RasterInfo
-from msvae.pack.sources import ImageSource
+from msvae.packing.data_set import DataSet, Image
+from msvae.packing.options import PackOptions
+from msvae.rasters.expression import Expression
+from msvae.rasters.layout import Layout, first_layout
+from msvae.rasters.masks import MaskRule, stated_mask
+from msvae.rasters.raster import Raster, RasterInfo
+from msvae.rasters.sources import ImageSource
 
 
 def describe_image(source: ImageSource, bands: Bands, options: PackOptions, expression: Expression | None) -> DataSet:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from msvae.engine.exhausted import told_of_memory
-from msvae.engine.setup import make_cuda_exact
+from msvae.distributed.exhausted import told_of_memory
+from msvae.distributed.setup import make_cuda_exact
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.loading import load_saved_config, vae_subfolder
 

@@ -17,7 +17,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from msvae.bands import Bands
-from msvae.pack.planes import Georeference
+from msvae.rasters.planes import Georeference
 from msvae.shards.tar import growing_path
 
 BLOCK_PX = 256

@@ -21,12 +21,12 @@ from msvae.metrics.accumulate import Summary, summarise
 from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.pack.data_set import DataSet
-from msvae.pack.gdal import gdal_session
-from msvae.pack.masks import MaskedImage, parse_mask_option
-from msvae.pack.options import PackOptions
-from msvae.pack.prepare import prepare_masks
-from msvae.pack.sources import ImageSource, find_sources
+from msvae.packing.data_set import DataSet
+from msvae.packing.options import PackOptions
+from msvae.packing.prepare import prepare_masks
+from msvae.rasters.gdal import gdal_session
+from msvae.rasters.masks import MaskedImage, parse_mask_option
+from msvae.rasters.sources import ImageSource, find_sources
 
 TILE_STEP = 64
 """An eighth of a window, the overlap, is then whole latent cells."""

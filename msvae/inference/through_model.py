@@ -16,8 +16,8 @@ from msvae.inference.mosaic import Mosaic
 from msvae.inference.raster_output import BLOCK_PX
 from msvae.inference.windows import WindowsAlong
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.pack.layout import Layout
-from msvae.pack.masks import MaskedImage
+from msvae.rasters.layout import Layout
+from msvae.rasters.masks import MaskedImage
 from msvae.wording import counted
 
 MOSAIC_BYTES = 2**27

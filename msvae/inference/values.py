@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.pack.layout import Layout
+from msvae.rasters.layout import Layout
 
 EXACT_INTEGERS = 2**53
 """Up to it a float64 holds every whole number."""

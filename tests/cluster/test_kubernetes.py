@@ -18,8 +18,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from msvae.engine.lost import EXIT_CODE as LOST_OTHERS
-from msvae.engine.stop import EXIT_CODE as SAVED
+from msvae.distributed.lost import EXIT_CODE as LOST_OTHERS
+from msvae.training.stop import EXIT_CODE as SAVED
 
 from ..conftest import ROOT, tiny_run
 from ..distributed.accidents import PATIENCE_S, RUN

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from msvae.engine.lost import EXIT_CODE as LOST_OTHERS
-from msvae.engine.stop import EXIT_CODE as SAVED
+from msvae.distributed.lost import EXIT_CODE as LOST_OTHERS
+from msvae.training.stop import EXIT_CODE as SAVED
 
 from ..conftest import ROOT
 

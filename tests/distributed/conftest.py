@@ -16,7 +16,7 @@ def impatient(tmp_path) -> Path:
     """train.py that waits seconds, not minutes, for another run to show that it lives."""
     script = tmp_path / "impatient.py"
     script.write_text(
-        "from msvae.engine import lock, place\n"
+        "from msvae.training import lock, place\n"
         "lock.RENEW_S, lock.LOOK_S = 1.0, 0.2\n"
         "lock.ABANDONED_S = place.ABANDONED_S = 6.0\n"
         f"exec(open({str(TRAIN)!r}).read())\n"

@@ -12,8 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msvae.config import load_config
-from msvae.engine.setup import join
-from msvae.engine.trainer import Trainer
+from msvae.distributed.setup import join
+from msvae.training.trainer import Trainer
 
 
 class Record(TorchDispatchMode):

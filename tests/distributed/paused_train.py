@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from msvae.engine.checkpoints import folder
-from msvae.engine.validation import Validation
+from msvae.training.checkpoints import folder
+from msvae.training.validation import Validation
 from tests.conftest import ROOT
 from tests.distributed.accidents import PATIENCE_S
 

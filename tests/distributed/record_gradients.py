@@ -21,12 +21,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from msvae.config import load_config
-from msvae.engine import trainer as trainer_module
-from msvae.engine.parallel.replicated import Replicated
-from msvae.engine.precision import LossScale
-from msvae.engine.setup import join
-from msvae.engine.trainer import Trainer
+from msvae.distributed.precision import LossScale
+from msvae.distributed.setup import join
 from msvae.shards.loader import Batch
+from msvae.training import trainer as trainer_module
+from msvae.training.parallel.replicated import Replicated
+from msvae.training.trainer import Trainer
 
 folder, cases, *overrides = sys.argv[1:]
 build = trainer_module.build

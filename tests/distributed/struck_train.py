@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from msvae.engine.trainer import Trainer
+from msvae.training.trainer import Trainer
 
 kind, step = sys.argv[1:3]
 del sys.argv[1:3]

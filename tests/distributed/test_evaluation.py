@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from msvae.engine.comparing.runs import read_runs
+from msvae.evaluation.runs import read_runs
 
 from ..conftest import ROOT, tiny_run
 from .browser import layout, print_pages
@@ -26,8 +26,8 @@ RIVALS = {"untrained", "pca3", "mean_spectrum", "pca_latent", "jpeg_xl", "jpeg_2
 @pytest.fixture(scope="module")
 def shards(leaf_images, tmp_path_factory) -> Path:
     """Tiles large enough for a codec to have room beside its headers."""
-    from msvae.pack.job import pack
-    from msvae.pack.options import PackOptions
+    from msvae.packing.job import pack
+    from msvae.packing.options import PackOptions
 
     out = tmp_path_factory.mktemp("judged") / "shards"
     pack([leaf_images], out, PackOptions(tile_px=48, tiles_per_shard=5))
@@ -127,7 +127,7 @@ def test_tables_list_every_image_and_tile_worst_first(judged):
 def test_latents_lose_nothing_as_float16(shards, run):
     """The bits are counted so, the numbers measured in float32."""
     from msvae import AutoencoderKLMultispectralAdapter
-    from msvae.engine.evaluation import Evaluator
+    from msvae.evaluation.evaluator import Evaluator
     from msvae.shards.reader import ShardReader
 
     model = AutoencoderKLMultispectralAdapter.from_pretrained(run / "model")

@@ -138,7 +138,7 @@ def test_a_run_that_met_every_accident_ends_with_the_weights_of_one_that_met_non
 
 def test_a_second_signal_ends_a_rank_at_once_unless_it_was_passed_on():
     waits = (
-        "import time; from msvae.engine.stop import StopRequest; StopRequest(); print(1, flush=True); time.sleep(90)"
+        "import time; from msvae.training.stop import StopRequest; StopRequest(); print(1, flush=True); time.sleep(90)"
     )
     with subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE) as rank:
         rank.stdout.read(1)
@@ -154,7 +154,7 @@ def test_a_second_signal_ends_a_rank_at_once_unless_it_was_passed_on():
 def test_a_second_signal_ends_a_rank_at_once_that_waits_for_another(tmp_path):
     script = (
         "import sys, time, torch; import torch.distributed as dist\n"
-        "from msvae.engine.stop import StopRequest\n"
+        "from msvae.training.stop import StopRequest\n"
         "rank = int(sys.argv[1])\n"
         "dist.init_process_group('gloo', init_method=f'file://{sys.argv[2]}', rank=rank, world_size=2)\n"
         "dist.all_reduce(torch.ones(1)); StopRequest(); print(1, flush=True)\n"
@@ -262,4 +262,4 @@ def test_ranks_that_wait_too_long_for_one_that_stands_still_say_where_each_stood
     assert "stacks/" in line
     assert line in ended.cause
     stacks = (out / "stacks" / "rank-00000.txt").read_text()
-    assert "msvae/engine/trainer.py" in stacks
+    assert "msvae/training/trainer.py" in stacks

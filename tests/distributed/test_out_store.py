@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from msvae.engine.checkpoints.folder import check
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.training.checkpoints.folder import check
 
 from ..conftest import ROOT, launch_command, tiny_run
 from ..servers import BUCKET, set_credentials
@@ -156,7 +156,7 @@ def test_a_killed_run_whose_disk_is_lost_goes_on_from_the_store_bit_for_bit(
 def test_a_url_in_use_or_without_access_is_refused_in_one_line(launch, leaf_shards, url, impatient, scratch, moto):
     arguments = tiny_run(leaf_shards, url, data__num_workers=0)
     script = (
-        "import sys, time\nfrom msvae.engine import lock\nlock.RENEW_S = 1.0\n"
+        "import sys, time\nfrom msvae.training import lock\nlock.RENEW_S = 1.0\n"
         "held = lock.StoreLock(sys.argv[1])\nprint('held', flush=True)\ntime.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, url], stdout=subprocess.PIPE, env=os.environ, text=True)

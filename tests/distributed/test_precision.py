@@ -29,7 +29,7 @@ def checkpoint(out: Path, step: int) -> Path:
 def test_fp16_trains_skips_what_overflows_and_resumes_to_the_same_bits(launch, leaf_shards, tmp_path, engine):
     script = tmp_path / "train_with_a_large_first_scale.py"
     script.write_text(
-        "import msvae.engine.precision as precision\n"
+        "import msvae.distributed.precision as precision\n"
         "precision.FIRST_SCALE = 2.0**20\n"
         f"exec(open({str(TRAIN)!r}).read())\n"
     )

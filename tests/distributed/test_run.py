@@ -204,7 +204,7 @@ def test_processes_that_would_train_apart_are_refused(leaf_shards, tmp_path):
 
 
 def test_a_launcher_whose_processes_do_not_join_is_refused(leaf_shards, tmp_path, monkeypatch):
-    from msvae.engine.setup import refuse_alone
+    from msvae.distributed.setup import refuse_alone
 
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="started 4 processes but 1 joined"):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from msvae.inference import through_model
 from msvae.inference.values import leaf_values
-from msvae.pack.layout import Layout
+from msvae.rasters.layout import Layout
 
 from .conftest import no_reconstruction, read, reconstruct
 

@@ -8,9 +8,9 @@ from diffusers import AutoencoderKL
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import OptimConfig
-from msvae.engine.optim import make_optimizer
 from msvae.losses.objective import TERMS
 from msvae.model.build import TINY_BACKBONE
+from msvae.training.optim import make_optimizer
 
 SMALL = {
     **TINY_BACKBONE,

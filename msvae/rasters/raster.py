@@ -1,0 +1,270 @@
+"""An image of any kind: what it states about its bands, and windows of their pixels.
+
+Shapes: C bands, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msvae.packing.options import TILE_STEP_PX, PackOptions
+from msvae.rasters.gdal import GdalPlanes
+from msvae.rasters.npy import NpyPlanes
+from msvae.rasters.planes import Georeference, Planes
+from msvae.rasters.sources import ImageSource
+from msvae.wording import counted
+
+STORED_DTYPES = {name: name for name in ("uint8", "uint16", "int16", "float32")}
+STORED_DTYPES |= {"int8": "int16", "float16": "float32"}
+WIDE_DTYPES = ("uint32", "int32", "uint64", "int64", "float64")
+"""Types that no stored type can hold: their reflectance is stored as float32."""
+STORED_DTYPES |= dict.fromkeys(WIDE_DTYPES, "float32")
+MAX_SLAB_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class RasterInfo:
+    """What an image states about itself; one entry a band in the tuples."""
+
+    height: int
+    width: int
+    dtype: str
+    """Type of the values in the file."""
+    names: tuple[str, ...] | None
+    wavelengths_nm: tuple[float, ...] | None
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    states_nodata: bool
+    """Whether the file names a value that means no data, or has a mask band that hides pixels."""
+
+    def describe_bands(self) -> str:
+        """`4 bands (475, 560, 668, 840 nm)`, for messages."""
+        num_bands = len(self.scales)
+        if self.wavelengths_nm:
+            inside = ", ".join(f"{nm:.0f}" for nm in self.wavelengths_nm) + " nm"
+        else:
+            inside = ", ".join(self.names) if self.names else "neither names nor wavelengths stated"
+        return f"{counted(num_bands, 'band')} ({inside})"
+
+
+class Raster:
+    """An open image, of which `options` choose the bands, their axis and their nodata. Use as a context manager.
+
+    Raises: ValueError when a file cannot be read, band files do not share one grid, or bands, axes, type or nodata
+    do not fit.
+    """
+
+    def __init__(self, source: ImageSource, options: PackOptions) -> None:
+        self.source = source
+        self._axes = options.axes or "chw"
+        self.nodata_given = options.nodata is not None
+        self._slab: _Slab | None = None
+        is_array = all(file.suffix.lower() == ".npy" for file in source.files)
+        self._planes: Planes = NpyPlanes(source) if is_array else GdalPlanes(source)
+        try:
+            self._bands = self._choose_bands(options)
+            self.info = self._describe()
+            _check_axes(source, options.axes, self._lengths()["c"], self.info)
+            self._nodata = self._choose_nodata(options.nodata)
+        except BaseException:
+            self._planes.close()
+            raise
+
+    def __enter__(self) -> Raster:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._planes.close()
+
+    def read(
+        self, bands: Sequence[int], row: int, col: int, height: int, width: int
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values (C, H, W) of the chosen bands in a window, in the type of the file, and where all of them are
+        valid (H, W): neither nodata nor transparent.
+
+        Raises: ValueError when the file is damaged.
+        """
+        slab = self._slab
+        if slab is None or not slab.holds(bands, row, col, height, width):
+            self._slab = slab = None  # freed before the next is read
+            self._slab = slab = self._read_slab(bands, row, col, height, width)
+        columns = np.s_[..., col - slab.col : col - slab.col + width]
+        return np.ascontiguousarray(slab.values[columns]), np.ascontiguousarray(slab.valid[columns])
+
+    def place(self, row: int, col: int) -> dict[str, Any]:
+        """`crs` and `transform` of the window that starts there; empty when the image is not georeferenced."""
+        return self._planes.place(row, col) if self._axes == "chw" else {}
+
+    def georeference(self) -> Georeference:
+        """Where the whole image lies."""
+        return self._planes.georeference() if self._axes == "chw" else Georeference()
+
+    @property
+    def nodata(self) -> list[Any]:
+        """Value of each band that means no data, in the type of the file, or None."""
+        return self._nodata
+
+    def _read_slab(self, bands: Sequence[int], row: int, col: int, height: int, width: int) -> _Slab:
+        """A window and, where any window decodes whole rows, as much to the right of it as memory allows."""
+        if self._planes.reads_whole_rows:
+            bytes_per_column = len(bands) * height * np.dtype(self.info.dtype).itemsize
+            width = min(max(width, MAX_SLAB_BYTES // bytes_per_column), self.info.width - col)
+        rows, cols = slice(row, row + height), slice(col, col + width)
+        chosen = [self._bands[band] for band in bands]
+        values_CHW = self._read_axes(chosen, rows, cols)
+        valid_HW = np.ones((height, width), bool)
+        if self._axes == "chw":
+            valid_HW = self._planes.valid(chosen, rows, cols)
+        for values_HW, nodata in zip(values_CHW, (self._nodata[band] for band in bands), strict=True):
+            if nodata is not None:
+                valid_HW &= values_HW != nodata
+        return _Slab(tuple(bands), row, col, values_CHW, valid_HW)
+
+    def _read_axes(self, chosen: Sequence[int], rows: slice, cols: slice) -> NDArray[Any]:
+        """The window (C, H, W), whatever axis of the file each of the three is."""
+        if self._axes == "chw":
+            return self._planes.read(chosen, rows, cols)
+        span = {"c": slice(min(chosen), max(chosen) + 1), "h": rows, "w": cols}
+        first, second, third = (span[axis] for axis in self._axes)
+        block = self._planes.read(range(first.start, first.stop), second, third)
+        block_CHW = block.transpose([self._axes.index(axis) for axis in "chw"])
+        return block_CHW[[band - min(chosen) for band in chosen]]
+
+    def _choose_bands(self, options: PackOptions) -> list[int]:
+        """Positions along the axis of bands."""
+        planes = self._planes
+        num_bands = self._lengths()["c"]
+        everything = list(range(num_bands))
+        names = [facts.name for facts in planes.facts] if self._axes == "chw" else [""] * num_bands
+        if options.bands:
+            chosen = [_find_band(self.source, name, names) for name in options.bands]
+        # GDAL calls the last of four unlabelled 8-bit bands alpha, although it may well be near infrared.
+        elif self._axes != "chw" or len(options.wavelengths_nm or ()) == num_bands:
+            chosen = everything
+        else:
+            chosen = [plane for plane in everything if not planes.is_alpha(plane)]
+        if self._axes == "chw":
+            planes.take_as_data(chosen)
+        return chosen
+
+    def _lengths(self) -> dict[str, int]:
+        shape = (len(self._planes.facts), self._planes.height, self._planes.width)
+        return dict(zip(self._axes, shape, strict=True))
+
+    def _describe(self) -> RasterInfo:
+        lengths = self._lengths()
+        # Along another axis planes are no bands: what the first states holds for all.
+        facts = self._planes.facts
+        facts = [facts[band] for band in self._bands] if self._axes == "chw" else [facts[0]] * len(self._bands)
+        dtypes = {fact.dtype for fact in facts}
+        if len(dtypes) > 1 or not dtypes <= set(STORED_DTYPES):
+            raise ValueError(
+                f"{self.source.path} holds {', '.join(sorted(dtypes))}, expected one of "
+                f"{', '.join(STORED_DTYPES)} for all bands; convert it (gdal_translate -ot UInt16 or Float32)"
+            )
+        names = tuple(fact.name for fact in facts)
+        return RasterInfo(
+            height=lengths["h"],
+            width=lengths["w"],
+            dtype=dtypes.pop(),
+            names=names if all(names) and len(set(names)) == len(names) else None,
+            wavelengths_nm=_stated_wavelengths(self.source, [fact.wavelength_nm for fact in facts]),
+            scales=tuple(fact.scale for fact in facts),
+            offsets=tuple(fact.offset for fact in facts),
+            states_nodata=any(fact.nodata is not None for fact in facts)
+            or (self._axes == "chw" and self._planes.has_mask_band),
+        )
+
+    def _choose_nodata(self, option: float | None) -> list[Any]:
+        """Value of each band that means no data, in the type of the file; None where no value can mean that."""
+        if option is not None:
+            value = _in_dtype(option, self.info.dtype)
+            if value is None:
+                raise ValueError(f"got --nodata {option:g} but {self.source.path} holds {self.info.dtype}")
+            return [value] * len(self._bands)
+        facts = self._planes.facts
+        stated = [facts[band if self._axes == "chw" else 0].nodata for band in self._bands]
+        return [None if value is None else _in_dtype(value, self.info.dtype) for value in stated]
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """Pixels that were read at once."""
+
+    bands: tuple[int, ...]
+    row: int
+    col: int
+    values: NDArray[Any]
+    """(C, H, W)"""
+    valid: NDArray[np.bool_]
+    """(H, W)"""
+
+    def holds(self, bands: Sequence[int], row: int, col: int, height: int, width: int) -> bool:
+        slab_height, slab_width = self.valid.shape
+        same_rows = (self.bands, self.row, slab_height) == (tuple(bands), row, height)
+        return same_rows and self.col <= col and col + width <= self.col + slab_width
+
+
+def _find_band(source: ImageSource, wanted: str, names: Sequence[str]) -> int:
+    """Position of a band by its number from 1, or by its name."""
+    if wanted.isdecimal() and wanted not in names:
+        if not 1 <= int(wanted) <= len(names):
+            raise ValueError(f"got --bands {wanted} but {source.path} holds bands 1 to {len(names)}")
+        return int(wanted) - 1
+    for pool, name in ((list(names), wanted), ([each.lower() for each in names], wanted.lower())):
+        if pool.count(name) == 1:
+            return pool.index(name)
+    known = ", ".join(filter(None, names)) or "none"
+    raise ValueError(
+        f"got --bands {wanted} but {source.path} names {known}; give a name that only one band has, or numbers from 1"
+    )
+
+
+def _stated_wavelengths(source: ImageSource, stated: Sequence[float | None]) -> tuple[float, ...] | None:
+    known = tuple(nm for nm in stated if nm is not None)
+    if 0 < len(known) < len(stated):
+        raise ValueError(
+            f"{source.path} states a wavelength for {len(known)} of its {len(stated)} bands; "
+            "state it for all (band tag `wavelength`), or leave the other bands out with --bands"
+        )
+    return known or None
+
+
+def _check_axes(source: ImageSource, axes: str | None, num_bands: int, info: RasterInfo) -> None:
+    """Bands along a wrong axis show as very many bands of very few rows or columns.
+
+    Raises: ValueError when the shape cannot be meant.
+    """
+    short, long = sorted((info.height, info.width))
+    if info.names or info.wavelengths_nm or long < TILE_STEP_PX:
+        return
+    taken = f"{counted(num_bands, 'band')} of {info.height} x {info.width} px"
+    better = _axes_with_bands_on(axes or "chw", "h" if info.height == short else "w")
+    if axes is None and min(num_bands, long) > 2 * short:
+        raise ValueError(
+            f"{source.path} would be {taken}, which looks like {counted(short, 'band')} along another axis; "
+            f"give --axes {better}, or --axes chw if it is right"
+        )
+    if axes is not None and num_bands > short and short < TILE_STEP_PX:
+        raise ValueError(
+            f"got --axes {axes}, with which {source.path} would be {taken}, narrower than any tile; "
+            f"give --axes {better}"
+        )
+
+
+def _axes_with_bands_on(axes: str, band_axis: str) -> str:
+    """`axes` with the bands on the axis that was taken for another, rows before columns."""
+    remaining = iter("hw")
+    return "".join("c" if axis == band_axis else next(remaining) for axis in axes)
+
+
+def _in_dtype(value: float, dtype: str) -> Any:
+    with np.errstate(all="ignore"):
+        cast = np.array(value).astype(dtype)[()]
+    return cast if np.dtype(dtype).kind == "f" or float(cast) == value else None

@@ -1,0 +1,103 @@
+"""What a run must say of itself so that it can be repeated."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+import msvae
+from msvae.config import Config
+from msvae.credentials import hidden
+from msvae.distributed.setup import launched_precision
+
+LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
+SETTINGS = {
+    "model": None,
+    "loss": None,
+    "optim": None,
+    "data": ("global_batch_size", "flips", "quarter_turns", "crop_px", "background"),
+    "train": ("max_steps", "seed"),
+}
+"""Sections of the configuration, or keys in them, that decide the result."""
+
+
+def run_card(accelerator: Accelerator, digests: Mapping[str, str]) -> dict[str, str]:
+    """What was run, with what, on what. Args: the digests of the manifests by split."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "git commit": _git_commit() or "none: not run from a checkout",
+        "launch command": launch_command(),
+        "engine": engine_name(accelerator),
+        "world size": str(accelerator.num_processes),
+        "precision": launched_precision(),
+        "device of rank 0": f"{device.type} ({name}), {platform.node()}",
+        **{f"manifest digest, {split}": digest for split, digest in digests.items()},
+        "versions": ", ".join([f"python {platform.python_version()}", *_versions()]),
+    }
+
+
+def as_list(card: Mapping[str, str]) -> str:
+    """In Markdown."""
+    return "\n".join(f"- **{name}**: `{value}`" for name, value in card.items())
+
+
+def as_code(text: str) -> str:
+    """Shown as it is."""
+    return f"```\n{text}\n```"
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What decides the result, one value a key, such as `optim.lr`."""
+    values = config.model_dump(mode="json")
+    return {
+        f"{section}.{key}": json.dumps(value) if value is None or isinstance(value, bool | list) else value
+        for section, keys in SETTINGS.items()
+        for key, value in values[section].items()
+        if keys is None or key in keys
+    }
+
+
+def launch_command() -> str:
+    """The launcher's, where that is what started this process, else our own."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
+    except (OSError, UnicodeDecodeError):
+        words = []
+    return hidden(shlex.join(words if sys.argv[0] in words else ["python", *sys.argv]))
+
+
+def engine_name(accelerator: Accelerator) -> str:
+    """How the ranks train together, such as `MULTI_GPU` or `DEEPSPEED, ZeRO 2`."""
+    plugin = accelerator.state.deepspeed_plugin
+    kind = str(accelerator.distributed_type.value)
+    return kind if plugin is None else f"{kind}, ZeRO {plugin.zero_stage}"
+
+
+def _versions() -> list[str]:
+    found = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+    return [f"{name} {found[name]}" for name in LIBRARIES if name in found]
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that this package lies in, with `-dirty` where that was changed."""
+    checkout = Path(msvae.__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,109 @@
+"""This rank's share of the training data, one global batch after another, and a record of what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from msvae.config import Config, DataConfig
+from msvae.distributed.ranks import Ranks
+from msvae.runs import JsonLines
+from msvae.shards.augment import Augmentation
+from msvae.shards.cache import SpanCache
+from msvae.shards.loader import Batch, Loader
+from msvae.shards.order import SampleOrder, training_plans
+from msvae.shards.reader import ShardReader
+
+
+class TrainingStream:
+    """Reads `data.train` in the order of the run."""
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
+        self._accumulation = accumulation_steps(config, ranks.world_size)
+        self.reader = ShardReader(config.data.train, cache_for(config.data))
+        self.order = SampleOrder(self.reader.samples_per_shard, config.train.seed)
+        self._augmentation = self._make_augmentation()
+
+    def windows(self, step: int) -> Iterator[list[Batch]]:
+        """The micro batches of step `step + 1`, then of the next, without end. Each is recorded when asked for."""
+        trace = self._open_record("trace", step) if self._config.data.trace else None
+        bad_samples = self._open_record("bad-samples", step) if self._config.data.max_bad_samples else None
+        batches = map(self._augmented, self._loader(step))
+        while window := list(islice(batches, self._accumulation)):
+            step += 1
+            if trace is not None:
+                trace.write({"step": step, "keys": [key for batch in window for key in batch.keys]})
+            if bad_samples is not None:
+                for bad in (bad for batch in window for bad in batch.bad):
+                    bad_samples.write({"step": step, **bad._asdict()})
+            yield window
+
+    def _loader(self, step: int) -> Loader:
+        data = self._config.data
+        plans = training_plans(
+            self.order,
+            global_batch_size=data.global_batch_size,
+            micro_batch_size=data.micro_batch_size,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            position=step,
+        )
+        return Loader(
+            self.reader,
+            plans,
+            batch_size=data.micro_batch_size,
+            num_workers=data.num_workers,
+            device=self._ranks.device,
+            max_bad_samples=data.max_bad_samples,
+        )
+
+    def _make_augmentation(self) -> Augmentation:
+        data, tile_px = self._config.data, self.reader.manifest.tile_px
+        if (data.crop_px or 0) > tile_px:
+            raise ValueError(
+                f"data.crop_px is {data.crop_px}, the tiles of {data.train} have {tile_px} px; choose less"
+            )
+        return Augmentation(
+            self._config.train.seed, flips=data.flips, quarter_turns=data.quarter_turns, crop_px=data.crop_px
+        )
+
+    def _augmented(self, batch: Batch) -> Batch:
+        first = batch.plan.position * self._config.data.global_batch_size + batch.plan.places[0].slot
+        tiles, leaf_mask = self._augmentation(batch.tiles, batch.leaf_mask, range(first, first + len(batch.tiles)))
+        return replace(batch, tiles=tiles, leaf_mask=leaf_mask)
+
+    def _open_record(self, name: str, step: int) -> JsonLines:
+        """This rank's file; of a resumed run, without the steps that will be seen again."""
+        folder = self._config.folder / name
+        for path in folder.glob("rank-*.jsonl"):
+            # a rank of an earlier, larger world
+            if self._ranks.is_main and path.name >= _name_of(self._ranks.world_size):
+                JsonLines(path, step).close()
+        return JsonLines(folder / _name_of(self._ranks.rank), step)
+
+
+def cache_for(data: DataConfig) -> SpanCache | None:
+    """The cache that `data.cache` asks for."""
+    return None if data.cache is None else SpanCache(Path(data.cache), int(data.cache_gb * 1e9))
+
+
+def accumulation_steps(config: Config, world_size: int) -> int:
+    """Micro batches of each rank in one global batch.
+
+    Raises: ValueError when the global batch cannot be cut evenly.
+    """
+    data = config.data
+    steps, rest = divmod(data.global_batch_size, world_size * data.micro_batch_size)
+    if rest or not steps:
+        raise ValueError(
+            f"data.global_batch_size is {data.global_batch_size}, expected a multiple of {world_size} ranks x "
+            f"data.micro_batch_size {data.micro_batch_size}; change one of them, or the number of ranks"
+        )
+    return steps
+
+
+def _name_of(rank: int) -> str:
+    return f"rank-{rank:05d}.jsonl"

@@ -1,0 +1,51 @@
+"""Memory that runs out is told in one line."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from msvae.distributed.exhausted import told_of_memory
+
+SCRIPT = """
+import numpy, torch
+from msvae.distributed.setup import run_script
+run_script(lambda: {0}, "stopped", "take less")
+"""
+
+
+@pytest.mark.parametrize("allocation", ["torch.empty(2**50)", "numpy.empty(2**50)"])
+def test_a_script_that_gets_no_memory_ends_with_2_and_says_how_to_take_less(allocation):
+    command = [sys.executable, "-c", SCRIPT.format(allocation)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: too little memory (")
+    assert done.stderr.endswith("; take less\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nStack …"),
+            "CUDA out of memory. Tried to allocate 2.00 GiB",
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors …"), "CUDA error: out of memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "CUBLAS_STATUS_ALLOC_FAILED",
+        ),
+        (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+        (MemoryError(), "MemoryError"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), None),
+        (RuntimeError("CUDA error: device-side assert triggered"), None),
+    ],
+)
+def test_every_way_in_which_memory_runs_out_is_known(error, told):
+    assert told_of_memory(error) == told
