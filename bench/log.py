@@ -25,8 +25,8 @@ from steps import ours
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.bands import Bands
 from msvae.config import Config, DataConfig, OptimConfig
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision
-from msvae.distributed.ranks import Ranks
 from msvae.report.composites import Example
 from msvae.report.pictures import comparison_figure
 from msvae.training.log.run_log import RunLog

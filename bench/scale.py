@@ -16,9 +16,10 @@ from functools import lru_cache
 import torch
 from step import SD3, flop
 
+from msvae.leaf_statistics import LeafStatistics
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.packing.options import PackOptions
-from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
+from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.schedule import Cluster, Schedule, simulate
 
 GPUS = (8, 64, 512, 4096)

@@ -258,6 +258,20 @@ class Config(BaseSettings):
         owner = f"{str(self.out).rstrip('/')} {socket.gethostname()} {os.getuid()}"
         return Path(tempfile.gettempdir()) / f"msvae-{hashlib.sha256(owner.encode()).hexdigest()[:16]}"
 
+    def accumulation_steps(self, world_size: int) -> int:
+        """Micro batches of each rank in one global batch.
+
+        Raises: ValueError if the global batch cannot be divided evenly.
+        """
+        data = self.data
+        steps, rest = divmod(data.global_batch_size, world_size * data.micro_batch_size)
+        if rest or not steps:
+            raise ValueError(
+                f"data.global_batch_size is {data.global_batch_size}, expected a multiple of {world_size} ranks x "
+                f"data.micro_batch_size {data.micro_batch_size}; change one of them, or the number of ranks"
+            )
+        return steps
+
     def dump(self) -> str:
         """The resolved configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

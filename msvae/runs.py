@@ -1,15 +1,25 @@
-"""Files of one JSON object a line, which a resumed run goes on with."""
+"""The log files of a run: JSON lines that a resumed run appends to, and the curves that they hold."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 RUN_CARD = "run_card.json"
+
+Line = tuple[list[float], list[float]]
+"""Steps and values."""
+PANELS = {
+    "psnr_db": "validation: leaf PSNR (dB)",
+    "angle_deg": "validation: spectral angle (°)",
+    "ndvi_mae": "validation: NDVI error",
+    "ssim": "validation: SSIM",
+}
+MOST_POINTS = 200
 
 
 class JsonLines:
@@ -43,3 +53,31 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file of one a line; none where it is not there."""
+    return [json.loads(line) for line in whole_lines(path)] if path.is_file() else []
+
+
+def loss_lines(run: Path) -> dict[str, Line]:
+    """`training` and `validation` loss, whichever there are."""
+    lines = {
+        name: line(rows_of(run / file), "loss") for name, file in (("training", METRICS), ("validation", VALIDATION))
+    }
+    return {name: drawn for name, drawn in lines.items() if drawn is not None}
+
+
+def line(rows: Sequence[dict[str, Any]], name: str) -> Line | None:
+    """A number over the steps at which it was logged, means of neighbours where there are many; None without any."""
+    points = [(float(row["step"]), float(row[name])) for row in rows if row.get(name) is not None]
+    if not points:
+        return None
+    size = -(-len(points) // MOST_POINTS)
+    blocks = [points[start : start + size] for start in range(0, len(points), size)]
+    steps, values = zip(*((_mean([p[0] for p in b]), _mean([p[1] for p in b])) for b in blocks), strict=True)
+    return list(steps), list(values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

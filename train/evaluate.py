@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.setup import check_writable, join, run_script
 from msvae.evaluation.evaluate import evaluate
 

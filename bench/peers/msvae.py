@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
+from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.loader import Loader
-from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
+from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
 from msvae.shards.tar import ShardWriter

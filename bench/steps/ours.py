@@ -9,8 +9,8 @@ from torch import Tensor
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision, Precision
-from msvae.distributed.ranks import Ranks
 from msvae.distributed.setup import join
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, Place
@@ -53,7 +53,7 @@ def make_step(
 
     def step(tiles: Tensor, leaf_mask: Tensor) -> None:
         batch = Batch(tiles, leaf_mask, ("",) * batch_size, MicroBatchPlan(0, places))
-        counts = ranks.sum(stepper.counts([batch]))
+        counts = ranks.all_reduce_sums(stepper.counts([batch]))
         stepper.step([batch], counts, 1.0)
 
     return step

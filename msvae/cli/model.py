@@ -113,7 +113,7 @@ def encode(
     """
 
     def work() -> None:
-        from msvae.distributed.ranks import Ranks
+        from msvae.distributed.collectives import Ranks
         from msvae.distributed.setup import check_writable, join
         from msvae.inference.encode import encode as encode_shards
         from msvae.inference.encoder import EncodeOptions

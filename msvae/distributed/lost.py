@@ -34,5 +34,5 @@ def _innermost_of_ours(error: BaseException) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [frame for frame in frames if PACKAGE in Path(frame.f_code.co_filename).parents]
     # what a collective is for is known to its caller
-    named = [frame for frame in ours if not frame.f_code.co_filename.endswith("ranks.py")] or ours
+    named = [frame for frame in ours if not frame.f_code.co_filename.endswith("collectives.py")] or ours
     return named[-1].f_code.co_qualname if named else "a collective"

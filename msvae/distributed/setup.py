@@ -123,6 +123,13 @@ def make_cuda_exact() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def engine_name(accelerator: Accelerator) -> str:
+    """How the ranks train together, such as `MULTI_GPU` or `DEEPSPEED, ZeRO 2`."""
+    plugin = accelerator.state.deepspeed_plugin
+    kind = str(accelerator.distributed_type.value)
+    return kind if plugin is None else f"{kind}, ZeRO {plugin.zero_stage}"
+
+
 def launched_processes() -> int:
     """How many processes the launcher says that it started."""
     told = os.environ.get("WORLD_SIZE")

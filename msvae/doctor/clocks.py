@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.doctor.row import Level, Row, duration
 
 TRIES = 10
@@ -32,7 +32,7 @@ def measure(ranks: Ranks, ends: Sequence[int]) -> list[Skew]:
             asked = [_ask(ranks, peer if ranks.rank == 0 else 0) for _ in range(TRIES)]
             if ranks.rank == 0:
                 found.append(estimate(peer, asked))
-    return [Skew(*skew) for skew in ranks.told(lambda: found)]
+    return [Skew(*skew) for skew in ranks.broadcast_object(lambda: found)]
 
 
 def estimate(rank: int, asked: Sequence[tuple[float, float, float]]) -> Skew:
@@ -66,11 +66,11 @@ def _ask(ranks: Ranks, peer: int) -> tuple[float, float, float]:
     clock = torch.zeros(1, dtype=torch.float64, device=ranks.device)
     sent_s = time.time()
     if ranks.rank == 0:
-        ranks.give(clock, peer)
-        ranks.take(clock, peer)
+        ranks.send(clock, peer)
+        ranks.recv(clock, peer)
     else:
-        ranks.take(clock, peer)
+        ranks.recv(clock, peer)
         # on a GPU, it has come only when it can be read
         float(clock)
-        ranks.give(clock.fill_(time.time()), peer)
+        ranks.send(clock.fill_(time.time()), peer)
     return sent_s, float(clock), time.time()

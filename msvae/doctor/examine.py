@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from msvae.config import Config
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.lost import told_of_lost_ranks
-from msvae.distributed.ranks import Ranks
 from msvae.distributed.setup import join
 from msvae.doctor import clocks, devices, disks, launch, machine, network, shards, versions, weights
 from msvae.doctor.patience import Deadline
@@ -34,7 +34,7 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
     ranks = Ranks(accelerator)
     own = _look(Scene(config, ranks.world_size, ranks.device), accelerator, timeout_s)
     try:
-        findings = ranks.all_told(own)
+        findings = ranks.all_gather_object(own)
         between = _measure(ranks, findings)
     except RuntimeError as error:
         if told_of_lost_ranks(error) is None:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from msvae.distributed.setup import launched_processes
+from msvae.distributed.setup import engine_name, launched_processes
 from msvae.doctor.patience import Found
 from msvae.doctor.row import Facts, Row, listed
 from msvae.doctor.scene import Scene
-from msvae.training.log.run_card import engine_name
 from msvae.wording import counted
 
 INTERFACE_SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")

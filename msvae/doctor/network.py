@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.doctor.row import Row, duration, size
 
 REPEATS = 5
@@ -47,13 +47,13 @@ class Network(NamedTuple):
 def measure(ranks: Ranks, ends: Sequence[int]) -> Network:
     """Args: ranks between which links are measured, one a machine, or all of a single machine."""
     small = torch.zeros(1, device=ranks.device)
-    latency_s = _of_all(ranks, _median_s(ranks, lambda: ranks.add(small), 4 * REPEATS))
+    latency_s = _of_all(ranks, _median_s(ranks, lambda: ranks.all_reduce_sum(small), 4 * REPEATS))
     num_bytes = FIRST_BYTES
     message = torch.zeros(num_bytes // 4, device=ranks.device)
-    first_s = _of_all(ranks, _median_s(ranks, lambda: ranks.add(message), 1))
+    first_s = _of_all(ranks, _median_s(ranks, lambda: ranks.all_reduce_sum(message), 1))
     num_bytes = suitable_bytes(num_bytes, first_s)
     message = torch.zeros(num_bytes // 4, device=ranks.device)
-    large_s = _of_all(ranks, _median_s(ranks, lambda: ranks.add(message), REPEATS))
+    large_s = _of_all(ranks, _median_s(ranks, lambda: ranks.all_reduce_sum(message), REPEATS))
     sent = 2 * (ranks.world_size - 1) / ranks.world_size * num_bytes
     return Network(latency_s, sent / large_s, _links(ranks, ends))
 
@@ -117,8 +117,8 @@ def _links(ranks: Ranks, ends: Sequence[int]) -> list[Link]:
                 if ranks.rank == first:
                     own.append(link)
         # a pair that is through would disturb those that are not, if it went on
-        ranks.wait()
-    return [Link(*link) for links in ranks.all_told(own) for link in links]
+        ranks.barrier()
+    return [Link(*link) for links in ranks.all_gather_object(own) for link in links]
 
 
 def _link(ranks: Ranks, first: int, second: int) -> Link:
@@ -142,7 +142,7 @@ def _link(ranks: Ranks, first: int, second: int) -> Link:
 
 def _there_and_back(ranks: Ranks, message: Tensor, peer: int) -> None:
     """From the lower rank to the higher one and back, in place."""
-    for act in (ranks.give, ranks.take) if ranks.rank < peer else (ranks.take, ranks.give):
+    for act in (ranks.send, ranks.recv) if ranks.rank < peer else (ranks.recv, ranks.send):
         act(message, peer)
 
 
@@ -151,7 +151,7 @@ def _median_s(ranks: Ranks, act: Callable[[], None], repeats: int, together: boo
     times_s = []
     for repeat in range(repeats + 1):
         if together:
-            ranks.wait()
+            ranks.barrier()
         _settle(ranks.device)
         began_s = time.perf_counter()
         act()
@@ -168,7 +168,7 @@ def _settle(device: torch.device) -> None:
 
 def _of_all(ranks: Ranks, seconds: float) -> float:
     """The same on every rank: of the one for which it took longest."""
-    return max(float(value) for value in ranks.all_told(seconds))
+    return max(float(value) for value in ranks.all_gather_object(seconds))
 
 
 def _gbit(bytes_a_s: float) -> str:

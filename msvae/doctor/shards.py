@@ -17,7 +17,6 @@ from msvae.doctor.scene import Scene
 from msvae.shards.order import permutation
 from msvae.shards.reader import ShardReader
 from msvae.shards.stores.remote import Patience
-from msvae.training.stream import accumulation_steps
 from msvae.wording import counted
 
 MOST_SHARDS = 64
@@ -75,7 +74,7 @@ def judge(split: str, facts: Facts, config: Config, world_size: int) -> list[Row
 def judge_batch(config: Config, world_size: int) -> list[Row]:
     """Whether the global batch can be dealt to the ranks that joined."""
     try:
-        steps = accumulation_steps(config, world_size)
+        steps = config.accumulation_steps(world_size)
     except ValueError as error:
         return [Row("batch", "fault", str(error))]
     data = config.data

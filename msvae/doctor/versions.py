@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 from pathlib import Path
 
 import msvae
 from msvae.doctor.patience import Found
 from msvae.doctor.row import Facts, Row, failed
 from msvae.doctor.scene import Scene
-from msvae.training.log.run_card import LIBRARIES
+from msvae.versions import library_versions
 
 
 def look(scene: Scene) -> Found:
@@ -21,11 +19,8 @@ def look(scene: Scene) -> Found:
     for path in sorted(package.rglob("*.py")):
         code.update(str(path.relative_to(package)).encode())
         code.update(path.read_bytes())
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        versions[name] = _version(name)
     config = "none" if scene.config is None else hashlib.sha256(scene.config.dump().encode()).hexdigest()[:12]
-    return {**versions, "code of msvae": code.hexdigest()[:12], "configuration": config}
+    return {**library_versions(), "code of msvae": code.hexdigest()[:12], "configuration": config}
 
 
 def judge(facts: Facts) -> list[Row]:
@@ -43,10 +38,3 @@ def judge(facts: Facts) -> list[Row]:
         return [Row("versions", "fault", "; ".join(differing), advice)]
     text = ", ".join(f"{name} {version}" for name, version in first.items())
     return [Row("versions", "ok", f"equal on all ranks: {text}" if len(facts) > 1 else text)]
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

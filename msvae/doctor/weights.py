@@ -21,7 +21,9 @@ def look(scene: Scene) -> Found:
     except ValueError:
         # the row of the shards says so
         return {}
-    model = build_model(config.model, config.loss, config.data.background, manifest, config.train.seed)
+    model = build_model(
+        config.model, config.loss, config.data.background, manifest.bands, manifest.statistics, config.train.seed
+    )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"all": sum(parameter.numel() for parameter in model.parameters()), "trained": trained}
 

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as ScreenTable
 
-from msvae.curves import PANELS, Line, line
 from msvae.evaluation.runs import Run, differing, read_runs
+from msvae.files import replace_files
 from msvae.report.errors import curves_figure
-from msvae.report.outputs import replacing_files
 from msvae.report.page import Cell, Section, Table, write_report
+from msvae.runs import PANELS, Line, line
 
 VALIDATION_ROWS = (
     ("loss", "loss ↓", "{:.4f}"),
@@ -59,7 +59,7 @@ def compare(folders: Sequence[str], out: Path) -> None:
         "Evaluation": _table(runs, _judged_rows(runs)),
     }
     cautions = _cautions(runs, differences)
-    with replacing_files(out, last="compare.html") as new:
+    with replace_files(out, last="compare.html") as new:
         write_report(
             new / "compare.html",
             title=f"{len(runs)} runs side by side",

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.setup import make_cuda_exact
 from msvae.evaluation.evaluator import Evaluator, Reconstruct, by_model
 from msvae.evaluation.findings import Finding, write_metrics
@@ -20,13 +20,13 @@ from msvae.evaluation.rivals import AtRate, BlockPca, numbers_per_block
 from msvae.evaluation.tables import write_tables
 from msvae.evaluation.units import units_of
 from msvae.evaluation.wording import EXPLANATIONS, LABELS, summary_lines
+from msvae.files import replace_files
 from msvae.metrics.baselines import mean_spectrum, principal_components
 from msvae.metrics.block_pca import MAX_NUMBERS
 from msvae.metrics.bootstrap import NUM_RESAMPLES
 from msvae.metrics.codecs import CODECS
 from msvae.metrics.detail import EDGE_PX
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.report.outputs import replacing_files
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.origins import Origin, origins
 from msvae.shards.reader import ShardReader
@@ -52,21 +52,21 @@ def evaluate(model_folder: Path, data: str, out: Path, ranks: Ranks) -> None:
     untrained = load_for(untrained_folder(model_folder), evaluator, ranks)
     say = _announcer(ranks)
     say(f"looking at {split}: {counted(evaluator.reader.manifest.num_samples, 'tile')}")
-    found = [Origin(*origin) for origin in ranks.told(lambda: origins(evaluator.reader))]
+    found = [Origin(*origin) for origin in ranks.broadcast_object(lambda: origins(evaluator.reader))]
     judge = Judge(evaluator, units_of(found), ranks, say)
     rate = Rate.of(model, evaluator.reader.manifest)
     judged, extras = _judge_all(judge, model, untrained, rate, ranks, say)
     if ranks.is_main:
         findings = {name: Finding.of(columns, extras[name]) for name, columns in judged.items()}
         about = {"latent": extras["latent"], "rate": rate.plain(), "judged": _about(judge, model_folder, split)}
-        with replacing_files(out, last="metrics.json") as new:
+        with replace_files(out, last="metrics.json") as new:
             metrics = write_metrics(new / "metrics.json", findings, about)
             rows = write_tables(new, judged["model"], found, evaluator.bands)
             write_page(new, model_folder, evaluator, by_model(model), judged["model"], metrics, rows)
         for line in summary_lines(metrics):
             say(line)
         say(f"report: {out / 'report.html'}; numbers: {out / 'metrics.json'}; worst first: {out / 'images.csv'}")
-    ranks.wait()
+    ranks.barrier()
 
 
 def choose_split(data: str) -> str:

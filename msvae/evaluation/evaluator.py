@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.losses.masked_sum import MaskedSum
 from msvae.metrics.accumulate import TileSums
 from msvae.metrics.pixels import LeafPixels
@@ -66,7 +66,7 @@ class LossTally:
 
     def join(self, ranks: Ranks) -> tuple[dict[str, float], list[float] | None]:
         """Mean of each term over all ranks' batches, and mean attention weight of each band over tiles with leaf."""
-        joined = {name: column.sum(dim=0) for name, column in ranks.sum(self._columns).items()}
+        joined = {name: column.sum(dim=0) for name, column in ranks.all_reduce_sums(self._columns).items()}
         names = [name.removeprefix("total/") for name in joined if name.startswith("total/")]
         sums = {name: MaskedSum(joined[f"total/{name}"], joined[f"count/{name}"]) for name in names}
         weights = sums.pop(WEIGHTS).mean().tolist() if WEIGHTS in sums else None
@@ -119,7 +119,7 @@ class Evaluator:
         for batch in self.batches():
             columns.put(batch, measure(batch, reconstruct(batch)))
         # each tile was judged by one rank and is 0 on the others: adding them changes no bit
-        return {name: column.cpu().numpy() for name, column in self._ranks.sum(columns.values).items()}
+        return {name: column.cpu().numpy() for name, column in self._ranks.all_reduce_sums(columns.values).items()}
 
     def basic_sums(self, pixels: LeafPixels) -> dict[str, Tensor]:
         """What every evaluation measures."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator, Reconstruct
 from msvae.evaluation.units import Units
 from msvae.metrics.accumulate import TileSums, by_class, check_leaf
@@ -94,7 +94,7 @@ class Judge:
             }
 
         tiles = self.evaluator.tile_sums(reconstruct, measure)
-        counts = self._ranks.sum({"angles": angles, "errors": errors})
+        counts = self._ranks.all_reduce_sums({"angles": angles, "errors": errors})
         return Judged(tiles, counts["angles"].cpu().numpy(), counts["errors"].cpu().numpy(), units)
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ class Judge:
         for batch in self.evaluator.batches():
             pixels = LeafPixels.of(batch.tiles, batch.tiles, batch.leaf_mask)
             counts += brightness_counts(pixels.brightness, pixels.leaf)
-        joined = self._ranks.sum({"brightness": counts})["brightness"].cpu().numpy()
+        joined = self._ranks.all_reduce_sums({"brightness": counts})["brightness"].cpu().numpy()
         check_leaf(joined)
         return joined.astype(np.int64)
 

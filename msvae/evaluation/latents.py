@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator
 from msvae.losses.coverage import latent_coverage
 from msvae.metrics.latents import latent_numbers, latent_sums
@@ -40,7 +40,9 @@ class ThroughLatents:
 
     def numbers(self, ranks: Ranks) -> dict[str, Any]:
         """Of `latent_numbers`, over all ranks."""
-        return latent_numbers({name: column.cpu().numpy() for name, column in ranks.sum(self._columns.values).items()})
+        return latent_numbers(
+            {name: column.cpu().numpy() for name, column in ranks.all_reduce_sums(self._columns.values).items()}
+        )
 
     def _posterior(self, batch: Batch) -> Any:
         return self._model.encode(batch.tiles, mask=batch.leaf_mask).latent_dist

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from msvae.config import Config
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator
 from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.spectra import error_and_angle
@@ -36,7 +36,7 @@ def judge_by_loss(
         parts = [torch.stack([s.total.double().sum(), s.count.double().sum()]) for s in (error, angle)]
         sums += torch.stack(parts)
     terms, _ = tally.join(ranks)
-    mse, angle_rad = (float(MaskedSum(*row).overall()) for row in ranks.sum({"sums": sums})["sums"])
+    mse, angle_rad = (float(MaskedSum(*row).overall()) for row in ranks.all_reduce_sums({"sums": sums})["sums"])
     return {
         "loss": sum(weight * terms[term] for term, weight in config.loss.weights.items() if term in terms),
         "psnr_db": 10 * (math.log10(PEAK_REFLECTANCE**2) - math.log10(max(mse, SMALLEST_MSE))),

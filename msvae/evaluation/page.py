@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from msvae.bands import Bands
-from msvae.curves import PANELS, line, loss_lines, rows_of
 from msvae.evaluation.evaluator import Evaluator, Reconstruct
 from msvae.evaluation.judge import Judged
 from msvae.evaluation.tables import Row
@@ -19,7 +18,7 @@ from msvae.metrics.indices import INDICES
 from msvae.report.errors import curves_figure, deciles_figure, histograms_figure, labels_of
 from msvae.report.page import Cell, Section, Table, write_report
 from msvae.report.pictures import comparison_figure, spectra_figure
-from msvae.runs import RUN_CARD, VALIDATION
+from msvae.runs import PANELS, RUN_CARD, VALIDATION, line, loss_lines, rows_of
 from msvae.wording import counted
 
 HEADLINE = (

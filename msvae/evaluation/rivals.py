@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator
 from msvae.evaluation.latents import Rate
 from msvae.metrics.block_pca import MAX_BLOCKS, BlockScatter, components, fill, through_components
@@ -56,11 +56,11 @@ class BlockPca:
         scatter = BlockScatter(numbers_per_block(judged, rate), self._side_px, self._mean_C, ranks.device)
         for batch in _spread_tiles(reader, rate, ranks):
             scatter.add(batch.tiles, batch.leaf_mask)
-        fitted = components(ranks.sum(scatter.sums), rate.values_per_block)
+        fitted = components(ranks.all_reduce_sums(scatter.sums), rate.values_per_block)
         self._mean_D, self._components_DK = (part.to(ranks.device).contiguous() for part in fitted)
         # another machine's eigenvectors differ in the last bits
         for part in (self._mean_D, self._components_DK):
-            ranks.send(part)
+            ranks.broadcast(part)
 
     def about(self) -> dict[str, Any]:
         """What it was fitted on."""
@@ -110,7 +110,7 @@ class AtRate:
 
     def numbers(self, ranks: Ranks) -> dict[str, Any]:
         """Over all ranks: mean bits a value, and how many tiles did not fit."""
-        columns = ranks.sum(self._columns.values)
+        columns = ranks.all_reduce_sums(self._columns.values)
         num_bytes, fits = columns["bytes"].cpu().numpy(), columns["fits"].cpu().numpy()
         return {
             "bits_per_value": float(num_bytes.mean() * 8 / self._num_values),

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from msvae.curves import rows_of
-from msvae.runs import METRICS, RUN_CARD, VALIDATION
+from msvae.runs import METRICS, RUN_CARD, VALIDATION, rows_of
 
 CONFIG = "config.yaml"
 REPORTS = ("metrics.json", "report/metrics.json", "../metrics.json")

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from msvae.files import replace_folder
 from msvae.inference.identity import model_sha256
 from msvae.inference.load import choose_device, fitting_into_memory, load_model
 from msvae.inference.raster_output import GeoTiff
+from msvae.leaf_statistics import LeafStatistics
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.packing.output import replacing_folder
 from msvae.rasters.gdal import gdal_session
 from msvae.rasters.npy import mapped_array
 from msvae.rasters.planes import Georeference
@@ -23,7 +24,7 @@ from msvae.shards import mask_png
 from msvae.shards.latents import LatentReader, LatentSample
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
 from msvae.shards.leaf_values import LeafValues
-from msvae.shards.manifest import LeafStatistics, Manifest, ShardEntry, Shards
+from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.tar import ShardWriter
 from msvae.shards.tile_codec import ENDINGS, encode
@@ -107,7 +108,7 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
             "--unscaled for latents as an encoder gives them"
         )
     unscale = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
-    with gdal_session(), replacing_folder(out) as folder:
+    with gdal_session(), replace_folder(out) as folder:
         for number, image_CHW in enumerate(decoder(unscale)):
             dtype, bands = "float32", model.bands
             ones, zeros = (1.0,) * len(bands), (0.0,) * len(bands)
@@ -139,7 +140,7 @@ def _decode_shards(decoder: Decoder, model_name: str, location: str, out: Path, 
         if on_progress is not None:
             on_progress(done, total)
 
-    with replacing_folder(out) as folder:
+    with replace_folder(out) as folder:
         written = {name: _decode_split(decoder, reader, folder / name, count) for name, reader in readers.items()}
         statistics = written[SPLITS[0] if SPLITS[0] in written else next(iter(written))][1]
         for name, (entries, _) in written.items():

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
+from msvae.files import move_folder, write_text
 from msvae.inference.encoder import EncodeOptions, Encoder
 from msvae.inference.latent_statistics import factors, statistics
 from msvae.inference.load import load_model
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.packing.output import put_in_place
 from msvae.packing.work import WorkFolder, work_folder
 from msvae.shards import mask_png
 from msvae.shards.latents import MEMBER, LatentManifest
@@ -33,7 +33,7 @@ from msvae.shards.order import MicroBatchPlan, Place
 from msvae.shards.reader import ShardReader
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.stores.opening import open_store
-from msvae.shards.tar import ShardWriter, shard_entry, write_whole
+from msvae.shards.tar import ShardWriter, shard_entry
 
 MODEL_FOLDER = "model"
 OnProgress = Callable[[int, int], None]
@@ -83,7 +83,7 @@ def encode(
     for reader in readers.values():
         _check_bands(reader, model, model_name)
     identity = _identity(encoder, readers)
-    if ranks.told(lambda: _is_there(out, identity)):
+    if ranks.broadcast_object(lambda: _is_there(out, identity)):
         return _manifests(out, readers)
     jobs = [
         ShardJob(split, shard, entry.name, entry.num_samples)
@@ -91,13 +91,13 @@ def encode(
         for shard, entry in enumerate(reader.manifest.shards)
     ]
     with ExitStack() as held:
-        ranks.told(lambda: _begin(out, identity, readers, held))
+        ranks.broadcast_object(lambda: _begin(out, identity, readers, held))
         work = WorkFolder(out.with_name(f".{out.name}.partial"))
-        done = ranks.told(lambda: [job.is_done(work) for job in jobs])
+        done = ranks.broadcast_object(lambda: [job.is_done(work) for job in jobs])
         missing = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
         _encode_shards(encoder, readers, missing[ranks.rank :: ranks.world_size], work, on_progress)
         sums = _join_sums(jobs, missing, _statistics_split(readers), model.config.latent_channels, work, ranks)
-        ranks.told(lambda: _finish(out, encoder, identity, readers, jobs, sums, work))
+        ranks.broadcast_object(lambda: _finish(out, encoder, identity, readers, jobs, sums, work))
     return _manifests(out, readers)
 
 
@@ -171,7 +171,7 @@ def _encode_shards(
                     done += len(batch.keys)
                     if on_progress is not None:
                         on_progress(done, total)
-                write_whole(by_shard[shard].sums(work), json.dumps(np.sum(sums, axis=0).tolist()))
+                write_text(by_shard[shard].sums(work), json.dumps(np.sum(sums, axis=0).tolist()))
 
 
 def _plans(job: ShardJob, batch_size: int) -> Iterator[MicroBatchPlan]:
@@ -200,7 +200,7 @@ def _join_sums(
         if made_by.get(job, 0) == ranks.rank:
             row.copy_(torch.tensor(json.loads(job.sums(work).read_text()), dtype=torch.float64))
     # on every other rank a row is 0, so that adding changes no bit; shards are then added in their order
-    joined: NDArray[np.float64] = ranks.sum({"rows": rows})["rows"].cpu().numpy()
+    joined: NDArray[np.float64] = ranks.all_reduce_sums({"rows": rows})["rows"].cpu().numpy()
     return np.add.accumulate(joined)[-1]  # type: ignore[no-any-return]
 
 
@@ -234,12 +234,12 @@ def _finish(
             statistics=of_leaf,
             shards=Shards.of(shard_entry(job.tar(work)) for job in jobs if job.split == split),
         )
-        write_whole(work.data / split / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+        write_text(work.data / split / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
     model.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor, factors_of_leaves=True)
     model.save_pretrained(work.data / MODEL_FOLDER)
     for leftover in work.data.glob("*/.*"):  # of processes that were killed
         leftover.unlink()
-    put_in_place(work.data, out)
+    move_folder(work.data, out)
     shutil.rmtree(work.path)
 
 

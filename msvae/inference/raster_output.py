@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +15,8 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from msvae.bands import Bands
+from msvae.files import remove_abandoned, replace_file
 from msvae.rasters.planes import Georeference
-from msvae.shards.tar import growing_path
 
 BLOCK_PX = 256
 """Side of the blocks of a GeoTIFF. Each is written whole and once: a second time it would take new room."""
@@ -114,39 +112,16 @@ class Npy:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` for what becomes it when the block ends well, and is removed when it does not.
+def replace_raster(path: Path) -> Iterator[Path]:
+    """Yield a hidden name to write to. It becomes `path` when the block ends and is removed when the block raises.
 
-    Raises: ValueError when nothing can be written there.
+    Raises: ValueError if the file cannot be written.
     """
-    growing = growing_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
-        yield growing
-        growing.replace(path)
+        remove_abandoned(path)
+        with replace_file(path) as partial:
+            yield partial
     except (OSError, RasterioError) as error:
         reason = error.__cause__ or error
         raise ValueError(f"writing {path} failed: {reason}; free space there or choose another place") from error
-    finally:
-        with suppress(OSError):  # what failed before tells more
-            growing.unlink()
-
-
-def _remove_abandoned(path: Path) -> None:
-    """What processes of this machine left that were killed while they wrote the same file."""
-    before, after = f".{socket.gethostname()}-", f"-{path.name}"
-    for left in path.parent.iterdir():
-        number = left.name.removeprefix(before).removesuffix(after)
-        if left.name == f"{before}{number}{after}" and number.isdecimal() and not _lives(int(number)):
-            left.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

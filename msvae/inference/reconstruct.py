@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
-from msvae.inference.raster_output import BLOCK_PX, GeoTiff, Npy, RasterOutput, whole_file
+from msvae.inference.raster_output import BLOCK_PX, GeoTiff, Npy, RasterOutput, replace_raster
 from msvae.inference.through_model import TiledModel
 from msvae.inference.values import fill_value, leaf_values
 from msvae.metrics.accumulate import Summary, summarise
@@ -158,8 +158,8 @@ def _reconstruct_image(
     image = data_set.images[0].source.path
     try:
         # read twice: what the model sees runs ahead of what is complete and judged
-        with whole_file(target) as growing, data_set.open(0) as seen, data_set.open(0) as judged:
-            with closing(_open_output(growing, target, data_set, judged)) as output:
+        with replace_raster(target) as partial, data_set.open(0) as seen, data_set.open(0) as judged:
+            with closing(_open_output(partial, target, data_set, judged)) as output:
                 tally = _Tally(data_set, judged, output)
                 for cols in tiled.swaths():
                     for row, reflectance_CHW in _whole_blocks(tiled.rows(seen, data_set.layout, cols, count)):
@@ -185,18 +185,18 @@ def _whole_blocks(
         yield first, kept
 
 
-def _open_output(growing: Path, target: Path, data_set: DataSet, image: MaskedImage) -> RasterOutput:
+def _open_output(partial: Path, target: Path, data_set: DataSet, image: MaskedImage) -> RasterOutput:
     layout, (described,) = data_set.layout, data_set.images
     # GDAL has no half precision
     dtype = "float32" if layout.source_dtype == "float16" else layout.source_dtype
     shape = (described.height, described.width)
     if target.suffix.lower() == ARRAY_ENDING:
         axes = data_set.options.axes if data_set.options.axes and _is_array(described.source) else "chw"
-        return Npy(growing, (len(layout.bands), *shape), layout.source_dtype, axes)
+        return Npy(partial, (len(layout.bands), *shape), layout.source_dtype, axes)
     info = image.raster.info
     nodata = _nodata(described.positions, image)
     return GeoTiff(
-        growing,
+        partial,
         shape,
         dtype,
         layout.bands,

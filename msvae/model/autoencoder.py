@@ -18,6 +18,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
+from msvae.leaf_statistics import LeafStatistics
 from msvae.losses.coverage import check_mask, mask_stats, valid_elements
 from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import LeafLosses
@@ -40,7 +41,6 @@ from msvae.model.origin import origin
 from msvae.model.saving import SavedWithCard
 from msvae.model.statistics import HoldsLeafStatistics
 from msvae.model.upsampling import put_upsampling
-from msvae.shards.manifest import LeafStatistics
 
 
 class AutoencoderKLMultispectralAdapter(

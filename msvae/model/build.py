@@ -1,4 +1,4 @@
-"""From a configuration and a manifest to the model that is trained."""
+"""Build the untrained model that a configuration describes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from msvae.bands import Bands
 from msvae.config import LossConfig, ModelConfig
+from msvae.leaf_statistics import LeafStatistics
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.initialise import put_backbone
-from msvae.shards.manifest import Manifest
 
 TINY_BACKBONE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -29,15 +30,15 @@ TINY_BACKBONE: dict[str, Any] = {
 
 
 def build_model(
-    config: ModelConfig, loss: LossConfig, background: str, manifest: Manifest, seed: int
+    config: ModelConfig, loss: LossConfig, background: str, bands: Bands, statistics: LeafStatistics, seed: int
 ) -> AutoencoderKLMultispectralAdapter:
     """The untrained model, equal on every rank; its trainable parameters are those that `config` names.
 
-    Raises: ValueError when a saved model has other bands than the manifest.
+    Raises: ValueError if a saved model has other bands.
     """
     options: dict[str, Any] = {
-        "wavelengths_nm": tuple(manifest.wavelengths_nm),
-        "band_names": tuple(manifest.band_names),
+        "wavelengths_nm": bands.wavelengths_nm,
+        "band_names": bands.names,
         "adapter_placement": config.adapter_placement,
         "adapter_form": config.adapter_form,
         "adapter_width": config.adapter_width,
@@ -52,20 +53,21 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.pretrained == "tiny":
-            model = _tiny(options, config.adapter_init, manifest)
+            model = _tiny(options, config.adapter_init, statistics)
         else:
             model = AutoencoderKLMultispectralAdapter.from_pretrained(
-                config.pretrained, adapter_init=config.adapter_init, statistics=manifest.statistics, **options
+                config.pretrained, adapter_init=config.adapter_init, statistics=statistics, **options
             )
     model.choose_losses(tuple(loss.weights))
     _choose_trained(model, config.train_backbone)
     return model
 
 
-def _tiny(options: dict[str, Any], adapter_init: str, manifest: Manifest) -> AutoencoderKLMultispectralAdapter:
-    statistics = {"band_mean": manifest.statistics.mean, "band_std": manifest.statistics.std}
-    model = AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, **options, **statistics)
-    put_backbone(model, AutoencoderKL(**TINY_BACKBONE), model.bands, adapter_init, manifest.statistics)
+def _tiny(options: dict[str, Any], adapter_init: str, statistics: LeafStatistics) -> AutoencoderKLMultispectralAdapter:
+    model = AutoencoderKLMultispectralAdapter(
+        **TINY_BACKBONE, **options, band_mean=statistics.mean, band_std=statistics.std
+    )
+    put_backbone(model, AutoencoderKL(**TINY_BACKBONE), model.bands, adapter_init, statistics)
     return model  # type: ignore[no-any-return]
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msvae.bands import Bands
+from msvae.leaf_statistics import LeafStatistics
 from msvae.model.adapters import BandAdapter
-from msvae.shards.manifest import LeafStatistics
 
 SMALLEST_STD = 1e-6
 CHANNEL_SPREAD = 0.5

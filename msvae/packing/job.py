@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from msvae.files import move_folder
 from msvae.packing.data_set import DataSet, describe_images
 from msvae.packing.options import SPLITS, PackOptions, PackSummary
-from msvae.packing.output import check_output, put_in_place
+from msvae.packing.output import check_output
 from msvae.packing.prepare import needs_preparing, prepare_mask, prepared
 from msvae.packing.shard_job import ShardJob, plan_shards, write_shard
 from msvae.packing.sheet import SHEET_NAME, save_contact_sheet
@@ -106,7 +107,7 @@ def pack(
         if options.part is not None:
             return summarise(data_set, survey, splits, jobs, work.data, len(missing))
         summary = _complete(data_set, survey, splits, jobs, work)
-        put_in_place(work.data, out)
+        move_folder(work.data, out)
         shutil.rmtree(work.path)
     notices = (*summary.notices, *passed_over(images, sources, options.mask_files))
     return dataclasses.replace(summary, out=out, notices=notices)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 from msvae.packing.options import SPLITS, PackOptions
@@ -51,48 +48,3 @@ def is_merged(out: Path, options: PackOptions) -> bool:
     except ValueError:
         return False
     return (manifest.tile_px, manifest.compression) == (options.tile_px, options.compression)
-
-
-@contextmanager
-def replacing_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, put in its place when the block ends well, removed when it does not.
-
-    Raises: ValueError when the folder cannot be written.
-    """
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    made_here = [folder for folder in out.parents if not folder.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write {out} ({error.strerror}: {error.filename}); choose a writable folder"
-        ) from error
-    try:
-        yield partial
-        put_in_place(partial, out)
-    except OSError as error:
-        raise ValueError(
-            f"writing {out} failed: {error.strerror or error}; free space there or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # not empty: the data set is in place
-            for folder in made_here:
-                folder.rmdir()
-
-
-def put_in_place(partial: Path, out: Path) -> None:
-    """Move a complete folder to `out`, replacing what is there."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)

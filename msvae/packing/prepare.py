@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+from msvae.files import partial_path, write_text
 from msvae.packing.data_set import DataSet, Image
 from msvae.packing.options import PackOptions
 from msvae.packing.survey import bands_of, num_tiles_of
 from msvae.packing.work import WorkFolder
 from msvae.rasters.cleaning import BitMask, eroded, without_small_objects
 from msvae.rasters.masks import MaskedImage, MaskRule
-from msvae.shards.tar import growing_path, write_whole
 
 HISTOGRAM_BINS = 256
 """As in scikit-image, between the extremes of the image."""
@@ -88,19 +88,19 @@ def _prepare(data_set: DataSet, folder: Path, index: int, seen: Count) -> None:
     if _cleans(data_set.options):
         with data_set.open(index, rule) as image:
             _write_bits(image, data_set.options, _bits(folder, index), seen)
-    write_whole(_record(folder, index), json.dumps({"threshold": rule.threshold}))
+    write_text(_record(folder, index), json.dumps({"threshold": rule.threshold}))
 
 
 def _write_bits(image: MaskedImage, options: PackOptions, file: Path, seen: Count) -> None:
     """The cleaned mask of an image; the file is there in full or not at all."""
-    growing, width = growing_path(file), image.raster.info.width
-    mask = BitMask.write(growing.with_suffix(".leaf"), width, _told(image.leaf_strips(), seen))
+    partial, width = partial_path(file), image.raster.info.width
+    mask = BitMask.write(partial.with_suffix(".leaf"), width, _told(image.leaf_strips(), seen))
     if options.min_object_px > 1:
-        large = BitMask.write(growing.with_suffix(".large"), width, without_small_objects(mask, options.min_object_px))
+        large = BitMask.write(partial.with_suffix(".large"), width, without_small_objects(mask, options.min_object_px))
         mask.remove()
         mask = large
     if options.erode_px > 0:
-        inner = BitMask.write(growing.with_suffix(".inner"), width, eroded(mask, options.erode_px))
+        inner = BitMask.write(partial.with_suffix(".inner"), width, eroded(mask, options.erode_px))
         mask.remove()
         mask = inner
     mask.file.replace(file)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msvae.files import replace_file
 from msvae.packing.data_set import DataSet
 from msvae.packing.options import SPLITS
 from msvae.packing.split import SplitTiles
@@ -18,7 +19,7 @@ from msvae.packing.tiling import Tile
 from msvae.packing.work import WorkFolder
 from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import index_name
-from msvae.shards.tar import ShardWriter, growing_path
+from msvae.shards.tar import ShardWriter
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,8 @@ def write_shard(data_set: DataSet, work: WorkFolder, job: ShardJob, count: Calla
                 values.add(stored_CHW, leaf_HW)
             count(1)
         if values is not None:  # before the shard is in place: with it these are complete
-            _save(values, work.statistics(job.name))
-
-
-def _save(values: LeafValues, path: Path) -> None:
-    growing = growing_path(path)
-    values.save(growing)
-    growing.replace(path)
+            with replace_file(work.statistics(job.name)) as partial:
+                values.save(partial)
 
 
 def _samples(

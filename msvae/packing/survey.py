@@ -14,12 +14,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from msvae.files import replace_file, write_text
 from msvae.packing.data_set import DataSet
 from msvae.packing.placement import leaf_tiles
 from msvae.packing.tiling import Places, Tile, covered_pixels, grid_tiles, places
-from msvae.packing.work import WorkFolder, write_array
+from msvae.packing.work import WorkFolder
 from msvae.rasters.masks import no_mask_error
-from msvae.shards.tar import write_whole
 
 TOO_SMALL = "image smaller than a tile"
 BAND_PIXELS = 2**25
@@ -84,7 +84,9 @@ def num_tiles_of(data_set: DataSet, band: Band) -> int:
 def count_band(data_set: DataSet, work: WorkFolder, band: Band, count: Callable[[int], None]) -> None:
     """Count the leaf pixels of a band and keep them in the work folder."""
     if not work.cells(band.image, band.first).is_file():
-        write_array(work.cells(band.image, band.first), *_count_cells(data_set, band))
+        cells_RC, background_seen = _count_cells(data_set, band)
+        with replace_file(work.cells(band.image, band.first)) as partial:
+            np.savez_compressed(partial, cells=cells_RC, background_seen=background_seen)
     count(num_tiles_of(data_set, band))
 
 
@@ -111,7 +113,7 @@ def find_tiles(data_set: DataSet, work: WorkFolder, index: int, count: Callable[
         "leaf_pixels": survey.leaf_pixels,
         "covered_pixels": survey.covered_pixels,
     }
-    write_whole(work.tiles(index), json.dumps(record))
+    write_text(work.tiles(index), json.dumps(record))
 
 
 def _counted(data_set: DataSet, work: WorkFolder, band: Band) -> tuple[NDArray[np.uint32], bool]:

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from msvae.shards.tar import growing_path
+from msvae.files import partial_path
 
 MAX_TOLD = 5
 
@@ -58,16 +55,16 @@ class WorkFolder:
 
         Raises: ValueError when that had other options or inputs.
         """
-        growing = growing_path(self.record)
-        growing.write_text(json.dumps(record))
+        partial = partial_path(self.record)
+        partial.write_text(json.dumps(record))
         try:  # of the parts that begin together one is first, and all compare with it
-            os.link(growing, self.record)
+            os.link(partial, self.record)
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links: parts must not begin at the same instant
             if not self.record.exists():
-                growing.replace(self.record)
-        growing.unlink(missing_ok=True)
+                partial.replace(self.record)
+        partial.unlink(missing_ok=True)
         changes = _changes(json.loads(self.record.read_text()), json.loads(json.dumps(record)))
         if changes:
             more = f" and {len(changes) - MAX_TOLD} more" if len(changes) > MAX_TOLD else ""
@@ -89,13 +86,6 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     changes += [f"{file} has changed" for file in new if file in old and old[file] != new[file]]
     changes += [f"{file} is new" for file in new if file not in old]
     return changes + [f"{file} is left out" for file in old if file not in new]
-
-
-def write_array(path: Path, cells_RC: NDArray[np.integer], background_seen: bool) -> None:
-    """Keep what was counted; the file is there in full or not at all."""
-    growing = growing_path(path)
-    np.savez_compressed(growing, cells=cells_RC, background_seen=background_seen)
-    growing.replace(path)
 
 
 @contextmanager

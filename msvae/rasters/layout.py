@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM, Bands
-from msvae.packing.options import PackOptions
+from msvae.rasters.options import ReadOptions
 from msvae.rasters.raster import STORED_DTYPES, WIDE_DTYPES, RasterInfo
 from msvae.shards.reflectance import usual_scale
 
@@ -54,7 +54,7 @@ def _linear(values: NDArray[Any], scale: Sequence[float], offset: Sequence[float
     return result
 
 
-def first_layout(path: Path, info: RasterInfo, options: PackOptions) -> tuple[Layout, list[int]]:
+def first_layout(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[Layout, list[int]]:
     """The layout that the first image sets for all others, and which of its bands fill it.
 
     Raises: ValueError when bands or scale can be neither read from the image nor taken from the options.
@@ -77,7 +77,7 @@ def first_layout(path: Path, info: RasterInfo, options: PackOptions) -> tuple[La
     ), positions
 
 
-def fit_layout(path: Path, info: RasterInfo, layout: Layout, options: PackOptions) -> list[int]:
+def fit_layout(path: Path, info: RasterInfo, layout: Layout, options: ReadOptions) -> list[int]:
     """Which bands of a further image fill the layout.
 
     Raises: ValueError when its bands, type or scale differ.
@@ -111,7 +111,7 @@ def fit_layout(path: Path, info: RasterInfo, layout: Layout, options: PackOption
     return positions
 
 
-def _first_bands(path: Path, info: RasterInfo, options: PackOptions) -> tuple[list[int], Bands, str | None]:
+def _first_bands(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[list[int], Bands, str | None]:
     num_bands, wanted = len(info.scales), options.wavelengths_nm
     everything = list(range(num_bands))
     if info.wavelengths_nm:
@@ -193,7 +193,7 @@ def _nearest(
 
 
 def _scale(
-    path: Path, info: RasterInfo, positions: Sequence[int], options: PackOptions
+    path: Path, info: RasterInfo, positions: Sequence[int], options: ReadOptions
 ) -> tuple[tuple[float, ...], tuple[float, ...], str | None]:
     """Scales and offsets from the options, the file or the type, and what was assumed."""
     offsets = tuple(info.offsets[i] for i in positions)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.packing.options import PackOptions
 from msvae.rasters.cleaning import BitMask
 from msvae.rasters.expression import Expression
 from msvae.rasters.layout import Layout
 from msvae.rasters.mask_file import MaskFile, find_mask_file
+from msvae.rasters.options import ReadOptions
 from msvae.rasters.raster import Raster
 from msvae.rasters.sources import MASK_ENDING, ImageSource
 from msvae.shards.reflectance import BRIGHT, too_bright
@@ -85,7 +85,7 @@ class MaskedImage:
     """An open image with its leaf mask. Use as a context manager."""
 
     def __init__(
-        self, source: ImageSource, positions: tuple[int, ...], rule: MaskRule, layout: Layout, options: PackOptions
+        self, source: ImageSource, positions: tuple[int, ...], rule: MaskRule, layout: Layout, options: ReadOptions
     ) -> None:
         self._positions = positions
         self._rule = rule

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.packing.options import TILE_STEP_PX, PackOptions
 from msvae.rasters.gdal import GdalPlanes
 from msvae.rasters.npy import NpyPlanes
+from msvae.rasters.options import ReadOptions
 from msvae.rasters.planes import Georeference, Planes
 from msvae.rasters.sources import ImageSource
 from msvae.wording import counted
@@ -26,6 +26,8 @@ WIDE_DTYPES = ("uint32", "int32", "uint64", "int64", "float64")
 """Types that no stored type can hold: their reflectance is stored as float32."""
 STORED_DTYPES |= dict.fromkeys(WIDE_DTYPES, "float32")
 MAX_SLAB_BYTES = 64 * 2**20
+MIN_TILE_PX = 8
+"""Smallest side of a tile. An image that is narrower has its axes in another order."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Raster:
     do not fit.
     """
 
-    def __init__(self, source: ImageSource, options: PackOptions) -> None:
+    def __init__(self, source: ImageSource, options: ReadOptions) -> None:
         self.source = source
         self._axes = options.axes or "chw"
         self.nodata_given = options.nodata is not None
@@ -136,7 +138,7 @@ class Raster:
         block_CHW = block.transpose([self._axes.index(axis) for axis in "chw"])
         return block_CHW[[band - min(chosen) for band in chosen]]
 
-    def _choose_bands(self, options: PackOptions) -> list[int]:
+    def _choose_bands(self, options: ReadOptions) -> list[int]:
         """Positions along the axis of bands."""
         planes = self._planes
         num_bands = self._lengths()["c"]
@@ -242,7 +244,7 @@ def _check_axes(source: ImageSource, axes: str | None, num_bands: int, info: Ras
     Raises: ValueError when the shape cannot be meant.
     """
     short, long = sorted((info.height, info.width))
-    if info.names or info.wavelengths_nm or long < TILE_STEP_PX:
+    if info.names or info.wavelengths_nm or long < MIN_TILE_PX:
         return
     taken = f"{counted(num_bands, 'band')} of {info.height} x {info.width} px"
     better = _axes_with_bands_on(axes or "chw", "h" if info.height == short else "w")
@@ -251,7 +253,7 @@ def _check_axes(source: ImageSource, axes: str | None, num_bands: int, info: Ras
             f"{source.path} would be {taken}, which looks like {counted(short, 'band')} along another axis; "
             f"give --axes {better}, or --axes chw if it is right"
         )
-    if axes is not None and num_bands > short and short < TILE_STEP_PX:
+    if axes is not None and num_bands > short and short < MIN_TILE_PX:
         raise ValueError(
             f"got --axes {axes}, with which {source.path} would be {taken}, narrower than any tile; "
             f"give --axes {better}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from msvae.config import DataConfig
 from msvae.shards.manifest import ShardEntry
 
 CHECK_EVERY_BYTES = 2**24
@@ -87,3 +88,8 @@ class SpanCache:
         # a member name from a manifest is never part of a path
         name = hashlib.sha256(f"{entry.name}\n{entry.index_sha256}".encode()).hexdigest()
         return self._folder / f"{name[:32]}.spans"
+
+
+def cache_for(data: DataConfig) -> SpanCache | None:
+    """The cache that `data.cache` and `data.cache_gb` describe, or None."""
+    return None if data.cache is None else SpanCache(Path(data.cache), int(data.cache_gb * 1e9))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.leaf_values import LeafValues
-from msvae.shards.manifest import LeafStatistics
 
 COVERAGE_BINS = 10
 MAX_BYTES_IN_FLIGHT = 2**30

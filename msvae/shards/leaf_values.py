@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.shards.manifest import LeafStatistics
+from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.statistics import LeafMoments
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

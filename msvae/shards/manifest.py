@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from msvae.bands import Bands
+from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.stores.opening import open_store
 from msvae.shards.stores.store import MissingError, Store
 
@@ -30,21 +31,6 @@ class _Record(BaseModel):
 
 ByteNumber = Annotated[int, Field(ge=0, lt=2**62)]
 RecordT = TypeVar("RecordT", bound=_Record)
-
-
-class LeafStatistics(_Record):
-    """Moments of reflectance over the leaf pixels of the training split, one entry a band."""
-
-    num_pixels: NonNegativeInt
-    mean: list[float]
-    std: list[float]
-    minimum: list[float]
-    maximum: list[float]
-    covariance: list[list[float]]
-    percentiles: dict[str, list[float]] = {}
-    """Such as `"5"`: of each band."""
-    coverage_histogram: list[NonNegativeInt] = []
-    """Tiles of the training split by coverage, in ten equal bins from 0 to 1."""
 
 
 class ShardEntry(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.shards.manifest import LeafStatistics
+from msvae.leaf_statistics import LeafStatistics
 
 
 class LeafMoments:

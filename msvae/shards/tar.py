@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +13,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from msvae.files import partial_path, write_text
 from msvae.shards import mask_png
 from msvae.shards.manifest import COLUMNS, ShardEntry, ShardIndex, index_name
 from msvae.shards.tile_codec import ENDINGS, Compression, encode
@@ -36,8 +35,8 @@ class ShardWriter:
         self._compression: Compression = compression
         self.entry: ShardEntry | None = None
         self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self._growing = growing_path(path)
-        self._tar = self._growing.open("wb", buffering=0)
+        self._partial = partial_path(path)
+        self._tar = self._partial.open("wb", buffering=0)
         self._size_bytes = 0
         self._sha256 = hashlib.sha256()
 
@@ -50,10 +49,10 @@ class ShardWriter:
                 end = 2 * tarfile.BLOCKSIZE
                 self._append(bytes(end + -(self._size_bytes + end) % tarfile.RECORDSIZE))
                 self._tar.close()
-                self.entry = self._put_in_place()
+                self.entry = self._finish()
         finally:
             self._tar.close()
-            self._growing.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
 
     @property
     def num_samples(self) -> int:
@@ -95,31 +94,16 @@ class ShardWriter:
         self._sha256.update(content)
         self._size_bytes += len(content)
 
-    def _put_in_place(self) -> ShardEntry:
+    def _finish(self) -> ShardEntry:
         index = ShardIndex(sha256=self._sha256.hexdigest(), **self._columns).model_dump_json() + "\n"
-        self._growing.replace(self.path)
-        write_whole(self.path.parent / index_name(self.path.name), index)
+        self._partial.replace(self.path)
+        write_text(self.path.parent / index_name(self.path.name), index)
         return ShardEntry(
             name=self.path.name,
             num_samples=self.num_samples,
             size_bytes=self._size_bytes,
             index_sha256=hashlib.sha256(index.encode()).hexdigest(),
         )
-
-
-def growing_path(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses, for a file that is not complete yet."""
-    return path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is there in full or not at all, however many write the same at once."""
-    growing = growing_path(path)
-    try:
-        growing.write_text(text, encoding="utf-8")
-        growing.replace(path)
-    finally:
-        growing.unlink(missing_ok=True)
 
 
 def json_bytes(about: dict[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 from scipy.ndimage import gaussian_filter, shift
 
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
-from msvae.packing.output import replacing_folder
+from msvae.files import replace_folder
 from msvae.synthetic.leaf_kinds import draw_leaves
 from msvae.synthetic.leaf_shapes import Leaf, draw_leaf, leaf_mask
 from msvae.synthetic.leaf_tissue import draw_health, tissue_reflectance
@@ -50,7 +50,7 @@ def synthesise(
     _check_arguments(num_images, size_px, seed)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is in use, expected a new or empty folder; choose another or empty it")
-    with replacing_folder(out.resolve()) as partial:
+    with replace_folder(out.resolve()) as partial:
         for index in range(num_images):
             _write_image(partial / f"leaf_{index:03d}", *draw_image(size_px, seed, index))
             if on_image is not None:

@@ -28,7 +28,9 @@ def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> Autoe
             "use zero2.yaml, or leave train.compile out"
         )
     with accelerator.local_main_process_first():
-        model = build_model(config.model, config.loss, config.data.background, manifest, config.train.seed)
+        model = build_model(
+            config.model, config.loss, config.data.background, manifest.bands, manifest.statistics, config.train.seed
+        )
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     # DeepSpeed lays weights end to end; there the tiles alone are channels last, and what is made of them follows

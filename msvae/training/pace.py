@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 
 
 class Pace:

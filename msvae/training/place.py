@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from msvae.config import Config
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.shards.stores.writable import WritableStore
 from msvae.training.lock import ABANDONED_S, UPLOADS, FolderLock, Lock, StoreLock
 from msvae.training.mirror import Mirror
@@ -48,7 +48,7 @@ class RunPlace:
 
         Raises: ValueError when it cannot be.
         """
-        self._ranks.together(self._upload_rest)
+        self._ranks.run_on_all(self._upload_rest)
         self._finished = True
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class RunPlace:
             self._lock.release()
         if self._finished and self._config.out_is_url:
             # other ranks of this machine may still close their files
-            self._ranks.wait()
+            self._ranks.barrier()
             if self._uploads is not None:
                 shutil.rmtree(self._config.folder)
 
@@ -69,15 +69,15 @@ class RunPlace:
                 f"train.timeout_s is {self._config.train.timeout_s:g}, expected {2 * ABANDONED_S:g} or more "
                 f"for {url}, where all ranks wait while one sees whether an earlier run still writes there"
             )
-        self._ranks.told(lambda: self._take_url(url))
-        self._ranks.together(lambda: self._fetch(url))
+        self._ranks.broadcast_object(lambda: self._take_url(url))
+        self._ranks.run_on_all(lambda: self._fetch(url))
 
     def _take_url(self, url: str) -> None:
         if self._ranks.is_main:
             self._lock = StoreLock(url)
 
     def _fetch(self, url: str) -> None:
-        if self._ranks.is_main or self._ranks.is_first_of_machine:
+        if self._ranks.is_main or self._ranks.is_local_main:
             lock = self._lock if isinstance(self._lock, StoreLock) else None
             mirror = Mirror(WritableStore(url, UPLOADS), self._config.folder, lock)
             self.faults = mirror.fetch()

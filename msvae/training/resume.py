@@ -15,7 +15,7 @@ from crc32c import crc32c
 from torch import Tensor, nn
 
 from msvae.config import Config
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.training.checkpoints import folder
 from msvae.training.checkpoints.identity import changes, check_identity
 from msvae.training.optim import AVERAGE
@@ -28,13 +28,13 @@ class Start:
 
     def __init__(self, config: Config, ranks: Ranks, identity: dict[str, Any]) -> None:
         self._ranks = ranks
-        looks = ranks.is_main or ranks.is_first_of_machine
-        self._path, faults = ranks.together(lambda: choose(config) if looks else (None, []))
-        steps = ranks.gather(0 if self._path is None else int(folder.load_state(self._path)["step"]))
+        looks = ranks.is_main or ranks.is_local_main
+        self._path, faults = ranks.run_on_all(lambda: choose(config) if looks else (None, []))
+        steps = ranks.all_gather_int(0 if self._path is None else int(folder.load_state(self._path)["step"]))
         if config.train.resume not in ("auto", "never") and not any(steps):
             raise ValueError(f"{config.train.resume} is not a checkpoint that any machine has; name a folder step-…")
         self._source = steps.index(max(steps))
-        found = ranks.told(self._describe(config, faults), self._source)
+        found = ranks.broadcast_object(self._describe(config, faults), self._source)
         self.faults: list[str] = found["faults"]
         self.state: dict[str, Any] | None = found["state"]
         self._refuse_apart(identity)
@@ -81,7 +81,7 @@ class Start:
             value = torch.empty(shape, device=self._ranks.device)
             if tensors is not None:
                 value.copy_(tensors.get_tensor(name))
-            self._ranks.send(value, self._source)
+            self._ranks.broadcast(value, self._source)
             yield name, value
 
     def _refuse_unfit(self, weights: dict[str, Tensor]) -> None:
@@ -96,14 +96,14 @@ class Start:
                 if tensors.get_slice(name).get_shape() != list(weights[name].shape)
             ]
 
-        if wrong := self._ranks.told(differing, self._source):
+        if wrong := self._ranks.broadcast_object(differing, self._source):
             raise ValueError(
                 f"the checkpoint does not fit the model: {counted(len(wrong), 'tensor')} of other names or shapes, "
                 f"first {wrong[0]}; resume with the model section of the run's config.yaml, or choose another `out`"
             )
 
     def _refuse_apart(self, identity: dict[str, Any]) -> None:
-        identities = self._ranks.gather(crc32c(json.dumps(identity, sort_keys=True).encode()))
+        identities = self._ranks.all_gather_int(crc32c(json.dumps(identity, sort_keys=True).encode()))
         if len(set(identities)) > 1:
             raise ValueError(
                 f"ranks would start apart, on data and settings {identities}; every machine must see the same shards, "

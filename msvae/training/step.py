@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from msvae.config import Config
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import LossScale, Precision
-from msvae.distributed.ranks import Ranks
 from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import LeafLosses, can_compare, objective
 from msvae.losses.spectra import count_nonfinite

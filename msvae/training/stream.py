@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
-from msvae.config import Config, DataConfig
-from msvae.distributed.ranks import Ranks
+from msvae.config import Config
+from msvae.distributed.collectives import Ranks
 from msvae.runs import JsonLines
 from msvae.shards.augment import Augmentation
-from msvae.shards.cache import SpanCache
+from msvae.shards.cache import cache_for
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
@@ -22,7 +21,7 @@ class TrainingStream:
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
-        self._accumulation = accumulation_steps(config, ranks.world_size)
+        self._accumulation = config.accumulation_steps(ranks.world_size)
         self.reader = ShardReader(config.data.train, cache_for(config.data))
         self.order = SampleOrder(self.reader.samples_per_shard, config.train.seed)
         self._augmentation = self._make_augmentation()
@@ -83,26 +82,6 @@ class TrainingStream:
             if self._ranks.is_main and path.name >= _name_of(self._ranks.world_size):
                 JsonLines(path, step).close()
         return JsonLines(folder / _name_of(self._ranks.rank), step)
-
-
-def cache_for(data: DataConfig) -> SpanCache | None:
-    """The cache that `data.cache` asks for."""
-    return None if data.cache is None else SpanCache(Path(data.cache), int(data.cache_gb * 1e9))
-
-
-def accumulation_steps(config: Config, world_size: int) -> int:
-    """Micro batches of each rank in one global batch.
-
-    Raises: ValueError when the global batch cannot be cut evenly.
-    """
-    data = config.data
-    steps, rest = divmod(data.global_batch_size, world_size * data.micro_batch_size)
-    if rest or not steps:
-        raise ValueError(
-            f"data.global_batch_size is {data.global_batch_size}, expected a multiple of {world_size} ranks x "
-            f"data.micro_batch_size {data.micro_batch_size}; change one of them, or the number of ranks"
-        )
-    return steps
 
 
 def _name_of(rank: int) -> str:

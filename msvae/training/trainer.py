@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from msvae.config import Config
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision
-from msvae.distributed.ranks import Ranks
 from msvae.distributed.setup import launched_precision
 from msvae.distributed.watchdog import Watchdog
 from msvae.runs import RUN_CARD
@@ -54,7 +54,7 @@ class Trainer:
         self.validation = Validation(config, self.ranks, self.judged)
         self.identity = identity(config, manifest.digest(), model)
         # before checkpoints are looked at: another run would write and remove them meanwhile
-        self.ranks.told(self.place.take)
+        self.ranks.broadcast_object(self.place.take)
         start = Start(config, self.ranks, self.identity)
         self.step, resumed = start.step, start.state
         self._keep_untrained(begins=resumed is None)
@@ -101,7 +101,7 @@ class Trainer:
                 self.log.finish()
             self.place.finish()
             stop.served()
-            self.ranks.wait()
+            self.ranks.barrier()
         return finished
 
     def _train(self, watchdog: Watchdog, stop: StopRequest) -> bool:
@@ -116,7 +116,7 @@ class Trainer:
         windows, stops = self.stream.windows(self.step), Late()
         window = next(windows)
         self.stepper.settle(window)
-        counts = self.ranks.sum(self.stepper.counts(window))
+        counts = self.ranks.all_reduce_sums(self.stepper.counts(window))
         self.pace.restart(self.step)
         while self.step < max_steps and not self.validation.exhausted:
             watchdog.feed()
@@ -150,7 +150,7 @@ class Trainer:
             "stop": vote,
         }
         with self.pace.joining():
-            joined = self.ranks.sum(shares)
+            joined = self.ranks.all_reduce_sums(shares)
         self.squares = joined["squares"]
         return (
             {term: joined[f"total/{term}"] for term in totals},

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from msvae.config import Config
-from msvae.distributed.ranks import Ranks
+from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator, by_model
 from msvae.evaluation.loss_verdict import judge_by_loss
 from msvae.metrics.accumulate import summarise
 from msvae.model.card import METRICS
 from msvae.report.distributions import bands_figure
 from msvae.report.pictures import comparison_figure, index_figure, spectra_figure
+from msvae.shards.cache import cache_for
 from msvae.shards.reader import ShardReader
 from msvae.training.build import JudgedModel
 from msvae.training.checkpoints.folder import save_model
 from msvae.training.log.run_log import RunLog
 from msvae.training.parallel.trained import Trained
-from msvae.training.stream import cache_for
 
 NUM_PICTURES = 4
 
@@ -72,7 +72,7 @@ class Validation:
             if state["loss_weights"] == self._config.loss.weights:
                 self._best_loss, self._since_best = state["best_loss"], state["since_best"]
         # a machine that has become the main one may lack it
-        if not self._config.out_is_url and not self._ranks.told((self._config.folder / "best").exists):
+        if not self._config.out_is_url and not self._ranks.broadcast_object((self._config.folder / "best").exists):
             self._best_loss = None
 
     @property

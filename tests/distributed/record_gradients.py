@@ -79,7 +79,7 @@ def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> N
     trainer.trained.update = keep_gradients
     windows = trainer.stream.windows(trainer.step)
     window = [prepared(batch, precision, 4 if half_empty else 16) for batch in next(windows)]
-    counts = trainer.ranks.sum(trainer.stepper.counts(window))
+    counts = trainer.ranks.all_reduce_sums(trainer.stepper.counts(window))
     totals, norm = trainer.stepper.step(window, counts, 1e-3)
     empty = [prepared(batch, precision, 0) for batch in next(windows)]
     totals, counts_of_empty, _ = trainer._join(totals, empty, torch.zeros(()))

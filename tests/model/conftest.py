@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from msvae import AutoencoderKLMultispectralAdapter
+from msvae.leaf_statistics import LeafStatistics
 from msvae.model.build import TINY_BACKBONE
-from msvae.shards.manifest import LeafStatistics
 
 PLACEMENTS = ("both", "input", "output")
 

@@ -8,8 +8,8 @@ import torch
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
+from msvae.leaf_statistics import LeafStatistics
 from msvae.model.initialise import pca_projection, rgb_projection
-from msvae.shards.manifest import LeafStatistics
 
 from .conftest import PLACEMENTS, awaken, leaf_tiles, load
 

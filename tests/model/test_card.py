@@ -108,7 +108,9 @@ def test_training_on_from_a_saved_model_forgets_its_numbers(backbone_folder, lea
     model.register_to_config(metrics=METRICS, factors_of_leaves=True)
     model.save_pretrained(tmp_path)
     manifest = ShardReader(leaf_shards / "train").manifest
-    trained_on = build_model(ModelConfig(pretrained=str(tmp_path)), LossConfig(), "fill", manifest, seed=0)
+    trained_on = build_model(
+        ModelConfig(pretrained=str(tmp_path)), LossConfig(), "fill", manifest.bands, manifest.statistics, seed=0
+    )
     assert trained_on.config.metrics is None
     assert not trained_on.config.factors_of_leaves
     assert trained_on.config.backbone == model.config.backbone

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.audit.leaks import check_leaks
-from msvae.shards.manifest import LeafStatistics, Manifest, Shards
+from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.stores.opening import open_store
 from msvae.shards.tar import ShardWriter
 

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import Config, DataConfig, LossConfig, ModelConfig
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision, LossScale
-from msvae.distributed.ranks import Ranks
 from msvae.model.build import TINY_BACKBONE
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, Place
@@ -46,7 +46,7 @@ def test_a_step_whose_loss_is_infinite_changes_nothing_though_its_gradient_is_fi
     tiles[0, 2, 5, 5] = value
     batch = Batch(tiles, leaf_mask, ("a", "b"), PLAN)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    totals, norm = stepper.step([batch], ranks.sum(stepper.counts([batch])), 1.0)
+    totals, norm = stepper.step([batch], ranks.all_reduce_sums(stepper.counts([batch])), 1.0)
     assert bool(torch.stack([total.isfinite().all() for total in totals.values()]).all()) == changes
     assert bool(norm.isfinite()) == changes
     same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
@@ -77,7 +77,7 @@ def test_a_step_without_anything_to_compare_changes_nothing(model, tiles, leaf_m
 
     def step(tiles: torch.Tensor, leaf_mask: torch.Tensor) -> torch.Tensor:
         batch = Batch(tiles, leaf_mask, ("a", "b"), PLAN)
-        return stepper.step([batch], ranks.sum(stepper.counts([batch])), 1.0)[1]
+        return stepper.step([batch], ranks.all_reduce_sums(stepper.counts([batch])), 1.0)[1]
 
     assert step(torch.rand(2, 5, 32, 32), ~NONE).isfinite()
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -99,7 +99,7 @@ def test_a_step_never_waits_for_values_of_the_device(model):
         stepper, ranks = made(model.to("meta"), config, accelerator)
         batch = Batch(torch.rand(2, 5, 32, 32).to("meta"), ~NONE.to("meta"), ("a", "b"), PLAN)
         for _ in range(2):
-            totals, norm = stepper.step([batch, batch], ranks.sum(stepper.counts([batch, batch])), 1.0)
+            totals, norm = stepper.step([batch, batch], ranks.all_reduce_sums(stepper.counts([batch, batch])), 1.0)
     finally:
         accelerator.state.device = torch.device("cpu")
     assert {value.device.type for value in (*totals.values(), norm)} == {"meta"}

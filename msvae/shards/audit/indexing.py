@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msvae.bands import Bands
+from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.audit.hashed_stream import HashedStream
 from msvae.shards.audit.keys import KeyRegister
 from msvae.shards.audit.members import Decoded, Endings, choose, decode, group
@@ -22,7 +23,6 @@ from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import (
     COLUMNS,
     MANIFEST_NAME,
-    LeafStatistics,
     Manifest,
     ShardEntry,
     ShardIndex,

@@ -5,10 +5,8 @@ Everything random in a run is a function of (seed, step, sample), so no generato
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from msvae.files import move_folder
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
+from msvae.versions import library_versions
 
 FOLDER, LATEST = "checkpoints", "latest"
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
-LIBRARIES = ("msvae", "torch", "accelerate", "deepspeed", "diffusers", "numpy")
 READ_BYTES = 2**24
 
 
@@ -40,10 +39,12 @@ def write(out: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[st
     partial.mkdir(parents=True)
     try:
         save_file(dict(tensors), partial / TENSORS)
-        (partial / STATE).write_text(json.dumps({"step": step, "versions": _versions(), **state}, indent=1) + "\n")
+        (partial / STATE).write_text(
+            json.dumps({"step": step, "versions": library_versions(), **state}, indent=1) + "\n"
+        )
         sums = {name: _checksum(partial / name) for name in (TENSORS, STATE)}
         (partial / CHECKSUMS).write_text(json.dumps(sums) + "\n")
-        put_in_place(partial, final)
+        move_folder(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -115,25 +116,12 @@ def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save_pretrained(partial)
-        put_in_place(partial, folder)
+        move_folder(partial, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(
             f"{folder} could not be written: {error}; make room, then run the same command again"
         ) from error
-
-
-def put_in_place(partial: Path, final: Path) -> None:
-    """Rename a folder once its content is on the disk. What stood there before is moved aside until then."""
-    for file in (*partial.iterdir(), partial):
-        _flush_to_disk(file)
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    partial.rename(final)
-    _flush_to_disk(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _superfluous(newest: Path, keep: int) -> list[Path]:
@@ -158,15 +146,3 @@ def _checksum(path: Path) -> int:
         while chunk := file.read(READ_BYTES):
             checksum = crc32c(chunk, checksum)
     return checksum
-
-
-def _versions() -> dict[str, str]:
-    return {library: importlib.metadata.version(library) for library in LIBRARIES}
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

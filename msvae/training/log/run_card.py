@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,9 +18,9 @@ from accelerate import Accelerator
 import msvae
 from msvae.config import Config
 from msvae.credentials import hidden
-from msvae.distributed.setup import launched_precision
+from msvae.distributed.setup import engine_name, launched_precision
+from msvae.versions import library_versions
 
-LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
 SETTINGS = {
     "model": None,
     "loss": None,
@@ -44,7 +43,7 @@ def run_card(accelerator: Accelerator, digests: Mapping[str, str]) -> dict[str, 
         "precision": launched_precision(),
         "device of rank 0": f"{device.type} ({name}), {platform.node()}",
         **{f"manifest digest, {split}": digest for split, digest in digests.items()},
-        "versions": ", ".join([f"python {platform.python_version()}", *_versions()]),
+        "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
     }
 
 
@@ -76,18 +75,6 @@ def launch_command() -> str:
     except (OSError, UnicodeDecodeError):
         words = []
     return hidden(shlex.join(words if sys.argv[0] in words else ["python", *sys.argv]))
-
-
-def engine_name(accelerator: Accelerator) -> str:
-    """How the ranks train together, such as `MULTI_GPU` or `DEEPSPEED, ZeRO 2`."""
-    plugin = accelerator.state.deepspeed_plugin
-    kind = str(accelerator.distributed_type.value)
-    return kind if plugin is None else f"{kind}, ZeRO {plugin.zero_stage}"
-
-
-def _versions() -> list[str]:
-    found = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
-    return [f"{name} {found[name]}" for name in LIBRARIES if name in found]
 
 
 def _git_commit() -> str | None:

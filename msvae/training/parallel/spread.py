@@ -6,12 +6,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from msvae.config import Config
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision
-from msvae.distributed.ranks import Ranks
 from msvae.training.optim import AveragingAdamW
 from msvae.training.parallel.replicated import Replicated
 from msvae.training.parallel.trained import Trained
-from msvae.training.stream import accumulation_steps
 
 
 def spread(
@@ -24,5 +23,5 @@ def spread(
     # imported here: DeepSpeed looks for compilers when it is
     from msvae.training.parallel.zero import Zero
 
-    accumulated = accumulation_steps(config, ranks.world_size)
+    accumulated = config.accumulation_steps(ranks.world_size)
     return Zero(accelerator, ranks, model, optimizer, max_norm, accumulated, config.train.timeout_s)

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from msvae.distributed.collectives import Ranks
 from msvae.distributed.deepspeed_settings import put_own
 from msvae.distributed.precision import InPrecision, LossScale
-from msvae.distributed.ranks import Ranks
 from msvae.training.optim import AveragingAdamW
 from msvae.training.parallel.trained import Named, Trained
 
@@ -101,7 +101,7 @@ class Zero(Trained):
         for name, own in zip(names, torch.split(joined, sizes), strict=True):
             for fragment in self._fragments[name]:
                 own[fragment.first : fragment.first + fragment.length] = self._of(kind, fragment)
-        self._ranks.add(joined)
+        self._ranks.all_reduce_sum(joined)
         for name, whole in zip(names, torch.split(joined, sizes), strict=True):
             yield name, whole.view(self.shapes[name])
 

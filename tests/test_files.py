@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from msvae.report.outputs import replacing_files
+from msvae.files import replace_files
 
 
 def write(out: Path, text: str, fail: bool = False) -> None:
-    with replacing_files(out, last="numbers.json") as new:
+    with replace_files(out, last="numbers.json") as new:
         (new / "numbers.json").write_text(text)
         (new / "pictures").mkdir()
         (new / "pictures" / "a.png").write_text(text)
