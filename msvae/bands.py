@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from msvae.wording import counted
+from msvae.messages import counted
 
 DEFAULT_NAMES = ("blue", "green", "red", "red_edge", "nir")
 DEFAULT_WAVELENGTHS_NM = (474.73, 538.71, 650.665, 730.635, 850.59)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from msvae.bands import Bands
 from msvae.cli import app
-from msvae.wording import counted
+from msvae.messages import counted
 
 from .conftest import ROOT
 

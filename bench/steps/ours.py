@@ -11,9 +11,9 @@ from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision, Precision
-from msvae.distributed.setup import join
+from msvae.distributed.setup import join_ranks
 from msvae.shards.loader import Batch
-from msvae.shards.order import MicroBatchPlan, Place
+from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.training.optim import make_optimizer
 from msvae.training.parallel.replicated import Replicated
 from msvae.training.step import Stepper
@@ -45,11 +45,11 @@ def make_step(
     model.to(device).train()
     if "compiled" in variants:
         model.compile()
-    accelerator = join()
+    accelerator = join_ranks()
     ranks, optimizer = Ranks(accelerator), make_optimizer(model, config.optim)
     trained = Replicated(accelerator, InPrecision(model, precision), optimizer, config.optim.max_grad_norm)
     stepper = Stepper(config, ranks, model.leaf_losses, trained, optimizer, precision)
-    places = tuple(Place(0, slot, slot) for slot in range(batch_size))
+    places = tuple(SampleRef(0, slot, slot) for slot in range(batch_size))
 
     def step(tiles: Tensor, leaf_mask: Tensor) -> None:
         batch = Batch(tiles, leaf_mask, ("",) * batch_size, MicroBatchPlan(0, places))

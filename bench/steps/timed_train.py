@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from msvae.config import load_config
-from msvae.distributed.setup import join, run_script
+from msvae.distributed.setup import join_ranks, run_script
 from msvae.training.trainer import Trainer
 
 PARTS = {
@@ -38,7 +38,7 @@ def main() -> None:
     config = load_config(None, overrides)
     if config.train.max_steps < MIN_STEPS:
         raise ValueError(f"got {config.train.max_steps} steps, expected {MIN_STEPS} or more: the first warm up")
-    trainer = Trainer(config, join(config.train.timeout_s))
+    trainer = Trainer(config, join_ranks(config.train.timeout_s))
     spent_s: dict[str, list[float]] = defaultdict(list)
     step_began_s: list[float] = []
     for part, (owner, method) in PARTS.items():

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from msvae.cli.data_tables import bands_table, coverage_chart, new_table, schedule_notes, schedule_table, splits_table
 from msvae.cli.screen import numbers, progress, say, user_errors
+from msvae.messages import counted
 from msvae.packing.sheet import save_contact_sheet
 from msvae.shards.audit.indexing import IndexedSplit, IndexOptions, index_data_set
 from msvae.shards.audit.verify import verify_data_set
@@ -21,7 +22,6 @@ from msvae.shards.reflectance import brightness_notice
 from msvae.shards.schedule import Cluster
 from msvae.shards.schedule import simulate as plan
 from msvae.shards.splits import find_splits
-from msvae.wording import counted
 
 app = typer.Typer()
 

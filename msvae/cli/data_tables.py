@@ -8,10 +8,10 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
+from msvae.messages import counted
 from msvae.shards.manifest import Manifest
 from msvae.shards.overview import Coverage
 from msvae.shards.schedule import Cluster, Schedule
-from msvae.wording import counted
 
 BAR_CHARS = 40
 SHOWN_PERCENTILES = ("5", "50", "95")

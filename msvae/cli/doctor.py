@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from msvae.cli.screen import say
-from msvae.wording import counted
+from msvae.messages import counted
 
 if TYPE_CHECKING:
     from msvae.doctor.row import Row

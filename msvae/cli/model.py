@@ -16,8 +16,8 @@ import typer
 from msvae.cli import image_options as options
 from msvae.cli.image_options import option
 from msvae.cli.screen import numbers, progress, say, user_errors, words
+from msvae.messages import counted
 from msvae.packing.options import PackOptions
-from msvae.wording import counted
 
 app = typer.Typer()
 
@@ -114,13 +114,13 @@ def encode(
 
     def work() -> None:
         from msvae.distributed.collectives import Ranks
-        from msvae.distributed.setup import check_writable, join
+        from msvae.distributed.setup import check_writable, join_ranks
         from msvae.inference.encode import encode as encode_shards
         from msvae.inference.encoder import EncodeOptions
 
         asked = EncodeOptions(kind=kind, dtype=dtype, seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
         check_writable(out)
-        ranks = Ranks(join(TIMEOUT_S))
+        ranks = Ranks(join_ranks(TIMEOUT_S))
         with progress("tiles of this rank") if ranks.is_main else nullcontext() as advance_to:
             manifests = encode_shards(model, shards, out, asked, ranks, advance_to)
         if not ranks.is_main:

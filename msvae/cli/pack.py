@@ -13,11 +13,11 @@ from rich.table import Table
 from msvae.cli import image_options as options
 from msvae.cli.image_options import option
 from msvae.cli.screen import numbers, progress, say, user_errors, words
+from msvae.messages import counted
 from msvae.packing.job import pack as pack_images
 from msvae.packing.options import PackOptions, PackSummary
 from msvae.packing.output import is_merged
 from msvae.synthetic.images import synthesise
-from msvae.wording import counted
 
 app = typer.Typer()
 

@@ -11,7 +11,7 @@ IN_TEXT = re.compile(r"DefaultCPUAllocator: [^.]*|CUDA error: out of memory|\w+_
 """Of errors that torch does not tell from others by their type."""
 
 
-def told_of_memory(error: BaseException) -> str | None:
+def out_of_memory_message(error: BaseException) -> str | None:
     """What was asked for, in one line; None when the error is another one."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

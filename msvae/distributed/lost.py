@@ -15,7 +15,7 @@ FROM_GLOO = re.compile(r"gloo/[\w/]+\.cc:\d+\]\s*")
 TIMED_OUT = re.compile(r"time(d )?out(?!.*refused)", re.IGNORECASE)
 
 
-def told_of_lost_ranks(error: BaseException) -> str | None:
+def lost_ranks_message(error: BaseException) -> str | None:
     """One line for a rank that merely waited for others; None when the error is this rank's own."""
     text = str(error)
     if not isinstance(error, dist.DistError) and not FROM_GLOO.search(text):

@@ -24,9 +24,9 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 
 from msvae.credentials import hidden
 from msvae.distributed.deepspeed_settings import refuse_unsupported
-from msvae.distributed.exhausted import told_of_memory
+from msvae.distributed.exhausted import out_of_memory_message
 from msvae.distributed.lost import EXIT_CODE as LOST_OTHERS
-from msvae.distributed.lost import told_of_lost_ranks
+from msvae.distributed.lost import lost_ranks_message
 from msvae.distributed.precision import Precision
 
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -45,7 +45,7 @@ SUPPORTED = (
 )
 
 
-def join(timeout_s: float = 1800.0) -> Accelerator:
+def join_ranks(timeout_s: float = 1800.0) -> Accelerator:
     """The accelerator of this process: GPUs where there are some, else CPU with gloo.
 
     It is told of no mixed precision: `launched_precision` is for the step to apply, alike under every engine.
@@ -189,11 +189,11 @@ def run_script(
             time.sleep(MAIN_RANK_FIRST_S)
         _end(_say(rank, str(error)))
     except (OSError, RuntimeError, MemoryError) as error:
-        if (memory := told_of_memory(error)) is not None:
+        if (memory := out_of_memory_message(error)) is not None:
             _end(_say(rank, f"too little memory ({memory}); {when_exhausted}"))
         if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             _end(_say(rank, f"{error}: the disk is full or fails; mend it, then run the same command again"))
-        if (lost := told_of_lost_ranks(error)) is None:
+        if (lost := lost_ranks_message(error)) is None:
             raise
         line = _say(rank, lost)
         # the launcher ends this rank as soon as it has seen the one that failed first

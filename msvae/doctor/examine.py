@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
-from msvae.distributed.lost import told_of_lost_ranks
-from msvae.distributed.setup import join
+from msvae.distributed.lost import lost_ranks_message
+from msvae.distributed.setup import join_ranks
 from msvae.doctor import clocks, devices, disks, launch, machine, network, shards, versions, weights
 from msvae.doctor.patience import Deadline
 from msvae.doctor.row import Facts, Row
@@ -28,7 +28,7 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
     Args: how long one rank may look at itself; others wait twice as long for it, then say that it is lost.
     """
     try:
-        accelerator = join(2 * timeout_s + MARGIN_S)
+        accelerator = join_ranks(2 * timeout_s + MARGIN_S)
     except (ValueError, RuntimeError) as error:
         return _alone(config, timeout_s, _first_line(error))
     ranks = Ranks(accelerator)
@@ -37,7 +37,7 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
         findings = ranks.all_gather_object(own)
         between = _measure(ranks, findings)
     except RuntimeError as error:
-        if told_of_lost_ranks(error) is None:
+        if lost_ranks_message(error) is None:
             raise
         lost = f"then one was lost or stood still ({_first_line(error)})"
         return _judge([own], config, ranks.world_size, lost)

@@ -13,7 +13,7 @@ from msvae.distributed.setup import engine_name, launched_processes
 from msvae.doctor.patience import Found
 from msvae.doctor.row import Facts, Row, listed
 from msvae.doctor.scene import Scene
-from msvae.wording import counted
+from msvae.messages import counted
 
 INTERFACE_SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

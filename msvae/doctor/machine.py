@@ -12,7 +12,7 @@ import torch
 from msvae.doctor.patience import Found
 from msvae.doctor.row import Facts, Row, extent, failed, listed, size
 from msvae.doctor.scene import Scene
-from msvae.wording import counted
+from msvae.messages import counted
 
 SHARED_MEMORY = Path("/dev/shm")
 NCCL_BYTES_A_RANK = 64 * 2**20

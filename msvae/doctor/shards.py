@@ -14,10 +14,10 @@ from msvae.config import Config
 from msvae.doctor.patience import Found
 from msvae.doctor.row import Facts, Row, duration, extent, listed, size, told_of
 from msvae.doctor.scene import Scene
+from msvae.messages import counted
 from msvae.shards.order import permutation
 from msvae.shards.reader import ShardReader
 from msvae.shards.stores.remote import Patience
-from msvae.wording import counted
 
 MOST_SHARDS = 64
 """That a rank looks into. Ranks choose different ones, so that together they see more."""

@@ -21,6 +21,7 @@ from msvae.evaluation.tables import write_tables
 from msvae.evaluation.units import units_of
 from msvae.evaluation.wording import EXPLANATIONS, LABELS, summary_lines
 from msvae.files import replace_files
+from msvae.messages import counted
 from msvae.metrics.baselines import mean_spectrum, principal_components
 from msvae.metrics.block_pca import MAX_NUMBERS
 from msvae.metrics.bootstrap import NUM_RESAMPLES
@@ -32,7 +33,6 @@ from msvae.shards.origins import Origin, origins
 from msvae.shards.reader import ShardReader
 from msvae.shards.stores.opening import open_store
 from msvae.shards.stores.store import MissingError
-from msvae.wording import counted
 
 BATCH_SIZE = 8
 PCA3_VALUES = 3

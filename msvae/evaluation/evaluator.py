@@ -18,7 +18,7 @@ from msvae.metrics.structure import ssim_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.report.composites import Example
 from msvae.shards.loader import Batch, Loader
-from msvae.shards.order import MicroBatchPlan, Place, evaluation_plans
+from msvae.shards.order import MicroBatchPlan, SampleRef, evaluation_plans
 from msvae.shards.reader import ShardReader
 
 WEIGHTS = "band weights"
@@ -60,7 +60,7 @@ class LossTally:
         """Reconstruction of a batch, (B, C, H, W)."""
         recon, losses = self._model(sample=batch.tiles, mask=batch.leaf_mask)
         for name, value in self._measured(batch.tiles, losses, batch.leaf_mask).items():
-            self._columns[name][batch.plan.position] = value
+            self._columns[name][batch.plan.batch_index] = value
         tiles: Tensor = recon
         return tiles
 
@@ -91,7 +91,7 @@ class TileColumns:
 
     def put(self, batch: Batch, sums: Mapping[str, Tensor]) -> None:
         """Those of the tiles of a batch, (B,) or (B, K)."""
-        slots = [place.slot for place in batch.plan.places]
+        slots = [sample.slot for sample in batch.plan.samples]
         for name, values in sums.items():
             self.values[name][slots] = values.to(self.values[name])
 
@@ -149,7 +149,7 @@ class Evaluator:
     def examples(self, reconstruct: Reconstruct, slots: Sequence[int]) -> list[Example]:
         """Chosen tiles of the split and their reconstructions, made one by one on the calling rank alone."""
         places = [(shard, row) for shard, count in enumerate(self.reader.samples_per_shard) for row in range(count)]
-        plans = (MicroBatchPlan(slot, (Place(*places[slot], slot),)) for slot in slots)
+        plans = (MicroBatchPlan(slot, (SampleRef(*places[slot], slot),)) for slot in slots)
         return [
             Example.of_tensors(batch.keys[0], batch.tiles[0], reconstruct(batch)[0], batch.leaf_mask[0, 0])
             for batch in self._load(plans)

@@ -84,7 +84,7 @@ class Judge:
                     f"{name} reconstructs values that are not finite among {', '.join(batch.keys)}: it has diverged; "
                     "judge an earlier model of the run, such as best/"
                 )
-            for place, counts in zip(batch.plan.places, angle_counts(pixels), strict=False):
+            for place, counts in zip(batch.plan.samples, angle_counts(pixels), strict=False):
                 angles[int(units.unit_of_tile[place.slot])] += counts
             errors.add_(error_counts(pixels))
             progress.at(batch)
@@ -120,6 +120,6 @@ class _Progress:
 
     def at(self, batch: Batch) -> None:
         now = time.monotonic()
-        if batch.plan.places and now - self._said_at >= SAY_EVERY_S:
-            self._say(f"  {batch.plan.places[-1].slot + 1:,} of {self._num_tiles:,} tiles")
+        if batch.plan.samples and now - self._said_at >= SAY_EVERY_S:
+            self._say(f"  {batch.plan.samples[-1].slot + 1:,} of {self._num_tiles:,} tiles")
             self._said_at = now

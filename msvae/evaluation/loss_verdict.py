@@ -19,7 +19,7 @@ from msvae.shards.order import evaluation_plans
 
 
 @torch.no_grad()
-def judge_by_loss(
+def evaluate_loss(
     model: AutoencoderKLMultispectralAdapter, evaluator: Evaluator, config: Config, ranks: Ranks
 ) -> dict[str, Any]:
     """Loss, leaf PSNR and spectral angle, as an evaluation has them. All ranks."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msvae.evaluation.units import FEW_UNITS
-from msvae.wording import counted
+from msvae.messages import counted
 
 EXPLANATIONS = {
     "model": "this model",

@@ -16,6 +16,7 @@ from msvae.inference.identity import model_sha256
 from msvae.inference.load import choose_device, fitting_into_memory, load_model
 from msvae.inference.raster_output import GeoTiff
 from msvae.leaf_statistics import LeafStatistics
+from msvae.messages import OnProgress, counted
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.rasters.gdal import gdal_session
 from msvae.rasters.npy import mapped_array
@@ -28,9 +29,6 @@ from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.tar import ShardWriter
 from msvae.shards.tile_codec import ENDINGS, encode
-from msvae.wording import counted
-
-OnProgress = Callable[[int, int], None]
 
 
 def decode(

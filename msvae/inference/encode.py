@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
@@ -23,20 +23,20 @@ from msvae.files import move_folder, write_text
 from msvae.inference.encoder import EncodeOptions, Encoder
 from msvae.inference.latent_statistics import factors, statistics
 from msvae.inference.load import load_model
+from msvae.messages import OnProgress
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.packing.work import WorkFolder, work_folder
 from msvae.shards import mask_png
 from msvae.shards.latents import MEMBER, LatentManifest
 from msvae.shards.loader import Loader
 from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
-from msvae.shards.order import MicroBatchPlan, Place
+from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.shards.reader import ShardReader
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.stores.opening import open_store
 from msvae.shards.tar import ShardWriter, shard_entry
 
 MODEL_FOLDER = "model"
-OnProgress = Callable[[int, int], None]
 
 
 class ShardJob(NamedTuple):
@@ -160,12 +160,12 @@ def _encode_shards(
         loader = Loader(
             reader, plans, batch_size=encoder.options.batch_size, num_workers=2, device=encoder.model.device
         )
-        for shard, batches in groupby(loader, key=lambda batch: batch.plan.places[0].shard):
+        for shard, batches in groupby(loader, key=lambda batch: batch.plan.samples[0].shard):
             sums = []
             with ShardWriter(by_shard[shard].tar(work)) as writer:
                 for batch in batches:
-                    places = (place.row for place in batch.plan.places)
-                    for row, (key, latents, leaf_HW, of_tile) in zip(places, encoder(batch), strict=True):
+                    rows = (sample.row for sample in batch.plan.samples)
+                    for row, (key, latents, leaf_HW, of_tile) in zip(rows, encoder(batch), strict=True):
                         writer.append(key, (MEMBER, latents), mask_png.encode(leaf_HW), reader.about(shard, row))
                         sums.append(of_tile)
                     done += len(batch.keys)
@@ -177,7 +177,7 @@ def _encode_shards(
 def _plans(job: ShardJob, batch_size: int) -> Iterator[MicroBatchPlan]:
     for position, first in enumerate(range(0, job.num_samples, batch_size)):
         rows = range(first, min(first + batch_size, job.num_samples))
-        yield MicroBatchPlan(position, tuple(Place(job.shard, row, slot) for slot, row in enumerate(rows)))
+        yield MicroBatchPlan(position, tuple(SampleRef(job.shard, row, slot) for slot, row in enumerate(rows)))
 
 
 def _statistics_split(readers: dict[str, ShardReader]) -> str:

@@ -15,11 +15,11 @@ from msvae.inference.identity import model_sha256
 from msvae.inference.latent_statistics import leaf_sums
 from msvae.inference.load import fitting_into_memory
 from msvae.losses.coverage import latent_coverage
+from msvae.messages import counted
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
 from msvae.shards.tile_codec import npy_header
-from msvae.wording import counted
 
 Kind = Literal["moments", "sample"]
 Precision = Literal["float32", "float16"]

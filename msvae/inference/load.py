@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from msvae.distributed.exhausted import told_of_memory
+from msvae.distributed.exhausted import out_of_memory_message
 from msvae.distributed.setup import make_cuda_exact
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.loading import load_saved_config, vae_subfolder
@@ -53,7 +53,7 @@ def fitting_into_memory(what: str, images: torch.Tensor, option: str) -> Iterato
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if (told := told_of_memory(error)) is None:
+        if (told := out_of_memory_message(error)) is None:
             raise
         height, width = images.shape[-2:]
         raise ValueError(

@@ -17,6 +17,7 @@ from msvae.inference.load import choose_device, load_model
 from msvae.inference.raster_output import BLOCK_PX, GeoTiff, Npy, RasterOutput, replace_raster
 from msvae.inference.through_model import TiledModel
 from msvae.inference.values import fill_value, leaf_values
+from msvae.messages import OnProgress
 from msvae.metrics.accumulate import Summary, summarise
 from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
@@ -33,8 +34,6 @@ TILE_STEP = 64
 TIFF_ENDINGS, ARRAY_ENDING = (".tif", ".tiff"), ".npy"
 JUDGED_PX = BLOCK_PX
 """Columns that are turned into values of the file and judged at once."""
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

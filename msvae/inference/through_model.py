@@ -15,10 +15,10 @@ from msvae.inference.load import fitting_into_memory
 from msvae.inference.mosaic import Mosaic
 from msvae.inference.raster_output import BLOCK_PX
 from msvae.inference.windows import WindowsAlong
+from msvae.messages import counted
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.rasters.layout import Layout
 from msvae.rasters.masks import MaskedImage
-from msvae.wording import counted
 
 MOSAIC_BYTES = 2**27
 """Wider rasters are made in several runs from top to bottom, which share a column of windows."""

@@ -10,8 +10,8 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from msvae.bands import Bands
+from msvae.messages import counted
 from msvae.model.initialise import SMALLEST_STD
-from msvae.wording import counted
 
 
 class HoldsLeafStatistics(ModelMixin):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from msvae.files import move_folder
+from msvae.messages import OnProgress
 from msvae.packing.data_set import DataSet, describe_images
 from msvae.packing.options import SPLITS, PackOptions, PackSummary
 from msvae.packing.output import check_output
@@ -40,7 +41,6 @@ from msvae.shards.reader import ShardReader
 from msvae.shards.stores.opening import open_store
 from msvae.shards.tar import shard_entry
 
-OnProgress = Callable[[int, int], None]
 TaskT = TypeVar("TaskT")
 PIXELS_WORTH_A_PROCESS = 2**24
 """Fewer are packed sooner than a process has started."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from msvae.messages import counted
 from msvae.report.contact_sheet import contact_sheet
 from msvae.shards.overview import reflectance_tiles
 from msvae.shards.reader import ShardReader
-from msvae.wording import counted
 
 SHEET_NAME = "contact-sheet.png"
 TILES_A_SPLIT = 18

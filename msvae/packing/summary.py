@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from msvae.messages import counted
 from msvae.packing.data_set import DataSet
 from msvae.packing.options import SPLITS, PackOptions, PackSummary
 from msvae.packing.placement import TARGET_SHARE
@@ -14,7 +15,6 @@ from msvae.packing.split import SplitTiles
 from msvae.packing.survey import Survey
 from msvae.shards.manifest import Manifest
 from msvae.shards.reflectance import brightness_notice
-from msvae.wording import counted
 
 MORE_OF = {
     "group": "pack images of more groups, or give another --group-by",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from msvae.messages import counted
 from msvae.shards.reflectance import check_offset, check_scale
-from msvae.wording import counted
 
 
 @dataclass(frozen=True)

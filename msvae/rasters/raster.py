@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msvae.messages import counted
 from msvae.rasters.gdal import GdalPlanes
 from msvae.rasters.npy import NpyPlanes
 from msvae.rasters.options import ReadOptions
 from msvae.rasters.planes import Georeference, Planes
 from msvae.rasters.sources import ImageSource
-from msvae.wording import counted
 
 STORED_DTYPES = {name: name for name in ("uint8", "uint16", "int16", "float32")}
 STORED_DTYPES |= {"int8": "int16", "float16": "float32"}

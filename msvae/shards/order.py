@@ -13,8 +13,8 @@ WINDOW_SHARDS = 64
 """Shards that are mixed with each other: local enough for caches and range reads, mixed enough to train."""
 
 
-class Place(NamedTuple):
-    """Where one sample lies, and its place in the global batch that asks for it."""
+class SampleRef(NamedTuple):
+    """Shard and row of one sample, and its slot: its index in the global batch, or in the split in evaluation."""
 
     shard: int
     row: int
@@ -22,10 +22,13 @@ class Place(NamedTuple):
 
 
 class MicroBatchPlan(NamedTuple):
-    """The samples that one rank puts through the model at once in the global batch at `position`."""
+    """The samples that one rank puts through the model at once.
 
-    position: int
-    places: tuple[Place, ...]
+    `batch_index` is the index of the global batch in training, and of the batch in evaluation.
+    """
+
+    batch_index: int
+    samples: tuple[SampleRef, ...]
 
 
 def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -66,7 +69,7 @@ class SampleOrder:
         self._epoch = lru_cache(maxsize=2)(self._shuffle_shards)
         self._window = lru_cache(maxsize=4)(self._shuffle_window)
 
-    def place(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """(shard, row) of the sample at `index` in the endless sequence."""
         epoch, offset = divmod(index, self.num_samples)
         _, starts = self._epoch(epoch)
@@ -74,9 +77,9 @@ class SampleOrder:
         shard, row = self._window(epoch, window)[offset - int(starts[window])]
         return int(shard), int(row)
 
-    def places(self, position: int, global_batch_size: int, slots: range) -> list[Place]:
+    def samples(self, position: int, global_batch_size: int, slots: range) -> list[SampleRef]:
         """The samples at some slots of the global batch at `position`."""
-        return [Place(*self.place(position * global_batch_size + slot), slot) for slot in slots]
+        return [SampleRef(*self.locate(position * global_batch_size + slot), slot) for slot in slots]
 
     def _shuffle_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         shards = permutation(len(self._sizes), self._seed, epoch)
@@ -107,7 +110,7 @@ def training_plans(
     while True:
         for start in range(rank * share, (rank + 1) * share, micro_batch_size):
             slots = range(start, start + micro_batch_size)
-            yield MicroBatchPlan(position, tuple(order.places(position, global_batch_size, slots)))
+            yield MicroBatchPlan(position, tuple(order.samples(position, global_batch_size, slots)))
         position += 1
 
 
@@ -119,4 +122,4 @@ def evaluation_plans(
     for batch, start in enumerate(range(0, len(places), batch_size)):
         if batch % world_size == rank:
             chunk = places[start : start + batch_size]
-            yield MicroBatchPlan(batch, tuple(Place(*place, start + i) for i, place in enumerate(chunk)))
+            yield MicroBatchPlan(batch, tuple(SampleRef(*place, start + i) for i, place in enumerate(chunk)))

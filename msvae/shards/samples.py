@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.shards.order import MicroBatchPlan, Place
+from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.shards.reader import ShardReader
 from msvae.shards.stores.store import FileError
 
@@ -47,19 +47,19 @@ class SampleReads:
         parallel = reader.store.parallel_reads
         self._pool = ThreadPoolExecutor(parallel, "msvae-request") if parallel > 1 else None
 
-    def each(self, read: Callable[[int, Place], T], plan: MicroBatchPlan) -> list[T]:
+    def each(self, read: Callable[[int, SampleRef], T], plan: MicroBatchPlan) -> list[T]:
         """`read(i, place)` of every sample of a plan."""
         along = map if self._pool is None else self._pool.map
-        return list(along(read, range(len(plan.places)), plan.places))
+        return list(along(read, range(len(plan.samples)), plan.samples))
 
-    def read_into(self, place: Place, tile: NDArray[Any], leaf_mask: NDArray[np.bool_]) -> Sample:
+    def read_into(self, place: SampleRef, tile: NDArray[Any], leaf_mask: NDArray[np.bool_]) -> Sample:
         """Fill tile (C, H, W), stored type, and leaf mask (H, W).
 
         Raises: ValueError for a bad sample too many.
         """
         return Sample(*self.read(place, lambda shard, row: self._reader.read_into(shard, row, tile, leaf_mask)))
 
-    def read(self, place: Place, read: Callable[[int, int], T]) -> tuple[T, BadSample | None]:
+    def read(self, place: SampleRef, read: Callable[[int, int], T]) -> tuple[T, BadSample | None]:
         """`read(shard, row)` of the sample at a place, or of the one that replaces it.
 
         Raises: ValueError for a bad sample too many.

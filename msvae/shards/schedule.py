@@ -9,9 +9,9 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from msvae.messages import counted
 from msvae.shards.manifest import Manifest
 from msvae.shards.order import WINDOW_SHARDS, permutation
-from msvae.wording import counted
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msvae.shards.order import MicroBatchPlan, Place
+from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.shards.reader import ShardReader
 from msvae.shards.samples import Sample, SampleReads
 
@@ -52,10 +52,10 @@ class HostStaging:
 
     def fill(self, plan: MicroBatchPlan) -> _Filled:
         """Read, and scale and offset."""
-        size = len(plan.places)
+        size = len(plan.samples)
         tiles, masks = self._tiles.take(size), self._masks.take(size)
 
-        def read(i: int, place: Place) -> Sample:
+        def read(i: int, place: SampleRef) -> Sample:
             if self._stored is None:
                 return self._reads.read_into(place, tiles[i], masks[i, 0])
             stored = self._stored.take(1)

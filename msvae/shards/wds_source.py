@@ -61,11 +61,11 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
         end = None if self.num_positions is None else self.position + self.num_positions
         worker, num_workers = (info.id, info.num_workers) if (info := get_worker_info()) is not None else (0, 1)
         for number, plan in zip(count(), plans):
-            if plan.position == end:
+            if plan.batch_index == end:
                 return
             if number % num_workers == worker:
-                for place in plan.places:
-                    sample, bad = reads.read(place, reader.members)
+                for reference in plan.samples:
+                    sample, bad = reads.read(reference, reader.members)
                     if bad is not None:
                         warnings.warn(f"{bad.replaced_by} stands for {bad.key}: {bad.reason}", stacklevel=2)
                     yield sample

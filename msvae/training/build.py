@@ -46,7 +46,7 @@ def splits_weights(accelerator: Accelerator) -> bool:
     return plugin is not None and plugin.zero_stage == 3
 
 
-class JudgedModel:
+class EvaluationModel:
     """A whole copy of the model on every rank, however training spreads its own: averaged where there is an average.
 
     It is for evaluation and saving. Frozen weights are not copied, unless it rests in the machine's own memory, as it

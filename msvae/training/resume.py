@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
+from msvae.messages import counted
 from msvae.training.checkpoints import folder
 from msvae.training.checkpoints.identity import changes, check_identity
 from msvae.training.optim import AVERAGE
 from msvae.training.parallel.trained import Trained
-from msvae.wording import counted
 
 
 class Start:

@@ -67,7 +67,7 @@ class SkippedSteps:
         self.empty, self.nonfinite, self._in_a_row = state["empty"], state["nonfinite"], state["in_a_row"]
 
     def _too_many(self, step: int) -> str:
-        places = self._order.places(step - 1, self._global_batch_size, range(self._global_batch_size))
+        places = self._order.samples(step - 1, self._global_batch_size, range(self._global_batch_size))
         names = [sample_name(self._reader, place.shard, place.row) for place in places[:NUM_NAMED]]
         more = f" and {len(places) - NUM_NAMED} more" if len(places) > NUM_NAMED else ""
         return (

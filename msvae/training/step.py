@@ -47,7 +47,7 @@ class Stepper:
         for batch in window:
             if batch.bad:
                 bad_slots[[bad.slot for bad in batch.bad]] = 1
-            first = batch.plan.places[0].slot
+            first = batch.plan.samples[0].slot
             leaf = batch.leaf_mask.flatten(1)
             tile_coverage[first : first + len(leaf)] = leaf.sum(dim=1).double() / leaf.shape[1]
         of_tiles = {"tile_coverage": tile_coverage, "bad_slots": bad_slots}
@@ -110,8 +110,8 @@ class Stepper:
     def _noise(self, batch: Batch) -> list[torch.Generator] | None:
         if not self._config.model.sample_posterior:
             return None
-        seed, position = self._config.train.seed, batch.plan.position
-        keys = [hash_key(seed, position, place.slot) for place in batch.plan.places]
+        seed, position = self._config.train.seed, batch.plan.batch_index
+        keys = [hash_key(seed, position, sample.slot) for sample in batch.plan.samples]
         return [torch.Generator(batch.tiles.device).manual_seed(key % 2**63) for key in keys]
 
 

@@ -17,7 +17,7 @@ from msvae.distributed.setup import launched_precision
 from msvae.distributed.watchdog import Watchdog
 from msvae.runs import RUN_CARD
 from msvae.shards.loader import Batch
-from msvae.training.build import JudgedModel, build, splits_weights
+from msvae.training.build import EvaluationModel, build, splits_weights
 from msvae.training.checkpoints.folder import save_model
 from msvae.training.checkpoints.identity import identity
 from msvae.training.checkpoints.writer import CheckpointWriter
@@ -50,7 +50,7 @@ class Trainer:
         self.stream = TrainingStream(config, self.ranks)
         manifest = self.stream.reader.manifest
         model = build(config, manifest, accelerator)
-        self.judged = JudgedModel(model, bool(config.optim.ema_decay), splits_weights(accelerator))
+        self.judged = EvaluationModel(model, bool(config.optim.ema_decay), splits_weights(accelerator))
         self.validation = Validation(config, self.ranks, self.judged)
         self.identity = identity(config, manifest.digest(), model)
         # before checkpoints are looked at: another run would write and remove them meanwhile

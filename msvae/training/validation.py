@@ -11,14 +11,14 @@ import numpy as np
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator, by_model
-from msvae.evaluation.loss_verdict import judge_by_loss
+from msvae.evaluation.loss_verdict import evaluate_loss
 from msvae.metrics.accumulate import summarise
 from msvae.model.card import METRICS
 from msvae.report.distributions import bands_figure
 from msvae.report.pictures import comparison_figure, index_figure, spectra_figure
 from msvae.shards.cache import cache_for
 from msvae.shards.reader import ShardReader
-from msvae.training.build import JudgedModel
+from msvae.training.build import EvaluationModel
 from msvae.training.checkpoints.folder import save_model
 from msvae.training.log.run_log import RunLog
 from msvae.training.parallel.trained import Trained
@@ -29,7 +29,7 @@ NUM_PICTURES = 4
 class Validation:
     """Judges the averaged weights on `data.val`; without one it does nothing."""
 
-    def __init__(self, config: Config, ranks: Ranks, judged: JudgedModel) -> None:
+    def __init__(self, config: Config, ranks: Ranks, judged: EvaluationModel) -> None:
         self._config, self._ranks, self._judged, self._model = config, ranks, judged, judged.model
         self._best_loss: float | None = None
         self._last: tuple[int, float] | None = None
@@ -108,7 +108,7 @@ class Validation:
 
     def _judge_raw(self, evaluator: Evaluator, trained: Trained) -> dict[str, Any]:
         model = self._judged.follow(trained, raw=True)
-        return {"raw": judge_by_loss(model, evaluator, self._config, self._ranks)}
+        return {"raw": evaluate_loss(model, evaluator, self._config, self._ranks)}
 
     def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
         tally = evaluator.tally(self._model)

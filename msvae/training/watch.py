@@ -10,10 +10,10 @@ from torch import Tensor
 
 from msvae.config import DataConfig
 from msvae.losses.coverage import tile_stats
+from msvae.messages import counted
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
 from msvae.shards.samples import sample_name
-from msvae.wording import counted
 
 NUM_NAMED = 3
 """Tiles that a warning names."""
@@ -87,7 +87,7 @@ class DataWatch:
         """Names of the samples found bad for the first time. All ranks know of all of them, so they stop together."""
         new = []
         for row, slot in bad_ST.nonzero().tolist():
-            place = self._order.places(steps[row] - 1, bad_ST.shape[1], range(slot, slot + 1))[0][:2]
+            place = self._order.samples(steps[row] - 1, bad_ST.shape[1], range(slot, slot + 1))[0][:2]
             if place not in self._bad:
                 self._bad.add(place)
                 new.append(sample_name(self._reader, *place))
@@ -115,7 +115,7 @@ class DataWatch:
 
     def _named(self, step: int, coverage_T: Tensor, slots: list[int]) -> str:
         """Keys of tiles of the global batch of a step, which has position `step - 1`."""
-        places = [self._order.places(step - 1, len(coverage_T), range(slot, slot + 1))[0] for slot in slots]
+        places = [self._order.samples(step - 1, len(coverage_T), range(slot, slot + 1))[0] for slot in slots]
         names = [sample_name(self._reader, place.shard, place.row) for place in places]
         return ", ".join(f"{name} ({coverage_T[slot]:.3f})" for name, slot in zip(names, slots, strict=True))
 

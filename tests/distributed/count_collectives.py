@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msvae.config import load_config
-from msvae.distributed.setup import join
+from msvae.distributed.setup import join_ranks
 from msvae.training.trainer import Trainer
 
 
@@ -32,7 +32,7 @@ class Record(TorchDispatchMode):
 
 
 out, *overrides = sys.argv[1:]
-trainer = Trainer(load_config(None, overrides), join())
+trainer = Trainer(load_config(None, overrides), join_ranks())
 record, rows = Record(), []
 step = trainer.stepper.step
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from msvae.config import load_config
 from msvae.distributed.precision import LossScale
-from msvae.distributed.setup import join
+from msvae.distributed.setup import join_ranks
 from msvae.shards.loader import Batch
 from msvae.training import trainer as trainer_module
 from msvae.training.parallel.replicated import Replicated
@@ -96,7 +96,7 @@ def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> N
 
 def prepared(batch: Batch, precision: str, slots_with_leaf: int) -> Batch:
     tiles, leaf_mask = batch.tiles.clone(), batch.leaf_mask.clone()
-    for row, place in enumerate(batch.plan.places):
+    for row, place in enumerate(batch.plan.samples):
         if place.slot >= slots_with_leaf:
             leaf_mask[row] = False
     return replace(batch, tiles=tiles if precision == "float32" else tiles.double(), leaf_mask=leaf_mask)
@@ -124,6 +124,6 @@ def step_without_leaf(trainer: Trainer, window: list[Batch], counts: dict[str, t
     return changed[:3] + ["updates"] * (trainer.trained.updates != updates) + ["count"] * (not counted)
 
 
-accelerator = join()
+accelerator = join_ranks()
 for case in json.loads(cases):
     record(case["name"], case["precision"], case["half_empty"], case["changed"])

@@ -161,7 +161,7 @@ def test_a_machine_that_never_comes_is_a_fault_after_the_time_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("accident", ["os._exit(1)", "time.sleep(1000)"])
 def test_a_rank_that_dies_or_hangs_once_it_has_joined_is_a_fault_and_holds_nobody_up(accident):
-    second = f"import os, time; from msvae.distributed.setup import join; join(60); {accident}"
+    second = f"import os, time; from msvae.distributed.setup import join_ranks; join_ranks(60); {accident}"
     commands = [[sys.executable, "-m", "msvae", "doctor", "--timeout-s", "5"], [sys.executable, "-c", second]]
     running = [
         subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True)

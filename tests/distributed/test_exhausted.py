@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from msvae.distributed.exhausted import told_of_memory
+from msvae.distributed.exhausted import out_of_memory_message
 
 SCRIPT = """
 import numpy, torch
@@ -48,4 +48,4 @@ def test_a_script_that_gets_no_memory_ends_with_2_and_says_how_to_take_less(allo
     ],
 )
 def test_every_way_in_which_memory_runs_out_is_known(error, told):
-    assert told_of_memory(error) == told
+    assert out_of_memory_message(error) == told

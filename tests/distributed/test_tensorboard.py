@@ -130,7 +130,7 @@ def test_skew_is_the_difference_between_the_halves_that_two_ranks_saw(out, leaf_
     order = SampleOrder(reader.samples_per_shard, seed=0)
     for step, row in enumerate(rows(out, "metrics")):
         leaf_shares = []
-        for shard, sample, _ in order.places(step, 8, range(8)):
+        for shard, sample, _ in order.samples(step, 8, range(8)):
             tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
             reader.read_into(shard, sample, tile, leaf_mask)
             leaf_shares.append(leaf_mask.mean())

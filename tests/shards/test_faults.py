@@ -74,9 +74,9 @@ def test_after_the_last_sample_comes_the_first(split):
 
 def test_every_number_of_ranks_replaces_alike(split):
     damage(split, 0, 1), damage(split, 1, 0)
-    together = {key: batch.plan.position for batch in batches(split, 2) for key in batch.keys}
+    together = {key: batch.plan.batch_index for batch in batches(split, 2) for key in batch.keys}
     apart = [batch for rank in range(3) for batch in batches(split, 2, rank, 3)]
-    assert {key: batch.plan.position for batch in apart for key in batch.keys} == together
+    assert {key: batch.plan.batch_index for batch in apart for key in batch.keys} == together
     assert sum(len(batch.bad) for batch in apart) == 2
 
 

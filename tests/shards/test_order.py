@@ -43,14 +43,14 @@ def samples_of_rank(sizes: list[int], seed: int, rank: int, split: Split, positi
         position=position,
     )
     chosen = islice(plans, split.accumulation * num_steps)
-    return [(plan.position, p.slot, p.shard, p.row) for plan in chosen for p in plan.places]
+    return [(plan.batch_index, p.slot, p.shard, p.row) for plan in chosen for p in plan.samples]
 
 
 @given(shard_sizes, st.integers(0, 3), st.integers(0, 2**40))
 def test_every_sample_is_seen_exactly_once_in_every_epoch(sizes, epoch, seed):
     order = SampleOrder(sizes, seed, window_shards=3)
     start = epoch * order.num_samples
-    seen = [order.place(start + i) for i in range(order.num_samples)]
+    seen = [order.locate(start + i) for i in range(order.num_samples)]
     assert sorted(seen) == [(shard, row) for shard, count in enumerate(sizes) for row in range(count)]
 
 
@@ -110,7 +110,7 @@ def test_what_the_loader_reads_depends_on_no_number_of_workers(leaf_shards, spli
 def test_batches_mix_shards_almost_as_well_as_a_uniform_shuffle():
     """Of 16 shards, 32 samples drawn at random touch 16 (1 - (15/16)^32) = 13.97."""
     order = SampleOrder([125] * 16, seed=0)
-    batches = [{order.place(batch * 32 + slot)[0] for slot in range(32)} for batch in range(62)]
+    batches = [{order.locate(batch * 32 + slot)[0] for slot in range(32)} for batch in range(62)]
     assert statistics.mean(map(len, batches)) >= 13.5
 
 
@@ -118,14 +118,14 @@ def test_the_order_never_changes_between_versions():
     """Runs of the past must stay resumable: these numbers are part of the format."""
     assert permutation(8, 1, 2).tolist() == [7, 5, 6, 1, 4, 3, 0, 2]
     order = SampleOrder([3, 5, 2, 7], seed=11)
-    assert [order.place(i) for i in range(6)] == [(0, 2), (3, 3), (0, 0), (1, 3), (1, 4), (0, 1)]
+    assert [order.locate(i) for i in range(6)] == [(0, 2), (3, 3), (0, 0), (1, 3), (1, 4), (0, 1)]
 
 
 def test_epochs_and_seeds_differ():
     order, other = SampleOrder([50, 50], seed=0), SampleOrder([50, 50], seed=1)
-    first, second = ([order.place(e * 100 + i) for i in range(100)] for e in range(2))
+    first, second = ([order.locate(e * 100 + i) for i in range(100)] for e in range(2))
     assert first != second
-    assert first != [other.place(i) for i in range(100)]
+    assert first != [other.locate(i) for i in range(100)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -136,6 +136,6 @@ def test_evaluation_sees_each_sample_once_in_batches_that_ignore_the_ranks(world
         return list(evaluation_plans(sizes, batch_size=3, rank=rank, world_size=world_size))
 
     alone = list(evaluation_plans(sizes, batch_size=3, rank=0, world_size=1))
-    together = sorted((plan for rank in range(world_size) for plan in plans(rank)), key=lambda plan: plan.position)
+    together = sorted((plan for rank in range(world_size) for plan in plans(rank)), key=lambda plan: plan.batch_index)
     assert together == alone
-    assert [place.slot for plan in alone for place in plan.places] == list(range(11))
+    assert [sample.slot for plan in alone for sample in plan.samples] == list(range(11))

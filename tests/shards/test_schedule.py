@@ -30,7 +30,7 @@ def test_windows_are_the_order_of_samples_at_once():
     windows = islice(training_windows(sizes, seed=3, window_shards=7), 15)
     places = [(int(s), int(r)) for shards, rows in windows for s, r in zip(shards, rows, strict=True)]
     assert len(places) > 2 * sizes.sum()
-    assert places == [order.place(index) for index in range(len(places))]
+    assert places == [order.locate(index) for index in range(len(places))]
 
 
 @pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (2, 2), (4, 1)])
@@ -71,8 +71,8 @@ def test_ranks_read_what_was_simulated(leaf_shards, nodes, gpus):
         before = bytes_read_by_this_process()
         for read in loader:
             keys.append(read.keys[0])
-            tar_bytes[read.plan.position, node] += share_of_tar[shard_of[keys[-1]]]
-            visits[read.plan.position, node, shard_of[keys[-1]]] += 1
+            tar_bytes[read.plan.batch_index, node] += share_of_tar[shard_of[keys[-1]]]
+            visits[read.plan.batch_index, node, shard_of[keys[-1]]] += 1
         assert bytes_read_by_this_process() - before - overhead == sum(span_bytes[key] for key in keys)
         assert len(keys) == schedule.rank_samples[rank]
         touched[node] |= {shard_of[key] for key in keys}

@@ -165,7 +165,7 @@ def test_a_shard_that_is_out_of_reach_costs_no_more_patience_than_one_sample(rem
     plans = evaluation_plans(reader.samples_per_shard, batch_size=1, rank=0, world_size=1)
     lost = reader.samples_per_shard[1]
     found = list(Loader(reader, plans, batch_size=1, num_workers=1, device=CPU, max_bad_samples=lost))
-    assert [batch.plan.places[0].shard for batch in found if batch.bad] == [1] * lost
+    assert [batch.plan.samples[0].shard for batch in found if batch.bad] == [1] * lost
     assert len({batch.bad[0].replaced_by for batch in found if batch.bad}) == 1
     assert remote.fault.num_requests <= patience.attempts + 1, "one more where the index is there"
 

@@ -32,7 +32,7 @@ def keys_of_loader(folder: Path, rank: int, world_size: int, position: int, num_
     )
     keys = []
     for batch in Loader(reader, plans, batch_size=2, num_workers=1, device=CPU):
-        if batch.plan.position == position + num_positions:
+        if batch.plan.batch_index == position + num_positions:
             return keys
         keys += batch.keys
     raise AssertionError

@@ -13,13 +13,13 @@ from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision, LossScale
 from msvae.model.build import TINY_BACKBONE
 from msvae.shards.loader import Batch
-from msvae.shards.order import MicroBatchPlan, Place
+from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.training.optim import make_optimizer
 from msvae.training.parallel.replicated import Replicated
 from msvae.training.parallel.trained import norm_of
 from msvae.training.step import Stepper
 
-PLAN = MicroBatchPlan(0, (Place(0, 0, 0), Place(0, 1, 1)))
+PLAN = MicroBatchPlan(0, (SampleRef(0, 0, 0), SampleRef(0, 1, 1)))
 
 
 @pytest.fixture

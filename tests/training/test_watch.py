@@ -49,7 +49,7 @@ def warnings_of(leaf_shards: Path, order: SampleOrder, batches: dict[int, dict],
 def key_at(leaf_shards: Path, order: SampleOrder, step: int, slot: int) -> str:
     """As read from the shard itself."""
     reader = ShardReader(leaf_shards / "train")
-    (place,) = order.places(step - 1, GLOBAL_BATCH, range(slot, slot + 1))
+    (place,) = order.samples(step - 1, GLOBAL_BATCH, range(slot, slot + 1))
     tile = np.empty(reader.tile_shape, reader.dtype)
     return reader.read_into(place.shard, place.row, tile, np.empty(reader.tile_shape[1:], bool))
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from msvae.messages import counted
 from msvae.shards.manifest import Manifest, ShardIndex
 from msvae.shards.stores.store import Store
-from msvae.wording import counted
 
 Window = tuple[int, int, int, int]
 """First row, first column, height, width in pixels."""

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from msvae.messages import OnProgress
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-OnProgress = Callable[[int, int], None]
 """Gets how much is done, and how much there is."""
 
 

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.leaf_statistics import LeafStatistics
+from msvae.messages import OnProgress, counted
 from msvae.shards.audit.keys import KeyRegister
 from msvae.shards.audit.leaks import check_leaks
-from msvae.shards.audit.threads import ByteProgress, OnProgress, in_order
+from msvae.shards.audit.threads import ByteProgress, in_order
 from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
 from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.splits import SPLITS, find_splits
 from msvae.shards.stores.opening import open_store
 from msvae.shards.stores.store import Store
-from msvae.wording import counted
 
 RELATIVE_TOLERANCE = 1e-6
 """Statistics are sums of many numbers, and their order may differ."""

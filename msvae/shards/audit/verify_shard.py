@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from crc32c import crc32c
 
+from msvae.messages import counted
 from msvae.shards.audit.hashed_stream import HashedStream
 from msvae.shards.audit.members import Endings, Part, Sample, decode, group
 from msvae.shards.audit.tile_format import TileFormat
@@ -16,7 +17,6 @@ from msvae.shards.audit.walk import Member, walk
 from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.stores.store import Store
-from msvae.wording import counted
 
 REPLACE = "restore it from its source, or make this split again"
 
