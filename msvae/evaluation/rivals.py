@@ -132,6 +132,6 @@ def _spread_tiles(reader: ShardReader, rate: Rate, ranks: Ranks) -> Loader:
     mine = slots[ranks.rank :: ranks.world_size]
     chunks = (mine[start : start + BATCH_SIZE] for start in range(0, len(mine), BATCH_SIZE))
     plans = (
-        MicroBatchPlan(i, tuple(SampleRef(*places[slot], slot) for slot in chunk)) for i, chunk in enumerate(chunks)
+        MicroBatchPlan(i, tuple(SampleRef(*rows[slot], slot) for slot in chunk)) for i, chunk in enumerate(chunks)
     )
     return Loader(reader, plans, batch_size=BATCH_SIZE, num_workers=1, device=ranks.device)
