@@ -3,7 +3,7 @@
 # two files of tests run at once.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment dev,bench
+prepare_environment dev
 cd "$root"
 ruff check .
 ruff format --check .

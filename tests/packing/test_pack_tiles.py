@@ -43,7 +43,8 @@ def test_tiles_and_masks_equal_the_windows_of_the_source(tmp_path, leaf_image, r
 
 
 def test_webdataset_reads_the_same_samples_as_tarfile(tmp_path, leaf_image, read_tars):
-    webdataset = pytest.importorskip("webdataset", reason="install msvae[bench] to compare with webdataset")
+    import webdataset
+
     pack([leaf_image(tmp_path / "field.tif")], tmp_path / "out", PackOptions(tile_px=16, block_tiles=1))
     folder = tmp_path / "out" / "train"
     expected = read_tars(folder)
