@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
-from msvae.inference.through_model import TiledModel
+from msvae.inference.sliding_window import TiledModel
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.packing.data_set import DataSet
 from msvae.packing.options import PackOptions

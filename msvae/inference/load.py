@@ -10,7 +10,7 @@ import torch
 from msvae.distributed.exhausted import out_of_memory_message
 from msvae.distributed.setup import make_cuda_exact
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.model.loading import load_saved_config, vae_subfolder
+from msvae.model.pretrained import load_saved_config, vae_subfolder
 
 
 def load_model(name: str, device: torch.device) -> AutoencoderKLMultispectralAdapter:

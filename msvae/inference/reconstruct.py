@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
 from msvae.inference.raster_output import BLOCK_PX, GeoTiff, Npy, RasterOutput, replace_raster
-from msvae.inference.through_model import TiledModel
+from msvae.inference.sliding_window import TiledModel
 from msvae.inference.values import fill_value, leaf_values
 from msvae.messages import OnProgress
 from msvae.metrics.accumulate import Summary, summarise

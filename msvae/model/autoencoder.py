@@ -26,9 +26,10 @@ from msvae.losses.spectra import count_nonfinite
 from msvae.model.adapters import BandAdapter
 from msvae.model.attention import SpectralAttention
 from msvae.model.background import standardise, to_reflectance
-from msvae.model.checkpointing import RecomputesResiduals
+from msvae.model.diffusers_patches import RecomputesResiduals
 from msvae.model.initialise import put_backbone
-from msvae.model.loading import (
+from msvae.model.origin import origin
+from msvae.model.pretrained import (
     ADAPTER_OPTIONS,
     CHANGEABLE,
     hub_options,
@@ -37,9 +38,8 @@ from msvae.model.loading import (
     refuse_contradiction,
     vae_subfolder,
 )
-from msvae.model.origin import origin
 from msvae.model.saving import SavedWithCard
-from msvae.model.statistics import HoldsLeafStatistics
+from msvae.model.standardise import HoldsLeafStatistics
 from msvae.model.upsampling import put_upsampling
 
 

@@ -15,7 +15,7 @@ import rasterio
 import torch
 from PIL import Image
 
-from msvae.inference import through_model
+from msvae.inference import sliding_window
 from msvae.inference.values import leaf_values
 from msvae.rasters.layout import Layout
 
@@ -123,7 +123,7 @@ def test_without_a_mask_everything_is_reconstructed_and_said(model_folder, write
 def test_a_wide_raster_is_made_in_runs_that_change_nothing(model_folder, write_field, tmp_path, monkeypatch):
     image = write_field(tmp_path / "field.tif", 130, 700)
     reconstruct(model_folder, image, tmp_path / "at-once.tif", "--tile", 128)
-    monkeypatch.setattr(through_model, "MOSAIC_BYTES", 1)
+    monkeypatch.setattr(sliding_window, "MOSAIC_BYTES", 1)
     reconstruct(model_folder, image, tmp_path / "in-runs.tif", "--tile", 128)
     np.testing.assert_array_equal(read(tmp_path / "at-once.tif"), read(tmp_path / "in-runs.tif"))
 
