@@ -132,8 +132,9 @@ def test_the_python_of_the_readme_runs(leaf_images, tmp_path, monkeypatch, capsy
     from msvae import AutoencoderKLMultispectralAdapter
     from msvae.model.build import TINY_BACKBONE
 
-    AutoencoderKLMultispectralAdapter(**TINY_BACKBONE).save_pretrained(tmp_path / "runs" / "leaves" / "best")
-    (tmp_path / "leaves").symlink_to(leaf_images)
+    quickstart = tmp_path / "runs" / "quickstart"
+    AutoencoderKLMultispectralAdapter(**TINY_BACKBONE).save_pretrained(quickstart / "run" / "best")
+    (quickstart / "images").symlink_to(leaf_images)
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     exec(code, {})
