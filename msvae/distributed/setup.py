@@ -25,8 +25,8 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from msvae.credentials import hidden
 from msvae.distributed.deepspeed_settings import refuse_unsupported
 from msvae.distributed.exhausted import out_of_memory_message
-from msvae.distributed.lost import EXIT_CODE as LOST_OTHERS
-from msvae.distributed.lost import lost_ranks_message
+from msvae.distributed.exit_codes import EXIT_CODE as LOST_OTHERS
+from msvae.distributed.exit_codes import lost_ranks_message
 from msvae.distributed.precision import Precision
 
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
-from msvae.distributed.lost import lost_ranks_message
+from msvae.distributed.exit_codes import lost_ranks_message
 from msvae.distributed.setup import join_ranks
 from msvae.doctor import clocks, devices, disks, launch, machine, network, shards, versions, weights
 from msvae.doctor.patience import Deadline

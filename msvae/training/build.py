@@ -13,7 +13,7 @@ from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.build import build_model
 from msvae.shards.manifest import Manifest
 from msvae.training.optim import AVERAGE
-from msvae.training.parallel.trained import Trained
+from msvae.training.parallel.trained_weights import Trained
 
 
 def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> AutoencoderKLMultispectralAdapter:

@@ -15,7 +15,7 @@ from typing import IO
 
 from msvae.runs import METRICS, VALIDATION
 from msvae.shards.stores.writable import WritableStore
-from msvae.training.checkpoints import folder as checkpoints
+from msvae.training import checkpoints
 from msvae.training.lock import StoreLock
 
 RECORDS = ("bad-samples/", "stacks/", "trace/")

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
 from msvae.messages import counted
-from msvae.training.checkpoints import folder
-from msvae.training.checkpoints.identity import changes, check_identity
+from msvae.training import checkpoints as folder
+from msvae.training.identity import changes, check_identity
 from msvae.training.optim import AVERAGE
-from msvae.training.parallel.trained import Trained
+from msvae.training.parallel.trained_weights import Trained
 
 
 class Start:

@@ -16,7 +16,7 @@ from msvae.losses.spectra import count_nonfinite
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
 from msvae.training.optim import AveragingAdamW
-from msvae.training.parallel.trained import Trained
+from msvae.training.parallel.trained_weights import Trained
 
 Sums = dict[str, Tensor]
 

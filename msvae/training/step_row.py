@@ -11,7 +11,7 @@ from torch import Tensor
 from msvae.bands import Bands
 from msvae.config import Config
 from msvae.losses.masked_sum import MaskedSum
-from msvae.training.watch import coverage_row
+from msvae.training.monitoring import coverage_row
 
 
 def step_row(

@@ -18,24 +18,24 @@ from msvae.distributed.watchdog import Watchdog
 from msvae.runs import RUN_CARD
 from msvae.shards.loader import Batch
 from msvae.training.build import EvaluationModel, build, splits_weights
-from msvae.training.checkpoints.folder import save_model
-from msvae.training.checkpoints.identity import identity
-from msvae.training.checkpoints.writer import CheckpointWriter
+from msvae.training.checkpoints import save_model
+from msvae.training.identity import identity
 from msvae.training.log.run_card import as_code, as_list, run_card, settings
 from msvae.training.log.run_log import RunLog
+from msvae.training.monitoring import DataWatch
 from msvae.training.optim import make_optimizer, schedule
 from msvae.training.pace import Pace
 from msvae.training.parallel.spread import spread
-from msvae.training.parallel.trained import Named
-from msvae.training.place import RunPlace
+from msvae.training.parallel.trained_weights import Named
 from msvae.training.resume import Start
+from msvae.training.run_storage import RunPlace
 from msvae.training.skipped import SkippedSteps
 from msvae.training.step import Stepper, Sums
 from msvae.training.step_row import optimizer_row, step_row
 from msvae.training.stop import Late, StopRequest
 from msvae.training.stream import TrainingStream
 from msvae.training.validation import Validation
-from msvae.training.watch import DataWatch
+from msvae.training.writer import CheckpointWriter
 
 TOLD_WAIT_S = 1.0
 """Of one step, for a checkpoint before that is not written yet."""

@@ -19,9 +19,9 @@ from msvae.report.pictures import comparison_figure, index_figure, spectra_figur
 from msvae.shards.cache import cache_for
 from msvae.shards.reader import ShardReader
 from msvae.training.build import EvaluationModel
-from msvae.training.checkpoints.folder import save_model
+from msvae.training.checkpoints import save_model
 from msvae.training.log.run_log import RunLog
-from msvae.training.parallel.trained import Trained
+from msvae.training.parallel.trained_weights import Trained
 
 NUM_PICTURES = 4
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from msvae.distributed.lost import EXIT_CODE as LOST_OTHERS
+from msvae.distributed.exit_codes import EXIT_CODE as LOST_OTHERS
 from msvae.training.stop import EXIT_CODE as SAVED
 
 from ..conftest import ROOT, tiny_run

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from msvae.distributed.lost import EXIT_CODE as LOST_OTHERS
+from msvae.distributed.exit_codes import EXIT_CODE as LOST_OTHERS
 from msvae.training.stop import EXIT_CODE as SAVED
 
 from ..conftest import ROOT

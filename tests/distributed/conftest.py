@@ -16,9 +16,9 @@ def impatient(tmp_path) -> Path:
     """train.py that waits seconds, not minutes, for another run to show that it lives."""
     script = tmp_path / "impatient.py"
     script.write_text(
-        "from msvae.training import lock, place\n"
+        "from msvae.training import lock, run_storage\n"
         "lock.RENEW_S, lock.LOOK_S = 1.0, 0.2\n"
-        "lock.ABANDONED_S = place.ABANDONED_S = 6.0\n"
+        "lock.ABANDONED_S = run_storage.ABANDONED_S = 6.0\n"
         f"exec(open({str(TRAIN)!r}).read())\n"
     )
     return script

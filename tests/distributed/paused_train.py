@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from msvae.training.checkpoints import folder
+from msvae.training import checkpoints as folder
 from msvae.training.validation import Validation
 from tests.conftest import ROOT
 from tests.distributed.accidents import PATIENCE_S

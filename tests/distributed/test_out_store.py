@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.training.checkpoints.folder import check
+from msvae.training.checkpoints import check
 
 from ..conftest import ROOT, launch_command, tiny_run
 from ..servers import BUCKET, set_credentials

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from msvae.training.checkpoints.folder import load_state
+from msvae.training.checkpoints import load_state
 
 from ..conftest import ROOT, tiny_run
 from ..servers import BUCKET, set_credentials

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from msvae.config import load_config
-from msvae.training.checkpoints.identity import changes, check_identity, identity
+from msvae.training.identity import changes, check_identity, identity
 
 WAS = {"--data.train": "shards", "--out": "run"}
 

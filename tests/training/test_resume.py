@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from msvae.config import load_config
-from msvae.training.checkpoints import folder
+from msvae.training import checkpoints as folder
 from msvae.training.resume import choose
 
 

@@ -16,7 +16,7 @@ from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.training.optim import make_optimizer
 from msvae.training.parallel.replicated import Replicated
-from msvae.training.parallel.trained import norm_of
+from msvae.training.parallel.trained_weights import norm_of
 from msvae.training.step import Stepper
 
 PLAN = MicroBatchPlan(0, (SampleRef(0, 0, 0), SampleRef(0, 1, 1)))

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from msvae.distributed.precision import InPrecision, LossScale
 from msvae.training.optim import AveragingAdamW
-from msvae.training.parallel.trained import Named, Trained, norm_of
+from msvae.training.parallel.trained_weights import Named, Trained, norm_of
 
 
 class Replicated(Trained):

@@ -10,7 +10,7 @@ from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import InPrecision
 from msvae.training.optim import AveragingAdamW
 from msvae.training.parallel.replicated import Replicated
-from msvae.training.parallel.trained import Trained
+from msvae.training.parallel.trained_weights import Trained
 
 
 def spread(

@@ -20,7 +20,7 @@ from msvae.distributed.collectives import Ranks
 from msvae.distributed.deepspeed_settings import put_own
 from msvae.distributed.precision import InPrecision, LossScale
 from msvae.training.optim import AveragingAdamW
-from msvae.training.parallel.trained import Named, Trained
+from msvae.training.parallel.trained_weights import Named, Trained
 
 JOINED_ELEMENTS = 2**24
 """Of whole weights that are joined at once."""

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from msvae.training.checkpoints import folder
+from msvae.training import checkpoints as folder
 
 
 class CheckpointWriter:

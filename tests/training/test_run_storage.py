@@ -13,11 +13,11 @@ import torch
 
 from msvae.shards.stores.remote import Patience
 from msvae.shards.stores.writable import WritableStore
+from msvae.training import checkpoints
 from msvae.training import lock as lock_module
-from msvae.training.checkpoints import folder as checkpoints
 from msvae.training.lock import StoreLock
 from msvae.training.mirror import Mirror
-from msvae.training.place import Uploads
+from msvae.training.run_storage import Uploads
 
 from ..servers import BUCKET, s3_server, set_credentials
 

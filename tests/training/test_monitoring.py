@@ -12,7 +12,7 @@ import torch
 from msvae.config import DataConfig
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
-from msvae.training.watch import DataWatch, coverage_row
+from msvae.training.monitoring import DataWatch, coverage_row
 
 GLOBAL_BATCH = 8
 

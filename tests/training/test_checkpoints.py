@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from msvae.training.checkpoints import folder
-from msvae.training.checkpoints.writer import CheckpointWriter
+from msvae.training import checkpoints as folder
+from msvae.training.writer import CheckpointWriter
 
 STATE = {"score": None}
 
