@@ -1,24 +1,24 @@
-"""What a leaf is made of, pixel by pixel, and the reflectance that follows from it."""
+"""Contents of a leaf's tissue, pixel by pixel, and the reflectance that follows from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msvae.synthetic.leaf_shapes import LeafMaps
 from msvae.synthetic.prospect import leaf_reflectance
-from msvae.synthetic.textures import cell_walls, fractal_noise, smoothstep
-
-Floats = NDArray[np.float64]
+from msvae.synthetic.textures import Floats, cell_walls, fractal_noise, smoothstep
 
 CONDITIONS = {"healthy": 0.38, "spotted": 0.24, "chlorotic": 0.13, "senescent": 0.14, "red": 0.11}
+"""Share of leaves in each condition."""
+LESION_REACH = 3.5
+"""Half the side of the box in which a lesion is drawn, in lesion radii. The halo ends at 3."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """One leaf's state. Contents are in the units of `leaf_reflectance`, the rest are shares of 1."""
+    """State of one leaf. Contents are in the units of `leaf_reflectance`; losses and decay are shares of 1."""
 
     chlorophyll: float
     carotenoids: float
@@ -27,23 +27,23 @@ class Health:
     water_cm: float
     dry_matter: float
     tip_loss: float  # share of chlorophyll lost from base to tip; negative: lost from tip to base
-    margin_loss: float
+    margin_loss: float  # share of chlorophyll lost from midrib to margin
     chlorosis: float  # share of chlorophyll lost between the veins
-    decay: float  # how far yellowing and then browning has come in from margin and tip
+    decay: float  # progress of yellowing, then browning, from margin and tip
     num_lesions: int
     lesion_radius: float  # median, in picture widths
     halo_loss: float  # share of chlorophyll lost around a lesion
-    rim_brown: float  # brown pigments of a lesion's edge and of its heart
-    heart_brown: float
+    rim_brown: float  # brown pigments in the edge of a lesion
+    heart_brown: float  # brown pigments in the middle of a lesion
 
 
-def draw_health(rng: np.random.Generator) -> Health:
-    """A leaf's state: healthy, spotted, chlorotic, senescent or red."""
+def sample_health(rng: np.random.Generator) -> Health:
+    """Return the state of a random leaf: healthy, spotted, chlorotic, senescent or red."""
     names = list(CONDITIONS)
     condition = names[rng.choice(len(names), p=list(CONDITIONS.values()))]
     pale = {"chlorotic": 0.6, "senescent": 0.5, "red": 0.45}.get(condition, 1.0)
     chlorophyll = rng.uniform(26, 58) * pale
-    spots = {"healthy": (0, 4), "spotted": (12, 60), "red": (0, 12)}.get(condition, (0, 16))
+    lesions = {"healthy": (0, 4), "spotted": (12, 60), "red": (0, 12)}.get(condition, (0, 16))
     return Health(
         chlorophyll=chlorophyll,
         carotenoids=rng.uniform(0.16, 0.24) * chlorophyll + rng.uniform(1.5, 3.0),
@@ -55,7 +55,7 @@ def draw_health(rng: np.random.Generator) -> Health:
         margin_loss=rng.uniform(0.0, 0.3),
         chlorosis=rng.uniform(0.5, 0.85) if condition == "chlorotic" else rng.uniform(0, 0.15),
         decay=rng.uniform(0.35, 1.0) if condition == "senescent" else 0.0,
-        num_lesions=int(rng.integers(*spots)),
+        num_lesions=int(rng.integers(*lesions)),
         lesion_radius=rng.uniform(0.004, 0.018),
         halo_loss=rng.uniform(0.1, 0.9),
         rim_brown=rng.uniform(0.3, 1.4) * rng.integers(0, 2),
@@ -63,25 +63,14 @@ def draw_health(rng: np.random.Generator) -> Health:
     )
 
 
-@dataclass(frozen=True)
-class Lesions:
-    """How strongly a pixel (H, W) belongs to a lesion's yellow halo, its dark rim and its dead heart, 0 to 1."""
-
-    halo: Floats
-    rim: Floats
-    heart: Floats
-
-
 def tissue_reflectance(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> Floats:
-    """Reflectance of every leaf pixel, (points, 5), in the order of `leaf.inside`, evenly lit."""
+    """Return the reflectance of every leaf pixel under even light: (points, 5), in the order of `leaf.inside`."""
     inside, size_px = leaf.inside, leaf.inside.shape[0]
-    lesions = _draw_lesions(rng, leaf, health)
+    halo, rim, heart = _lesions(rng, leaf, health)
     cloud = fractal_noise(rng, size_px, slope=1.6, cycles=2)[inside]
     grain = fractal_noise(rng, size_px, slope=0.6, cycles=24)[inside]
-    halo, rim, heart = lesions.halo[inside], lesions.rim[inside], lesions.heart[inside]
     along, margin, interveinal = leaf.along[inside], leaf.margin[inside], leaf.interveinal[inside]
-    points = np.argwhere(inside).astype(np.float64)
-    net = _net(rng, points, size_px)
+    net = _small_veins(rng, np.argwhere(inside).astype(np.float64), size_px)
     veins = np.clip(0.95 * leaf.midrib[inside] + 0.75 * leaf.vein[inside] + 0.30 * net, 0, 1)
 
     away_from_veins = smoothstep(0.0, 1.1, interveinal * smoothstep(0.0, 0.25, margin) + 0.25 * cloud - 0.9 * net)
@@ -106,41 +95,42 @@ def tissue_reflectance(rng: np.random.Generator, leaf: LeafMaps, health: Health)
     )
 
 
-def _net(rng: np.random.Generator, points: Floats, size_px: int) -> Floats:
-    """The net of small veins, coarse and fine, as far as pixels can show it; (points,), 0 to 1."""
-    spacings_px = [share * size_px for share in (0.026, 0.009)]
-    nets = [cell_walls(rng, points, spacing) for spacing in spacings_px if spacing >= 2.5]
-    weights = (0.55, 0.45)
+def _small_veins(rng: np.random.Generator, points: Floats, size_px: int) -> Floats:
+    """Return a coarse and a fine net of veins, (points,), 0 to 1. A net too fine for the pixels is left out."""
     strength = np.zeros(len(points))
-    for weight, net in zip(weights, nets, strict=False):
-        strength += weight * net
+    for weight, spacing in ((0.55, 0.026), (0.45, 0.009)):
+        if spacing * size_px >= 2.5:
+            strength += weight * cell_walls(rng, points, spacing * size_px)
     return strength
 
 
-def _draw_lesions(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> Lesions:
-    """Round spots of uneven outline; the halo, a few radii wide, is part of the lesion."""
+def _lesions(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> tuple[Floats, Floats, Floats]:
+    """Return the yellow halo, the dark rim and the dead heart of round lesions with uneven outlines.
+
+    Each is (points,), 0 to 1, in the order of `leaf.inside`. The halo is a few radii wide.
+    """
     size_px = leaf.inside.shape[0]
-    nearest = np.full(leaf.inside.shape, np.inf)
+    nearest = np.full(leaf.inside.shape, np.inf)  # distance to the nearest lesion's centre, in its radii
     blade = np.argwhere(leaf.inside & (leaf.margin > 0.08))
-    reach = 3.5
     if health.num_lesions == 0 or len(blade) == 0:
-        return Lesions(*np.zeros((3, *leaf.inside.shape)))
+        halo, rim, heart = np.zeros((3, np.count_nonzero(leaf.inside)))
+        return halo, rim, heart
     for _ in range(health.num_lesions):
         row, column = blade[rng.integers(len(blade))]
         radius_px = health.lesion_radius * size_px * rng.lognormal(0, 0.5)
         stretch, turn = rng.uniform(0.7, 1.0), rng.uniform(0, np.pi)
-        box_px = int(np.ceil(reach * radius_px)) + 1
+        box_px = int(np.ceil(LESION_REACH * radius_px)) + 1
         rows = np.arange(max(row - box_px, 0), min(row + box_px + 1, size_px))
         columns = np.arange(max(column - box_px, 0), min(column + box_px + 1, size_px))
         dy, dx = (rows - row)[:, None], (columns - column)[None, :]
         long_axis, short_axis = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
         distance = np.hypot(long_axis * stretch, short_axis / stretch) / radius_px
-        window = np.ix_(rows, columns)
-        nearest[window] = np.minimum(nearest[window], distance)
+        box = np.ix_(rows, columns)
+        nearest[box] = np.minimum(nearest[box], distance)
     ragged = 1 + 0.14 * fractal_noise(rng, size_px, slope=1.3, cycles=12)
-    nearest = nearest * np.clip(ragged, 0.5, 1.6)
-    return Lesions(
-        halo=smoothstep(3.0, 1.0, nearest),
-        rim=smoothstep(1.5, 1.0, nearest) * smoothstep(0.55, 0.95, nearest),
-        heart=smoothstep(1.05, 0.75, nearest),
+    distance = (nearest * np.clip(ragged, 0.5, 1.6))[leaf.inside]
+    return (
+        smoothstep(3.0, 1.0, distance),
+        smoothstep(1.5, 1.0, distance) * smoothstep(0.55, 0.95, distance),
+        smoothstep(1.05, 0.75, distance),
     )

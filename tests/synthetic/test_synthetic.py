@@ -1,4 +1,4 @@
-"""Synthetic leaves: the optics are those published, the files are reproducible, and the mask is the leaf."""
+"""Synthetic leaves: published optics, reproducible files, and masks that are exactly the leaf."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from scipy.integrate import quad
 from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
 from msvae.synthetic import images
 from msvae.synthetic.images import draw_image, synthesise
-from msvae.synthetic.leaf_kinds import LEAF_KINDS, draw_leaves
-from msvae.synthetic.leaf_shapes import draw_leaf, leaf_mask
+from msvae.synthetic.leaf_shapes import LEAF_KINDS, draw_leaf, sample_leaves
 from msvae.synthetic.prospect import ENTRY_DIFFUSE, EXIT_DIFFUSE, REFRACTIVE_INDEX, leaf_reflectance
 
 BLUE, GREEN, RED, RED_EDGE, NIR = range(5)
@@ -43,11 +42,11 @@ def read(image: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("contents", "reflectance"), REFERENCES)
-def test_plate_model_meets_the_published_reference_reflectances(contents, reflectance):
+def test_reflectance_agrees_with_an_independent_prospect_d(contents, reflectance):
     np.testing.assert_allclose(leaf_reflectance(*contents), reflectance, atol=1e-3)
 
 
-def test_plate_model_takes_maps_of_any_shape():
+def test_contents_may_be_arrays_of_any_shapes_that_broadcast():
     contents = np.array([c for c, _ in REFERENCES])
     maps = [np.broadcast_to(column, (4, 2, 3)) for column in contents.T]
     expected = np.broadcast_to(np.array([r for _, r in REFERENCES]), (4, 2, 3, 5))
@@ -55,7 +54,7 @@ def test_plate_model_takes_maps_of_any_shape():
     assert leaf_reflectance(maps[0], 40, 8, 0, 0.01, 0.009, 1).shape == (4, 2, 3, 5)
 
 
-def test_surface_lets_through_what_fresnel_says_over_all_directions():
+def test_diffuse_transmissivity_is_the_integral_of_fresnel_over_all_directions():
     for n, entry in zip(REFRACTIVE_INDEX, ENTRY_DIFFUSE, strict=True):
 
         def transmitted(theta: float, n: float = n) -> float:
@@ -68,7 +67,7 @@ def test_surface_lets_through_what_fresnel_says_over_all_directions():
     np.testing.assert_allclose(EXIT_DIFFUSE, ENTRY_DIFFUSE / REFRACTIVE_INDEX**2)
 
 
-def test_plate_model_stays_finite_at_the_extremes():
+def test_reflectance_is_finite_without_absorption_and_with_extreme_absorption():
     clear = leaf_reflectance([1.0, 1.5, 3.0], 0, 0, 0, 0, 0, 0)
     opaque = leaf_reflectance([1.0, 1.5, 3.0], 1e5, 1e5, 1e5, 10, 10, 1e5)
     assert np.isfinite(clear).all() and np.isfinite(opaque).all()
@@ -90,7 +89,7 @@ def test_an_image_does_not_depend_on_how_many_are_made(series, tmp_path):
     assert [path.read_bytes() for path in fewer] == [path.read_bytes() for path in series[:2]]
 
 
-def test_every_image_names_its_bands_wavelengths_and_scale(series):
+def test_every_image_stores_band_names_wavelengths_and_scale(series):
     for image in series:
         with rasterio.open(image) as raster:
             assert raster.descriptions == DEFAULT_NAMES
@@ -109,30 +108,30 @@ def test_mask_is_8_bit_with_255_for_leaf_and_0_for_soil(series):
 
 
 def test_mask_and_spectra_agree_on_what_is_leaf(series):
-    """Soil is never as green as a leaf; pixels beside the leaf, which a camera mixes, are left out."""
+    """Soil is never as green as a leaf. Pixels near the leaf mix both and are left out."""
     for image in series:
-        reflectance, covered = read(image)
-        beside = np.zeros_like(covered)
+        reflectance, leaf_mask = read(image)
+        near_leaf = np.zeros_like(leaf_mask)
         for shift in [(i, j) for i in range(-3, 4) for j in range(-3, 4)]:
-            beside |= np.roll(covered, shift, axis=(0, 1))
-        assert np.median(ndvi(reflectance[covered])) > 0.4
-        assert np.quantile(ndvi(reflectance[~beside]), 0.99) < 0.3
+            near_leaf |= np.roll(leaf_mask, shift, axis=(0, 1))
+        assert np.median(ndvi(reflectance[leaf_mask])) > 0.4
+        assert np.quantile(ndvi(reflectance[~near_leaf]), 0.99) < 0.3
 
 
 def test_leaf_pixels_are_free_of_soil(monkeypatch):
-    """The same leaf on black and on its own ground: light, noise draws and shadow are the same, so is the leaf."""
-    reflectance, covered = draw_image(96, seed=5, index=0)
+    """On black ground, with the same light, noise and shadow, leaf pixels are unchanged and the others are darker."""
+    reflectance, leaf_mask = draw_image(96, seed=5, index=0)
     draw_soil = images.draw_soil
     monkeypatch.setattr(images, "draw_soil", lambda *args: 0 * draw_soil(*args))
-    on_black, covered_on_black = draw_image(96, seed=5, index=0)
-    assert (covered == covered_on_black).all()
-    assert (reflectance[covered] == on_black[covered]).all()
-    assert (reflectance[~covered] > on_black[~covered]).mean() > 0.9
+    on_black, leaf_mask_on_black = draw_image(96, seed=5, index=0)
+    assert (leaf_mask == leaf_mask_on_black).all()
+    assert (reflectance[leaf_mask] == on_black[leaf_mask]).all()
+    assert (reflectance[~leaf_mask] > on_black[~leaf_mask]).mean() > 0.9
 
 
 def test_healthy_leaf_has_a_green_peak_a_red_trough_and_a_plateau():
     medians = np.array(
-        [np.median(image[covered], axis=0) for image, covered in (draw_image(64, 1, i) for i in range(20))]
+        [np.median(image[leaf_mask], axis=0) for image, leaf_mask in (draw_image(64, 1, i) for i in range(20))]
     )
     blue, green, red, red_edge, nir = np.median(medians, axis=0)
     assert blue < green > red
@@ -142,26 +141,27 @@ def test_healthy_leaf_has_a_green_peak_a_red_trough_and_a_plateau():
 
 
 @pytest.mark.parametrize("size_px", [64, 100, 256])
-def test_leaves_cover_a_quarter_to_two_thirds_of_every_picture(size_px):
+def test_leaves_cover_a_quarter_to_two_thirds_of_every_image(size_px):
     for index in range(12):
-        reflectance, covered = draw_image(size_px, seed=2, index=index)
-        assert reflectance.shape == (size_px, size_px, 5) and covered.shape == (size_px, size_px)
-        assert 0.25 < covered.mean() < 0.68
+        reflectance, leaf_mask = draw_image(size_px, seed=2, index=index)
+        assert reflectance.shape == (size_px, size_px, 5) and leaf_mask.shape == (size_px, size_px)
+        assert 0.25 < leaf_mask.mean() < 0.68
 
 
-def test_fast_mask_is_the_mask_that_is_drawn():
-    drawn = 0
+def test_every_resolution_shows_the_same_leaf():
+    """The centre of a pixel at 64 px is the centre of the middle one of 3 x 3 pixels at 192 px."""
+    num_leaves = 0
     for seed in range(30):
-        for leaf in draw_leaves(np.random.default_rng(seed)):
-            assert (leaf_mask(leaf, 64) == draw_leaf(leaf, 64).inside).all()
-            drawn += 1
-    assert drawn > len(LEAF_KINDS)
+        for leaf in sample_leaves(np.random.default_rng(seed)):
+            assert (draw_leaf(leaf, 64).inside == draw_leaf(leaf, 192).inside[1::3, 1::3]).all()
+            num_leaves += 1
+    assert num_leaves > len(LEAF_KINDS)
 
 
-def test_progress_is_told_once_per_image(tmp_path):
-    told = []
-    synthesise(tmp_path / "out", num_images=3, size_px=64, seed=0, on_image=lambda: told.append(1))
-    assert len(told) == 3
+def test_on_image_is_called_once_per_image(tmp_path):
+    calls = []
+    synthesise(tmp_path / "out", num_images=3, size_px=64, seed=0, on_image=lambda: calls.append(1))
+    assert len(calls) == 3
 
 
 def test_an_interrupted_series_leaves_nothing_behind(tmp_path):
@@ -173,12 +173,12 @@ def test_an_interrupted_series_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_in_use_is_refused_and_left_alone(tmp_path):
+def test_an_output_folder_in_use_is_refused_and_unchanged(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "field_notes.txt").write_text("precious")
-    with pytest.raises(ValueError, match=r"out is in use, expected a new or empty folder") as refusal:
+    with pytest.raises(ValueError, match=r"out is in use, expected a new or empty folder") as error:
         synthesise(tmp_path / "out", num_images=1, size_px=64, seed=0)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "field_notes.txt"]
     with pytest.raises(ValueError, match="in use"):
         synthesise(tmp_path / "out" / "field_notes.txt", num_images=1, size_px=64, seed=0)
@@ -190,18 +190,18 @@ def test_an_empty_output_folder_is_filled(tmp_path):
     assert made == [tmp_path / "leaf_000.tif"]
 
 
-def test_a_place_that_cannot_be_written_is_named_in_one_line(tmp_path):
+def test_an_output_that_cannot_be_written_raises_a_one_line_error_with_its_path(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write .*file/out \(File exists: .*file\)") as refusal:
+    with pytest.raises(ValueError, match=r"cannot write .*file/out \(File exists: .*file\)") as error:
         synthesise(tmp_path / "file" / "out", num_images=1, size_px=64, seed=0)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("num_images", "size_px", "seed", "complaint"),
+    ("num_images", "size_px", "seed", "message"),
     [(0, 64, 0, "got 0 images"), (1, 63, 0, "size of 63 px"), (1, 64, -1, "seed -1")],
 )
-def test_arguments_out_of_range_are_refused(tmp_path, num_images, size_px, seed, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_arguments_out_of_range_are_refused(tmp_path, num_images, size_px, seed, message):
+    with pytest.raises(ValueError, match=message):
         synthesise(tmp_path / "out", num_images, size_px, seed)
     assert not (tmp_path / "out").exists()
