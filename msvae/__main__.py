@@ -1,4 +1,4 @@
-"""`python -m msvae`, which `accelerate launch --module msvae` starts on every rank."""
+"""Entry point of `python -m msvae`; `accelerate launch --module msvae` starts it on every rank."""
 
 from msvae.cli import app
 

@@ -108,7 +108,7 @@ def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
             "got --group-by (a, which is no regular expression",
         ),
         (["synth", "/proc/leaves"], "error: "),
-        (["synth", "{tmp}/" + 300 * "a"], "aaa; check that path and your rights to it"),
+        (["synth", "{tmp}/" + 300 * "a"], "aaa; check this path and its permissions"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):

@@ -1,4 +1,4 @@
-"""The `msvae` command: what it takes from the command line and what it shows. The work is done in the rooms below."""
+"""The `msvae` command: parses the command line and prints results. Other packages do the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`msvae doctor`: a table of what a run would meet on these machines."""
+"""`msvae doctor`: check everything that a run needs on these machines, and print a table."""
 
 from __future__ import annotations
 
@@ -22,40 +22,47 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 COLOURS = {"ok": "green", "warning": "yellow", "fault": "red"}
-OTHERS_WAIT_S = 5.0
+PRINTING_S = 5.0
+"""Time that other ranks leave for the rank that prints before they end with a fault, in seconds."""
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def doctor(
     overrides: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="Of the training run; `--section.key value` may follow.")] = None,
-    timeout_s: Annotated[float, typer.Option(min=1, help="How long anything may take before it is a fault.")] = 60.0,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration of the training run; `--section.key value` overrides may follow."),
+    ] = None,
+    timeout_s: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds that a rank may need for its checks; a check without an answer is a fault."),
+    ] = 60.0,
 ) -> None:
-    """Look at devices, ranks, network, clocks, disks and shards before a run. Exit code 1 when there is a fault.
+    """Check devices, ranks, network, clocks, disks and shards before a run. Exit code 1 if there is a fault.
 
-    Alone, or on all ranks: accelerate launch --config_file FILE --module msvae doctor --config FILE.
+    To check all ranks: accelerate launch --config_file FILE --module msvae doctor --config FILE.
     """
-    # torch takes seconds, which no other command should have to wait
+    # importing torch needs seconds, which other commands should not spend
     from msvae.config import load_config
     from msvae.distributed.setup import run_script
     from msvae.doctor.examine import examine
 
     def run() -> int:
-        asked = load_config(config, overrides.args) if config or overrides.args else None
-        rows = [row.without_secrets() for row in examine(asked, timeout_s)]
+        run_config = load_config(config, overrides.args) if config or overrides.args else None
+        rows = [row.without_secrets() for row in examine(run_config, timeout_s)]
         faults = sum(row.level == "fault" for row in rows)
-        if _speaks(rows):
+        if _prints(rows):
             show(rows)
         elif faults:
-            # the launcher ends all ranks when one has failed, also the one that speaks
-            time.sleep(OTHERS_WAIT_S)
+            # the launcher ends all ranks as soon as one has failed, also the rank that prints
+            time.sleep(PRINTING_S)
         return 1 if faults else 0
 
     run_script(run)
 
 
 def show(rows: Sequence[Row]) -> None:
-    """A table on a terminal, else a line a row; then how many faults and warnings there are."""
+    """Print a table on a terminal, else one line per row; then print the number of faults and warnings."""
     console = Console(highlight=False)
     if console.is_terminal:
         table = Table("check", "", "found", "what to do")
@@ -69,7 +76,7 @@ def show(rows: Sequence[Row]) -> None:
     say(" and ".join(counts))
 
 
-def _speaks(rows: Sequence[Row]) -> bool:
-    """Rank 0; of ranks that never met, the first of each machine."""
-    apart = any(row.name == "ranks" and row.level == "fault" for row in rows)
-    return os.environ.get("LOCAL_RANK" if apart else "RANK", "0") == "0"
+def _prints(rows: Sequence[Row]) -> bool:
+    """Return True on rank 0, or on the first rank of each machine if the ranks did not join."""
+    not_joined = any(row.name == "ranks" and row.level == "fault" for row in rows)
+    return os.environ.get("LOCAL_RANK" if not_joined else "RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""What every command shows alike: errors and progress."""
+"""Messages, errors, progress bars and lists of numbers, the same for every command."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from rich.text import Text
 
 
 class RateColumn(ProgressColumn):
-    """How many a second."""
+    """Column of a progress bar with the number of items per second."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__()
-        self._what = what
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """Such as `412 tiles/s`."""
+        """Return the rate, such as `412 tiles/s`."""
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.0f} {self._what}/s")
+        return Text("" if speed is None else f"{speed:.0f} {self._unit}/s")
 
 
 def say(text: str, *, stderr: bool = False) -> None:
-    """A message in one line; on a terminal broken between words, so that a path can be copied whole."""
+    """Print a message on one line. On a terminal, break it only between words, so that a path can be copied whole."""
     console = Console(stderr=stderr, highlight=False, markup=False)
     if console.is_terminal:
         text = textwrap.fill(
@@ -49,20 +49,23 @@ def say(text: str, *, stderr: bool = False) -> None:
 
 @contextmanager
 def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
-    """What is wrong with the input or its place is one line and exit code 2; Ctrl-C says `when_stopped`."""
+    """Print errors of input and files on one line, and exit with code 2.
+
+    On Ctrl-C, print `when_stopped` and exit with code 130.
+    """
     try:
         yield
     except ValueError as error:
         say(f"error: {error}", stderr=True)
         raise typer.Exit(2) from None
-    except BrokenPipeError:  # of `| head`, which wants no more
+    except BrokenPipeError:  # the reader, such as `| head`, has ended
         raise
     except OSError as error:
         what = error.strerror or str(error).splitlines()[0]
         if error.errno == errno.ENOSPC:
             what += f" ({error.filename or tempfile.gettempdir()}); free space there"
         elif error.filename:
-            what += f": {error.filename}; check that path and your rights to it"
+            what += f": {error.filename}; check this path and its permissions"
         say(f"error: {what}", stderr=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
@@ -72,7 +75,10 @@ def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rate and time left on a terminal, nothing elsewhere."""
+    """Show a progress bar with rate and remaining time on a terminal, and nothing elsewhere.
+
+    Yields a function of the number of finished items and the number of all items.
+    """
     console = Console(stderr=True)
     counts = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), RateColumn(what))
     columns = (TextColumn(what), BarColumn(), *counts, TimeRemainingColumn())
@@ -82,7 +88,10 @@ def progress(what: str, *, is_bytes: bool = False) -> Iterator[Callable[[int, in
 
 
 def numbers(option: str, text: str) -> tuple[float, ...] | None:
-    """Numbers separated by commas; None for no text."""
+    """Parse numbers separated by commas; None for an empty text.
+
+    Raises: ValueError if a part is not a number.
+    """
     try:
         return tuple(float(part) for part in text.split(",")) if text else None
     except ValueError:
@@ -90,5 +99,5 @@ def numbers(option: str, text: str) -> tuple[float, ...] | None:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words separated by commas."""
+    """Split words separated by commas, without empty ones."""
     return tuple(filter(None, (word.strip() for word in text.split(","))))

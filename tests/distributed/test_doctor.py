@@ -1,4 +1,4 @@
-"""The doctor on several ranks and machines, well and with real faults."""
+"""`msvae doctor` on several ranks and machines, healthy and with real faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 def doctor_command(arguments: Sequence[object], *options: object, processes: int = 2) -> list[str]:
-    """`accelerate launch … --module msvae doctor …`, as a user would give it."""
+    """Return `accelerate launch … --module msvae doctor …`, as a user writes it."""
     command = launch_command("msvae", "doctor", *arguments, processes=processes)
     at = command.index("msvae")
     command[at:at] = [*map(str, options), "--module"]
@@ -28,7 +28,7 @@ def doctor_command(arguments: Sequence[object], *options: object, processes: int
 
 
 def found_in(text: str, level: str) -> dict[str, str]:
-    """Rows of a level by the first word or two of them."""
+    """Return the rows of a level by their names, up to the first colon."""
     lines = [line[9:] for line in text.splitlines() if line.startswith(f"{level} ")]
     return {line.split(":")[0]: line for line in lines}
 
@@ -36,7 +36,7 @@ def found_in(text: str, level: str) -> dict[str, str]:
 def run(
     commands: Sequence[Sequence[str]], folders: Sequence[Path], environments: Sequence[dict[str, str]]
 ) -> list[str]:
-    """The exit code, the same for all, then what each machine printed."""
+    """Return the exit code, which is equal for all, and then the output of each machine."""
     running = [
         subprocess.Popen(
             command, cwd=cwd, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -47,7 +47,7 @@ def run(
         ended = [process.communicate(timeout=200) for process in running]
     finally:
         for process in running:
-            # the launcher passes it on to its ranks
+            # the launcher forwards the signal to its ranks
             process.terminate()
     codes = {process.returncode for process in running}
     assert len(codes) == 1, ended
@@ -55,7 +55,7 @@ def run(
 
 
 def on_two_machines(arguments: Sequence[object]) -> list[list[str]]:
-    """The command of each machine, both of which are this one."""
+    """Return the commands of two machines, both of which are this machine."""
     port = free_port()
     return [
         doctor_command(
@@ -73,7 +73,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_healthy_ranks_are_told_apart_from_none(leaf_shards, tmp_path):
+def test_two_healthy_ranks_have_no_fault_and_one_of_them_prints(leaf_shards, tmp_path):
     *_, command = documented_commands("doctor.md")
     words = [word.replace("shards/leaves", str(leaf_shards)) for word in command]
     code, out = run([[*words, "--out", str(tmp_path / "run")]], [ROOT], [{}])
@@ -84,14 +84,14 @@ def test_two_healthy_ranks_are_told_apart_from_none(leaf_shards, tmp_path):
     assert "MULTI_CPU, backend gloo" in fine["engine"]
     assert "equal on all ranks" in fine["versions"]
     assert "a gradient of" in fine["collectives"]
-    assert "1 micro batch of 2 on each of 2" in fine["batch"]
+    assert "1 micro batch of 2 on each of 2 ranks" in fine["batch"]
     assert ("links" in fine) != ("links" in found_in(out, "warning"))
-    assert out.count("ranks: 2 launched") == 1, "one rank speaks"
+    assert out.count("ranks: 2 launched") == 1, "only one rank prints"
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_a_shard_and_a_version_that_differ_on_one_machine_are_named_with_its_rank(leaf_shards, tmp_path):
+def test_a_damaged_shard_and_another_version_on_one_machine_are_named_with_its_rank(leaf_shards, tmp_path):
     disks = [tmp_path / "first", tmp_path / "second"]
     for disk in disks:
         shutil.copytree(leaf_shards, disk / "shards")
@@ -111,10 +111,10 @@ def test_a_shard_and_a_version_that_differ_on_one_machine_are_named_with_its_ran
     assert "it was truncated or replaced" in faults["shards"]
     assert "2 launched, 2 joined, on 2 machines" in out
     assert "clocks" in found_in(out, "ok")
-    assert "launched" not in second, "the first machine speaks for both"
+    assert "launched" not in second, "only the first machine prints"
 
 
-def test_ranks_that_were_started_alone_are_a_fault_that_is_explained(tmp_path):
+def test_ranks_that_were_started_alone_are_an_explained_fault(tmp_path):
     config = tmp_path / "multi_cpu.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
@@ -126,41 +126,41 @@ def test_ranks_that_were_started_alone_are_a_fault_that_is_explained(tmp_path):
     faults = found_in(out, "fault")
     assert faults.keys() == {"ranks"}
     assert "accelerate was asked for several processes and started one" in faults["ranks"]
-    assert "versions" in found_in(out, "ok"), "the rest is looked at all the same"
+    assert "versions" in found_in(out, "ok"), "other checks run nevertheless"
 
 
 def ranks(count: int) -> list[dict[str, str]]:
-    """What srun or mpirun would tell ranks of two machines."""
-    place = {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [{**place, "RANK": str(rank), "LOCAL_RANK": "0"} for rank in range(count)]
+    """Return the environment that srun or mpirun sets for ranks of two machines."""
+    shared = {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": "0"} for rank in range(count)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed")
-def test_a_clock_that_is_ahead_is_told_with_the_bound_of_the_estimate():
-    # no more, since what waits until a time by the clock waits as much longer
+def test_a_clock_that_is_ahead_is_reported_with_the_error_bound():
+    # not more, because code that waits until a clock time waits that much longer
     ahead = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+3s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     first, second = ranks(2)
     command = [sys.executable, "-m", "msvae", "doctor"]
     code, out, _ = run([command, command], [ROOT, ROOT], [first, second | ahead])
     assert code == "0"
     row = found_in(out, "warning")["clocks"]
-    assert "(rank 1) is 3.0 s ahead of rank 0, give or take" in row
+    assert "(rank 1) is 3.0 s ahead of rank 0 (± " in row
     assert "NTP" in row
 
 
 @pytest.mark.slow
-def test_a_machine_that_never_comes_is_a_fault_after_the_time_out():
+def test_a_machine_that_never_joins_is_a_fault_after_the_timeout():
     code, out = run([[sys.executable, "-m", "msvae", "doctor", "--timeout-s", "5"]], [ROOT], ranks(1))
     assert code == "1"
     faults = found_in(out, "fault")
     assert "2 launched, 1 joined, on 2 machines" in faults["ranks"]
-    assert "is that machine itself" in faults["environment"]
+    assert "which each machine resolves to itself" in faults["environment"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accident", ["os._exit(1)", "time.sleep(1000)"])
-def test_a_rank_that_dies_or_hangs_once_it_has_joined_is_a_fault_and_holds_nobody_up(accident):
+def test_a_rank_that_dies_or_hangs_after_joining_is_a_fault_and_does_not_block_others(accident):
     second = f"import os, time; from msvae.distributed.setup import join_ranks; join_ranks(60); {accident}"
     commands = [[sys.executable, "-m", "msvae", "doctor", "--timeout-s", "5"], [sys.executable, "-c", second]]
     running = [
@@ -174,7 +174,7 @@ def test_a_rank_that_dies_or_hangs_once_it_has_joined_is_a_fault_and_holds_nobod
             process.kill()
             process.wait()
     assert running[0].returncode == 1
-    assert "2 joined, on 2 machines: then one was lost or stood still" in found_in(out, "fault")["ranks"]
+    assert "2 joined, on 2 machines: then one rank was lost or stopped responding" in found_in(out, "fault")["ranks"]
     assert "versions" in found_in(out, "ok")
 
 
@@ -191,7 +191,7 @@ def test_a_slow_cable_between_two_machines_is_named():
             )
             running.append(machines.run(machine, "env", "GLOO_SOCKET_IFNAME=cable", *command))
         out, _ = running[0].communicate(timeout=200)
-        assert [process.wait(100) for process in running] == [0, 0], "it can train, slowly"
+        assert [process.wait(100) for process in running] == [0, 0], "a slow cable is only a warning"
     row = found_in(out, "warning")["links"]
     named = row.split("slow: ")[1]
     assert "(rank 0)" in named

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from msvae.bands import Bands
 from msvae.cli import app
-from msvae.cli.data_tables import coverage_chart
+from msvae.cli.data import coverage_chart
 from msvae.report.contact_sheet import TILE_SIDE, contact_sheet
 from msvae.shards.manifest import Manifest
 from msvae.shards.overview import Coverage, measure_coverage, places_in_even_steps

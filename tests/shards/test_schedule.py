@@ -130,7 +130,7 @@ def test_the_command_shows_nodes_and_judges_a_cache(leaf_shards):
     arguments = ["simulate", str(leaf_shards), "--nodes", "2", "--gpus", "2", "--global-batch", "8"]
     result = CliRunner().invoke(app, [*arguments, "--micro-batch", "1", "--cache-gb", "0.000001"])
     assert result.exit_code == 0, result.output
-    assert "2 micro batches of 1 a GPU and step" in result.output
+    assert "2 micro batches of 1 per GPU and step" in result.output
     assert "is too small to hold what a node needs" in result.output
     assert "tiles of a node a step" in result.output
 
