@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from step import BANDS, SD3, WIDTH
 from steps import ours
@@ -25,8 +24,8 @@ from steps import ours
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.bands import Bands
 from msvae.config import Config, DataConfig, OptimConfig
-from msvae.distributed.collectives import Ranks
-from msvae.distributed.precision import InPrecision
+from msvae.distributed.precision import AutocastModel
+from msvae.distributed.setup import join_ranks
 from msvae.report.composites import Example
 from msvae.report.pictures import comparison_figure
 from msvae.training.log.run_log import RunLog
@@ -66,7 +65,7 @@ def distance(full: bool, device: torch.device) -> Callable[[], torch.Tensor]:
         model.freeze_backbone()
     model.to(device)
     optimizer = make_optimizer(model, OptimConfig())
-    return Replicated(Accelerator(), InPrecision(model, "no"), optimizer, 1.0).squares_from_average
+    return Replicated(join_ranks(), AutocastModel(model, "no"), optimizer, 1.0).squares_from_average
 
 
 def row_and_line(log: RunLog, batch: int, device: torch.device) -> Callable[[], None]:
@@ -78,7 +77,7 @@ def row_and_line(log: RunLog, batch: int, device: torch.device) -> Callable[[], 
     counts = {term: torch.ones_like(total) for term, total in totals.items()}
     counts |= {name: one for name in ("valid_pixels", "total_pixels", "nonfinite_elements")}
     counts |= {name: torch.full((batch,), 0.5, device=device) for name in ("tile_coverage", "bad_slots")}
-    pace, number = Pace(Ranks(Accelerator()), batch, 0), iter(range(1, 1_000_000))
+    pace, number = Pace(join_ranks(), batch, 0), iter(range(1, 1_000_000))
 
     def write() -> None:
         step = next(number)

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from msvae.distributed.collectives import Ranks
-from msvae.distributed.setup import check_writable, join_ranks, run_script
+from msvae.distributed.exit_codes import run_script
+from msvae.distributed.setup import check_writable, join_ranks
 from msvae.evaluation.evaluate import evaluate
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
     check_writable(arguments.out)
-    evaluate(arguments.model, arguments.data, arguments.out, Ranks(join_ranks()))
+    evaluate(arguments.model, arguments.data, arguments.out, join_ranks())
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from msvae.config import load_config
-from msvae.distributed.setup import check_writable, join_ranks, run_script
-from msvae.training.stop import EXIT_CODE
+from msvae.distributed.exit_codes import STOPPED, run_script
+from msvae.distributed.setup import check_writable, join_ranks
 from msvae.training.trainer import Trainer
 
 
@@ -16,7 +16,7 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
     config = load_config(arguments.config, overrides)
     check_writable(config.folder)
-    return 0 if Trainer(config, join_ranks(config.train.timeout_s)).fit() else EXIT_CODE
+    return 0 if Trainer(config, join_ranks(config.train.timeout_s)).fit() else STOPPED
 
 
 if __name__ == "__main__":

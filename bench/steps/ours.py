@@ -9,8 +9,7 @@ from torch import Tensor
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from msvae.distributed.collectives import Ranks
-from msvae.distributed.precision import InPrecision, Precision
+from msvae.distributed.precision import AutocastModel, Precision
 from msvae.distributed.setup import join_ranks
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, SampleRef
@@ -45,9 +44,8 @@ def make_step(
     model.to(device).train()
     if "compiled" in variants:
         model.compile()
-    accelerator = join_ranks()
-    ranks, optimizer = Ranks(accelerator), make_optimizer(model, config.optim)
-    trained = Replicated(accelerator, InPrecision(model, precision), optimizer, config.optim.max_grad_norm)
+    ranks, optimizer = join_ranks(), make_optimizer(model, config.optim)
+    trained = Replicated(ranks, AutocastModel(model, precision), optimizer, config.optim.max_grad_norm)
     stepper = Stepper(config, ranks, model.leaf_losses, trained, optimizer, precision)
     places = tuple(SampleRef(0, slot, slot) for slot in range(batch_size))
 

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from msvae.config import load_config
-from msvae.distributed.setup import join_ranks, run_script
+from msvae.distributed.exit_codes import run_script
+from msvae.distributed.setup import join_ranks
 from msvae.training.trainer import Trainer
 
 PARTS = {
     "model and gradients": ("stepper", "step"),
     "wait for data": ("", "_next"),
-    "collectives beside the gradients'": ("ranks", "sum"),
+    "collectives beside the gradients'": ("ranks", "all_reduce_sums"),
     "logging": ("", "_look_and_log"),
     "checkpoint": ("", "_judge_and_save"),
     "snapshot": ("writer", "save"),

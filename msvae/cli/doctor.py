@@ -44,7 +44,7 @@ def doctor(
     """
     # importing torch needs seconds, which other commands should not spend
     from msvae.config import load_config
-    from msvae.distributed.setup import run_script
+    from msvae.distributed.exit_codes import run_script
     from msvae.doctor.examine import examine
 
     def run() -> int:

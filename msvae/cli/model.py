@@ -113,14 +113,13 @@ def encode(
     """
 
     def work() -> None:
-        from msvae.distributed.collectives import Ranks
         from msvae.distributed.setup import check_writable, join_ranks
         from msvae.inference.encode import encode as encode_shards
         from msvae.inference.encoder import EncodeOptions
 
         asked = EncodeOptions(kind=kind, dtype=dtype, seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
         check_writable(out)
-        ranks = Ranks(join_ranks(TIMEOUT_S))
+        ranks = join_ranks(TIMEOUT_S)
         with progress("tiles of this rank") if ranks.is_main else nullcontext() as advance_to:
             manifests = encode_shards(model, shards, out, asked, ranks, advance_to)
         if not ranks.is_main:
@@ -168,6 +167,6 @@ def _on_this_rank(work: Callable[[], None]) -> None:
     if "RANK" not in os.environ:
         with user_errors(STOPPED):
             return work()
-    from msvae.distributed.setup import run_script
+    from msvae.distributed.exit_codes import run_script
 
     run_script(work, STOPPED)

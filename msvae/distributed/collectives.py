@@ -11,6 +11,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
+from msvae.distributed.engine import Engine
+
 Result = TypeVar("Result")
 
 
@@ -23,6 +25,7 @@ class Ranks:
         self.is_main: bool = accelerator.is_main_process
         self.is_local_main: bool = accelerator.is_local_main_process
         self.device: torch.device = accelerator.device
+        self.engine = Engine(accelerator)
 
     def all_reduce_sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over ranks, in place."""

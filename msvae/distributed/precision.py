@@ -1,4 +1,4 @@
-"""Mixed precision: which operations run in half precision, and the scale that keeps half gradients above zero."""
+"""Mixed precision: which operations run in half precision, and the loss scale that fp16 gradients need."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from torch import Tensor, nn
 Precision = Literal["no", "bf16", "fp16"]
 
 GROW_AFTER = 2000
-"""Finite steps in a row after which the scale doubles; it halves after every other one. Both as torch's GradScaler."""
+"""Consecutive finite steps after which the loss scale doubles. It halves after each other step. Both as in torch's
+GradScaler."""
 FIRST_SCALE = 2.0**16
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Within it, matrix products and convolutions run in half precision; weights and sums stay float32."""
+    """Return a context in which matrix products and convolutions run in half precision.
+
+    Weights and sums stay float32.
+    """
     if precision == "no":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-class InPrecision(nn.Module):
-    """A model whose forward pass runs in a precision.
+class AutocastModel(nn.Module):
+    """A model whose forward pass runs under autocast. DDP or DeepSpeed wrap this module.
 
-    It is what DDP and DeepSpeed wrap: DeepSpeed turns off on a GPU what is turned on around it.
+    Autocast around DeepSpeed would have no effect, because DeepSpeed disables it on a GPU.
     """
 
     def __init__(self, model: nn.Module, precision: Precision) -> None:
@@ -33,25 +37,26 @@ class InPrecision(nn.Module):
         self.model, self._precision = model, precision
 
     def forward(self, *, sample: Tensor, **options: Any) -> Any:
-        """That of the model."""
+        """Run the forward pass of the model in the given precision."""
         with autocast(self._precision, sample.device):
             return self.model(sample=sample, **options)
 
 
 class LossScale:
-    """A factor on the loss that is taken off the gradients again. 1 for ever unless gradients are fp16.
+    """Factor by which the loss is multiplied and its gradient divided. It is always 1 unless gradients are fp16.
 
-    It lives on the device, so that no step waits for the host; DeepSpeed alone wants it there for each micro batch.
+    The factor is a tensor on the device, so that no step waits for the device. Only DeepSpeed reads it on the host,
+    once per micro batch.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
-        self.grows = precision == "fp16"
-        self.value = torch.tensor(FIRST_SCALE if self.grows else 1.0, device=device)
+        self.enabled = precision == "fp16"
+        self.value = torch.tensor(FIRST_SCALE if self.enabled else 1.0, device=device)
         self.finite_steps = torch.zeros((), device=device)
 
-    def follow(self, overflowed: Tensor) -> None:
-        """After a step whose gradients were, or were not, finite."""
-        if not self.grows:
+    def update(self, overflowed: Tensor) -> None:
+        """Adapt the factor after a step. Args: a bool on the device, True if the gradient was not finite."""
+        if not self.enabled:
             return
         self.finite_steps = torch.where(overflowed, 0.0, self.finite_steps + 1)
         grown = self.finite_steps >= GROW_AFTER
@@ -59,12 +64,13 @@ class LossScale:
         self.value = self.value * factor
         self.finite_steps = torch.where(grown, 0.0, self.finite_steps)
 
-    def state(self) -> dict[str, float]:
-        """To be saved."""
-        return {"grows": self.grows, "value": float(self.value), "finite_steps": float(self.finite_steps)}
+    def state_dict(self) -> dict[str, float]:
+        """Return the state for a checkpoint."""
+        return {"grows": self.enabled, "value": float(self.value), "finite_steps": float(self.finite_steps)}
 
-    def resume(self, state: dict[str, float]) -> None:
-        """Go on from a saved state; of a run in another precision nothing is taken."""
-        if self.grows and state.get("grows", state["value"] != 1.0):
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from the state of a checkpoint. The state of a run in another precision is ignored."""
+        # a checkpoint of an earlier version has no `grows`
+        if self.enabled and state.get("grows", state["value"] != 1.0):
             self.value.fill_(state["value"])
             self.finite_steps.fill_(state["finite_steps"])

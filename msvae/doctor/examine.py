@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
@@ -29,12 +28,11 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
     report that it is lost.
     """
     try:
-        accelerator = join_ranks(2 * timeout_s + MARGIN_S)
+        ranks = join_ranks(2 * timeout_s + MARGIN_S)
     except (ValueError, RuntimeError) as error:
         context = Context(config, 1, _own_device())
-        return _check([_collect(context, None, timeout_s)], config, 1, _first_line(error))
-    ranks = Ranks(accelerator)
-    own = _collect(Context(config, ranks.world_size, ranks.device), accelerator, timeout_s)
+        return _check([_collect(context, "none", timeout_s)], config, 1, _first_line(error))
+    own = _collect(Context(config, ranks.world_size, ranks.device), ranks.engine.name, timeout_s)
     try:
         all_facts = ranks.all_gather_object(own)
         network_rows = _check_network(ranks, all_facts)
@@ -46,11 +44,11 @@ def examine(config: Config | None, timeout_s: float) -> list[Row]:
     return [*_check(all_facts, config, ranks.world_size, ""), *network_rows]
 
 
-def _collect(context: Context, accelerator: Accelerator | None, timeout_s: float) -> RankFacts:
+def _collect(context: Context, engine: str, timeout_s: float) -> RankFacts:
     """Return the facts of this rank. Never raises, so that this rank reaches the collectives of the others."""
     config, deadline = context.config, Deadline(timeout_s)
     collectors = {
-        "launch": partial(launch.collect_launch, context, accelerator),
+        "launch": partial(launch.collect_launch, context, engine),
         "device": partial(machine.collect_device, context),
         "machine": partial(machine.collect_machine, context),
         "versions": partial(launch.collect_versions, context),

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
-from accelerate import Accelerator
 
 import msvae
-from msvae.distributed.setup import engine_name, launched_processes
+from msvae.distributed.setup import launched_processes
 from msvae.doctor.row import Context, Facts, OwnFacts, Row, failed, list_ranks
 from msvae.messages import counted
 from msvae.versions import library_versions
@@ -20,7 +19,7 @@ from msvae.versions import library_versions
 INTERFACE_SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def collect_launch(context: Context, accelerator: Accelerator | None) -> OwnFacts:
+def collect_launch(context: Context, engine: str) -> OwnFacts:
     """Return the position of this rank in the launch, and the addresses and interfaces of its machine."""
     return {
         "host": context.host,
@@ -28,7 +27,7 @@ def collect_launch(context: Context, accelerator: Accelerator | None) -> OwnFact
         "launched": launched_processes(),
         "joined": context.joined,
         "machines": int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-        "engine": "none" if accelerator is None else engine_name(accelerator),
+        "engine": engine,
         "backend": str(dist.get_backend()) if dist.is_available() and dist.is_initialized() else "none",
         "rendezvous_address": os.environ.get("MASTER_ADDR", ""),
         "own_address": _own_address(context.host),

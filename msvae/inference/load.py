@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from msvae.distributed.exhausted import out_of_memory_message
+from msvae.distributed.exit_codes import out_of_memory_message
 from msvae.distributed.setup import make_cuda_exact
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.pretrained import load_saved_config, vae_subfolder

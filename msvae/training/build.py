@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from msvae.config import Config
+from msvae.distributed.collectives import Ranks
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.build import build_model
 from msvae.shards.manifest import Manifest
@@ -16,34 +16,27 @@ from msvae.training.optim import AVERAGE
 from msvae.training.parallel.trained_weights import Trained
 
 
-def build(config: Config, manifest: Manifest, accelerator: Accelerator) -> AutoencoderKLMultispectralAdapter:
+def build(config: Config, manifest: Manifest, ranks: Ranks) -> AutoencoderKLMultispectralAdapter:
     """The model on this rank's device, in the form that it is trained in, not yet compiled.
 
     Raises: ValueError when it could not be compiled.
     """
-    deepspeed = accelerator.state.deepspeed_plugin
-    if config.train.compile and splits_weights(accelerator):
+    if config.train.compile and ranks.engine.shards_weights:
         raise ValueError(
             "train.compile is true under ZeRO 3, whose weights come and go between layers; expected DDP, ZeRO 1 or 2: "
             "use zero2.yaml, or leave train.compile out"
         )
-    with accelerator.local_main_process_first():
+    with ranks.engine.local_main_first():
         model = build_model(
             config.model, config.loss, config.data.background, manifest.bands, manifest.statistics, config.train.seed
         )
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     # DeepSpeed lays weights end to end; there the tiles alone are channels last, and what is made of them follows
-    if config.train.channels_last and deepspeed is None:
+    if config.train.channels_last and not ranks.engine.uses_deepspeed:
         model.to(memory_format=torch.channels_last)
-    model.to(accelerator.device).train()
+    model.to(ranks.device).train()
     return model
-
-
-def splits_weights(accelerator: Accelerator) -> bool:
-    """Whether the launcher asks for ZeRO 3, under which no rank holds all weights."""
-    plugin = accelerator.state.deepspeed_plugin
-    return plugin is not None and plugin.zero_stage == 3
 
 
 class EvaluationModel:

@@ -94,7 +94,7 @@ class Stepper:
                 self._trained.backward(share * self._num_shares, self.loss_scale)
             totals.append({term: masked_sum.total.detach() for term, masked_sum in sums.items()})
         norm = self._trained.update(self.loss_scale)
-        self.loss_scale.follow(~norm.isfinite() & has_target)
+        self.loss_scale.update(~norm.isfinite() & has_target)
         return added(totals), norm
 
     def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:

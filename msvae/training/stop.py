@@ -10,8 +10,6 @@ import time
 import torch
 from torch import Tensor
 
-EXIT_CODE = 75
-"""Of a run that was asked to stop and has saved itself: run the same command again (EX_TEMPFAIL of sysexits.h)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 PASSED_ON = signal.SIGUSR2
 """What `launch/node.sh` makes of a request that may have reached ranks already: never a second one."""

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor
 
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
-from msvae.distributed.precision import InPrecision
+from msvae.distributed.precision import AutocastModel
 from msvae.distributed.setup import launched_precision
 from msvae.distributed.watchdog import Watchdog
 from msvae.runs import RUN_CARD
 from msvae.shards.loader import Batch
-from msvae.training.build import EvaluationModel, build, splits_weights
+from msvae.training.build import EvaluationModel, build
 from msvae.training.checkpoints import save_model
 from msvae.training.identity import identity
 from msvae.training.log.run_card import as_code, as_list, run_card, settings
@@ -44,13 +43,13 @@ TOLD_WAIT_S = 1.0
 class Trainer:
     """A run on this rank. Making it reads the manifests and, where `train.resume` finds one, a checkpoint."""
 
-    def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        self.config, self.ranks = config, Ranks(accelerator)
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
         self.place = RunPlace(config, self.ranks)
         self.stream = TrainingStream(config, self.ranks)
         manifest = self.stream.reader.manifest
-        model = build(config, manifest, accelerator)
-        self.judged = EvaluationModel(model, bool(config.optim.ema_decay), splits_weights(accelerator))
+        model = build(config, manifest, ranks)
+        self.judged = EvaluationModel(model, bool(config.optim.ema_decay), ranks.engine.shards_weights)
         self.validation = Validation(config, self.ranks, self.judged)
         self.identity = identity(config, manifest.digest(), model)
         # before checkpoints are looked at: another run would write and remove them meanwhile
@@ -64,18 +63,18 @@ class Trainer:
             model.compile()
         optimizer = make_optimizer(model, config.optim)
         precision = launched_precision()
-        self.trained = spread(accelerator, self.ranks, InPrecision(model, precision), optimizer, config)
+        self.trained = spread(ranks, AutocastModel(model, precision), optimizer, config)
         self.stepper = Stepper(config, self.ranks, model.leaf_losses, self.trained, optimizer, precision)
         self.kept = optimizer.kept
         self.watch = DataWatch(config.data, self.stream.reader, self.stream.order)
         self.skipped = SkippedSteps(config, self.stream.order, self.stream.reader)
         if resumed is not None:
             start.put_moments(self.trained, self.kept)
-            self.stepper.loss_scale.resume(resumed["loss_scale"])
+            self.stepper.loss_scale.load_state_dict(resumed["loss_scale"])
             self.validation.resume(resumed["validation"])
             self.skipped.resume(resumed["skipped_steps"])
             self.watch.resume(resumed.get("bad_samples", ()))
-        card = run_card(accelerator, self.validation.digests | {"train": manifest.digest()})
+        card = run_card(ranks, self.validation.digests | {"train": manifest.digest()})
         self.log = self._open_log(start, card) if self.ranks.is_main else None
         self.writer = CheckpointWriter(config.folder, config.train.keep_checkpoints, self.place.offer)
         self.pace = Pace(self.ranks, config.data.global_batch_size, self.step)
@@ -221,7 +220,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "updates": self.trained.updates,
             "averages": bool(self.config.optim.ema_decay),
-            "loss_scale": self.stepper.loss_scale.state(),
+            "loss_scale": self.stepper.loss_scale.state_dict(),
             "skipped_steps": self.skipped.state(),
             "bad_samples": self.watch.state(),
             "validation": self.validation.state(),

@@ -18,8 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from msvae.distributed.exit_codes import EXIT_CODE as LOST_OTHERS
-from msvae.training.stop import EXIT_CODE as SAVED
+from msvae.distributed.exit_codes import LOST_RANKS, STOPPED
 
 from ..conftest import ROOT, tiny_run
 from ..distributed.accidents import PATIENCE_S, RUN
@@ -94,7 +93,7 @@ def test_what_ends_with_a_code_to_start_again_is_started_again_and_a_users_error
             action |= dict.fromkeys(codes["values"], rule["action"])
         else:
             assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    assert action == {SAVED: "Ignore", LOST_OTHERS: "Ignore", 2: "FailJob"}
+    assert action == {STOPPED: "Ignore", LOST_RANKS: "Ignore", 2: "FailJob"}
     spec = job["spec"]["template"]["spec"]
     assert spec["restartPolicy"] == "Never"
     assert spec["terminationGracePeriodSeconds"] > 120, "what node.sh gives the ranks"
@@ -241,7 +240,7 @@ def test_the_pods_train_together_are_drained_and_go_on_in_new_ones(
                 lambda: any('"step": 5,' in log.read_text() for log in tmp_path.glob("drained/*/*/metrics.jsonl"))
             )
             drained.processes[1].send_signal(signal.SIGTERM)
-            assert drained.codes() == [SAVED, SAVED], drained.said
+            assert drained.codes() == [STOPPED, STOPPED], drained.said
             assert not list(tmp_path.glob("drained/*/msvae-*")), "what is uploaded is removed"
             ended = Pods(machines, pods(), arguments, tmp_path / "ended")
             assert ended.codes() == [0, 0], ended.said

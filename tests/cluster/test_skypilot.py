@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from msvae.distributed.exit_codes import EXIT_CODE as LOST_OTHERS
-from msvae.training.stop import EXIT_CODE as SAVED
+from msvae.distributed.exit_codes import LOST_RANKS, STOPPED
 
 from ..conftest import ROOT
 
@@ -52,7 +51,7 @@ def test_skypilot_reads_the_task(task, tmp_path):
 def test_spot_instances_are_replaced_and_runs_that_saved_are_started_again(task):
     recovery = task["resources"]["job_recovery"]
     assert task["resources"]["use_spot"] is True
-    assert recovery["recover_on_exit_codes"] == [SAVED, LOST_OTHERS]
+    assert recovery["recover_on_exit_codes"] == [STOPPED, LOST_RANKS]
     assert task["num_nodes"] == 2
     assert set(task["secrets"].values()) == {None}, "values come from the user's environment"
 

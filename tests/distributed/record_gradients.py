@@ -55,7 +55,7 @@ def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> N
         return model.double() if precision == "float64" else model
 
     trainer_module.build = build_disturbed
-    trainer = Trainer(load_config(None, [*overrides, "--out", f"{folder}/run-{name}", *changed]), accelerator)
+    trainer = Trainer(load_config(None, [*overrides, "--out", f"{folder}/run-{name}", *changed]), ranks)
     if precision == "wide":
         # DeepSpeed's own, of stage 3, wants one type
         functional.linear = linear
@@ -124,6 +124,6 @@ def step_without_leaf(trainer: Trainer, window: list[Batch], counts: dict[str, t
     return changed[:3] + ["updates"] * (trainer.trained.updates != updates) + ["count"] * (not counted)
 
 
-accelerator = join_ranks()
+ranks = join_ranks()
 for case in json.loads(cases):
     record(case["name"], case["precision"], case["half_empty"], case["changed"])

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from msvae.distributed.exhausted import out_of_memory_message
+from msvae.distributed.exit_codes import out_of_memory_message
 
 SCRIPT = """
 import numpy, torch
-from msvae.distributed.setup import run_script
+from msvae.distributed.exit_codes import run_script
 run_script(lambda: {0}, "stopped", "take less")
 """
 

@@ -257,7 +257,7 @@ def test_ranks_that_wait_too_long_for_one_that_stands_still_say_where_each_stood
     assert not stopped.is_running(), "the launcher kills it after 30 s"
     assert ended.returncode != 0
     (line,) = errors(ended)
-    assert line.startswith("error: the other ranks did not come to ")
+    assert line.startswith("error: the other ranks did not reach ")
     assert "within train.timeout_s (Timed out waiting 20000ms" in line
     assert "stacks/" in line
     assert line in ended.cause

@@ -204,11 +204,11 @@ def test_processes_that_would_train_apart_are_refused(leaf_shards, tmp_path):
 
 
 def test_a_launcher_whose_processes_do_not_join_is_refused(leaf_shards, tmp_path, monkeypatch):
-    from msvae.distributed.setup import refuse_alone
+    from msvae.distributed.setup import check_all_joined
 
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="started 4 processes but 1 joined"):
-        refuse_alone(1)
+        check_all_joined(1)
 
 
 def test_a_finished_run_started_again_changes_nothing(launch, undisturbed, leaf_shards):

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import Config, DataConfig, LossConfig, ModelConfig
 from msvae.distributed.collectives import Ranks
-from msvae.distributed.precision import InPrecision, LossScale
+from msvae.distributed.precision import AutocastModel, LossScale
 from msvae.model.build import TINY_BACKBONE
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, SampleRef
@@ -34,7 +34,7 @@ def made(
     accelerator = accelerator or Accelerator(cpu=True)
     model.choose_losses(tuple(config.loss.weights))
     ranks, optimizer = Ranks(accelerator), make_optimizer(model.train(), config.optim)
-    trained = Replicated(accelerator, InPrecision(model, "no"), optimizer, config.optim.max_grad_norm)
+    trained = Replicated(ranks, AutocastModel(model, "no"), optimizer, config.optim.max_grad_norm)
     return Stepper(config, ranks, model.leaf_losses, trained, optimizer, "no"), ranks
 
 
@@ -108,16 +108,16 @@ def test_a_step_never_waits_for_values_of_the_device(model):
 def test_the_scale_of_fp16_resumes_at_any_value():
     scale = LossScale("fp16", torch.device("cpu"))
     for _ in range(17):
-        scale.follow(torch.tensor(True))
-    scale.follow(torch.tensor(False))
+        scale.update(torch.tensor(True))
+    scale.update(torch.tensor(False))
     resumed = LossScale("fp16", torch.device("cpu"))
-    resumed.resume(scale.state())
-    assert scale.state() == resumed.state() == {"grows": True, "value": 0.5, "finite_steps": 1.0}
-    scale.follow(torch.tensor(False))
+    resumed.load_state_dict(scale.state_dict())
+    assert scale.state_dict() == resumed.state_dict() == {"grows": True, "value": 0.5, "finite_steps": 1.0}
+    scale.update(torch.tensor(False))
     for number in (0.5, 1.0):
         scale.value.fill_(number)
-        resumed.resume(scale.state())
-        assert resumed.state() == scale.state()
+        resumed.load_state_dict(scale.state_dict())
+        assert resumed.state_dict() == scale.state_dict()
 
 
 def test_norms_are_added_up_in_float64():

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 import msvae
 from msvae.config import Config
 from msvae.credentials import hidden
-from msvae.distributed.setup import engine_name, launched_precision
+from msvae.distributed.collectives import Ranks
+from msvae.distributed.setup import launched_precision
 from msvae.versions import library_versions
 
 SETTINGS = {
@@ -31,15 +31,15 @@ SETTINGS = {
 """Sections of the configuration, or keys in them, that decide the result."""
 
 
-def run_card(accelerator: Accelerator, digests: Mapping[str, str]) -> dict[str, str]:
+def run_card(ranks: Ranks, digests: Mapping[str, str]) -> dict[str, str]:
     """What was run, with what, on what. Args: the digests of the manifests by split."""
-    device = accelerator.device
+    device = ranks.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "git commit": _git_commit() or "none: not run from a checkout",
         "launch command": launch_command(),
-        "engine": engine_name(accelerator),
-        "world size": str(accelerator.num_processes),
+        "engine": ranks.engine.name,
+        "world size": str(ranks.world_size),
         "precision": launched_precision(),
         "device of rank 0": f"{device.type} ({name}), {platform.node()}",
         **{f"manifest digest, {split}": digest for split, digest in digests.items()},

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from msvae.distributed.precision import InPrecision, LossScale
+from msvae.distributed.collectives import Ranks
+from msvae.distributed.precision import AutocastModel, LossScale
 from msvae.training.optim import AveragingAdamW
 from msvae.training.parallel.trained_weights import Named, Trained, norm_of
 
@@ -18,12 +18,10 @@ from msvae.training.parallel.trained_weights import Named, Trained, norm_of
 class Replicated(Trained):
     """Gradients are summed over ranks; then every rank takes the same step."""
 
-    def __init__(
-        self, accelerator: Accelerator, model: InPrecision, optimizer: AveragingAdamW, max_norm: float
-    ) -> None:
+    def __init__(self, ranks: Ranks, model: AutocastModel, optimizer: AveragingAdamW, max_norm: float) -> None:
         super().__init__(model, optimizer)
-        self.forward = accelerator.prepare_model(model)
-        self.copies = accelerator.num_processes
+        self.forward = ranks.engine.wrap(model)
+        self.copies = ranks.world_size
         self._max_norm = max_norm or float("inf")
         for parameter in self.named.values():
             optimizer.begin(parameter)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from msvae.distributed.precision import InPrecision, LossScale
+from msvae.distributed.precision import AutocastModel, LossScale
 from msvae.training.optim import AVERAGE, AveragingAdamW
 
 Named = tuple[str, Tensor]
@@ -26,7 +26,7 @@ class Trained(ABC):
     copies: int = 1
     """Ranks that hold each weight."""
 
-    def __init__(self, model: InPrecision, optimizer: AveragingAdamW) -> None:
+    def __init__(self, model: AutocastModel, optimizer: AveragingAdamW) -> None:
         self._optimizer = optimizer
         self.named = {name: p for name, p in model.model.named_parameters() if p.requires_grad}
         self.shapes = {name: weight.shape for name, weight in self.named.items()}

@@ -12,13 +12,11 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from msvae.distributed.collectives import Ranks
-from msvae.distributed.deepspeed_settings import put_own
-from msvae.distributed.precision import InPrecision, LossScale
+from msvae.distributed.precision import AutocastModel, LossScale
 from msvae.training.optim import AveragingAdamW
 from msvae.training.parallel.trained_weights import Named, Trained
 
@@ -39,19 +37,16 @@ class Zero(Trained):
     """Stages 1 to 3, told apart only by where fragments lie."""
 
     def __init__(
-        self, accelerator: Accelerator, ranks: Ranks, model: InPrecision, optimizer: AveragingAdamW,
+        self, ranks: Ranks, model: AutocastModel, optimizer: AveragingAdamW,
         max_norm: float, accumulation_steps: int, timeout_s: float,
     ) -> None:  # fmt: skip
         super().__init__(model, optimizer)
         self._ranks = ranks
-        plugin = accelerator.state.deepspeed_plugin
-        put_own(plugin.deepspeed_config, max_norm, accumulation_steps, ranks.world_size)
-        accelerator.gradient_accumulation_steps = accumulation_steps
-        self.forward, _ = accelerator.prepare(model, optimizer)
-        self._engine: Any = self.forward
+        self._engine: Any = ranks.engine.wrap_with_deepspeed(model, optimizer, max_norm, accumulation_steps)
+        self.forward = self._engine
         self._zero: Any = self._engine.optimizer
         self._bound_waits(timeout_s)
-        self._fragments = dict(self._find_fragments(plugin.zero_stage))
+        self._fragments = dict(self._find_fragments(ranks.engine.zero_stage))
         for flat in {fragment.flat for fragments in self._fragments.values() for fragment in fragments}:
             optimizer.begin(flat)
 
@@ -66,7 +61,7 @@ class Zero(Trained):
 
     def backward(self, loss: Tensor, scale: LossScale) -> None:
         """Add to the gradients; DeepSpeed itself multiplies by the scale."""
-        if scale.grows:
+        if scale.enabled:
             self._zero.override_loss_scale(float(scale.value))
         self._engine.backward(loss, scale_wrt_gas=False)
 
