@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from msvae.distributed.collectives import Ranks
-from msvae.losses.masked_sum import MaskedSum
+from msvae.losses.terms import MaskedSum
 from msvae.metrics.accumulate import TileSums
 from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums

@@ -10,8 +10,8 @@ import torch
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator
-from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.spectra import error_and_angle
+from msvae.losses.terms import MaskedSum
 from msvae.metrics.measures import PEAK_REFLECTANCE, SMALLEST_MSE
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.loader import Loader

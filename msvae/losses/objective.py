@@ -1,4 +1,4 @@
-"""From tiles to the number that is trained: which terms are computed, their counts, sums and weights."""
+"""The training loss: which terms are computed, their sums and counts, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from msvae.bands import Bands
 from msvae.config import UNCOMPARED
 from msvae.losses import terms
 from msvae.losses.coverage import latent_coverage, valid_elements
-from msvae.losses.masked_sum import MaskedSum, divide_once
 from msvae.losses.spectra import count_elements_and_spectra, error_and_angle, has_spectrum, squared_error
+from msvae.losses.terms import MaskedSum, divide_once
 
 PER_BAND = ("mse", "l1", "huber", "signature", "range")
 PER_SPECTRUM = ("sam", "cosine")
 TERMS = (*PER_BAND, *PER_SPECTRUM, "index", "kl")
-"""Squared, absolute and Huber's error, mean leaf spectrum and excess of range, a number a band; spectral angle and its
-`1 - cos`; vegetation indices; KL divergence. Those a band are in units of each band's spread over training leaves."""
+"""All loss terms, by the names of the configuration.
+
+`PER_BAND`: squared, absolute and Huber error, squared error of the mean leaf spectrum, and squared distance from the
+range 0 to 1. They have one value per band, in units of the standard deviation of that band over training leaves.
+`PER_SPECTRUM`: spectral angle in radians, and `1 - cos` of it.
+`index`: absolute error of vegetation indices. `kl`: KL divergence of the posterior in nats per latent cell.
+"""
 
 _ON_ELEMENTS = {*PER_BAND, "index"} - {"mse"}
 
 
 class LeafLosses:
-    """The chosen terms on leaf pixels. A term that is not chosen is not computed.
+    """Sums and counts of the chosen terms over leaf pixels. Other terms are not computed.
 
-    Args: names out of `TERMS`; the bands; side of a latent cell in pixels.
-    Raises: ValueError for an unknown term, or vegetation indices without the bands for one.
+    Args: names from `TERMS`; bands; side of a latent cell in pixels.
+    Raises: ValueError if a name is unknown, or if `index` is chosen and the bands allow no vegetation index.
     """
 
     def __init__(self, names: Sequence[str], bands: Bands, downscale: int) -> None:
@@ -41,9 +46,10 @@ class LeafLosses:
             )
 
     def counts(self, original_BCHW: Tensor, leaf_mask: Tensor) -> dict[str, Tensor]:
-        """The count behind every term, from data alone: known before the first forward pass of a global batch.
+        """Return the count of every term. It depends on the data alone, so no forward pass is needed.
 
-        Returns: counts by term, of the same shapes as in `sums`.
+        Args: original (B, C, H, W), reflectance; leaf mask (B, 1|C, H, W) bool.
+        Returns: counts by term, with the same shapes as in `sums`.
         """
         elements_C, spectra = count_elements_and_spectra(original_BCHW, leaf_mask)
         counts = dict.fromkeys(PER_BAND, elements_C) | dict.fromkeys(PER_SPECTRUM, spectra)
@@ -62,10 +68,10 @@ class LeafLosses:
         unit_C: Tensor,
         posterior: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, MaskedSum]:
-        """Sum and count of every term, KL only with a posterior.
+        """Return sum and count of every term; without a posterior there is no `kl`.
 
-        Args: reconstruction and original (B, C, H, W), reflectance; leaf mask (B, 1|C, H, W) bool; the spread of each
-            band; mean and log variance of the posterior (B, latent channels, h, w).
+        Args: reconstruction and original (B, C, H, W), reflectance; leaf mask (B, 1|C, H, W) bool; standard deviation
+            of each band (C,), reflectance; mean and log variance of the posterior, each (B, latent channels, h, w).
         """
         sums = self._error_and_angle(recon_BCHW, original_BCHW, leaf_mask, unit_C)
         valid = valid_elements(original_BCHW, leaf_mask) if _ON_ELEMENTS.intersection(self.names) else leaf_mask
@@ -97,15 +103,19 @@ class LeafLosses:
 
 
 def can_compare(counts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Whether a global batch has a leaf value to compare with, in a term that is trained. A bool, on the device."""
+    """Return whether a global batch has any leaf value for a term that compares with the original, () bool.
+
+    The result stays on the device. Terms in `UNCOMPARED` do not compare with the original.
+    """
     compared = [counts[term].sum() for term in weights if term not in UNCOMPARED]
     return torch.stack(compared).sum() > 0
 
 
 def objective(sums: Mapping[str, MaskedSum], counts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """This micro batch's share of the global loss: weighted sums over the counts of the whole global batch.
+    """Return the share of one micro batch in the loss of its global batch, ().
 
-    Shares of all micro batches and ranks add up to the loss, and their gradients to its gradient.
+    Sums of the micro batch are divided by the counts of the whole global batch and weighted. Shares of all micro
+    batches and ranks therefore add up to the loss, and their gradients to its gradient.
     """
     shares = [weight * divide_once(sums[term].total, counts[term]) for term, weight in weights.items()]
     return torch.stack(shares).sum()

@@ -1,7 +1,8 @@
-"""Squared error and spectral angle of leaf pixels, in one pass over the tiles.
+"""Squared error and spectral angle of leaf pixels, computed together in one pass over the tiles.
 
-B batch, C bands, H, W pixels. Gradients are written out, so a pass keeps nothing but its inputs. On a CPU it goes
-block by block and what it makes on the way stays in the cache; compiled, forward and backward are one kernel each.
+B batch, C bands, H, W pixels. The gradient is written by hand, so that autograd saves only the inputs. On a CPU the
+pass runs block by block, so that intermediate values stay in the cache. Compiled, forward and backward are one kernel
+each.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from msvae.losses.masked_sum import MaskedSum
+from msvae.losses.terms import MIN_NORM, MaskedSum, upcast
 
 BLOCK_PIXELS = 2**16
-MIN_NORM = 1e-6
-"""Shortest target spectrum, in reflectance, that has an angle."""
+"""Number of pixels that a CPU processes at once."""
 MIN_REJECTION = 1e-10
-"""Shortest part of a spectrum beside its target, in reflectance, that has a direction, if rounding leaves it one."""
+"""Smallest norm of the rejection of a spectrum from its target, in reflectance, that defines a direction."""
 MIN_PROJECTION = 1e-12
-"""Smallest part along the target, in lengths of it, under which an angle is called right."""
+"""Smallest projection onto the target, in norms of the target. Below it the angle is computed as a right angle."""
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _WHOLE = (slice(None), slice(None), slice(None))
@@ -31,55 +31,63 @@ Block = tuple[slice, slice, slice]
 
 
 def error_and_angle(recon_BCHW: Tensor, target_BCHW: Tensor, leaf_mask: Tensor) -> tuple[MaskedSum, MaskedSum]:
-    """Squared error per band over finite leaf elements, and angle over leaf pixels that have a spectrum.
+    """Squared error per band over finite leaf elements, and spectral angle over leaf pixels that have a spectrum.
 
-    Args: reconstruction and target (B, C, H, W); leaf mask (B, 1|C, H, W) bool. Values off the leaf never matter.
-    Returns: sums and counts of squared error, (C,), reflectance squared; of the angle, (), radians; both float32.
-    Only the reconstruction gets a gradient, that of the angle being 0 where it has no direction: at equal, opposite
-    and zero spectra. A zero spectrum stands at pi / 2 to every other.
+    Only the reconstruction has a gradient. The gradient of the angle is 0 where it has no direction: for equal,
+    opposite and zero spectra. The angle between a zero spectrum and any other spectrum is pi / 2.
+
+    Args: reconstruction and target (B, C, H, W), reflectance; leaf mask (B, 1|C, H, W) bool. Values off the leaf never
+        matter, NaN included.
+    Returns: sums and counts of the squared error, (C,), reflectance squared, and of the angle, (), radians. Sums are
+        float32, or float64 for float64 images.
     """
     error, elements, angle, spectra = _apply(recon_BCHW, target_BCHW, leaf_mask, True)
     return MaskedSum(error, elements), MaskedSum(angle, spectra)
 
 
 def squared_error(recon_BCHW: Tensor, target_BCHW: Tensor, leaf_mask: Tensor) -> MaskedSum:
-    """The error of `error_and_angle` alone."""
+    """Squared error per band over finite leaf elements, as in `error_and_angle`.
+
+    Args: reconstruction and target (B, C, H, W), reflectance; leaf mask (B, 1|C, H, W) bool.
+    Returns: sums and counts, each (C,), reflectance squared.
+    """
     error, elements, _, _ = _apply(recon_BCHW, target_BCHW, leaf_mask, False)
     return MaskedSum(error, elements)
 
 
 def count_elements_and_spectra(target_BCHW: Tensor, leaf_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The counts of `error_and_angle` from the target alone: (C,) and (), int64."""
+    """Return the two counts of `error_and_angle`, (C,) and (), int64. They depend on the target alone."""
     counts = []
     for block in _blocks(target_BCHW):
         target, mask = target_BCHW[block], leaf_mask[block]
-        v = [_exact(band) for band in target.unbind(1)]
+        v = [upcast(band) for band in target.unbind(1)]
         counts.append((_count(_valid(target, mask)), _total(_has_spectrum(_dot(v, v), mask))))
     elements, spectra = zip(*counts, strict=True)
     return torch.stack(elements).sum(dim=0), torch.stack(spectra).sum(dim=0)
 
 
 def count_nonfinite(target_BCHW: Tensor, leaf_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Leaf elements of the target that are not finite, and all leaf elements, (), int64."""
+    """Return the number of leaf elements of the target that are not finite, and of all leaf elements; (), int64."""
     leaf = leaf_mask.sum() * (target_BCHW.shape[1] // leaf_mask.shape[1])
     valid = [_count(_valid(target_BCHW[b], leaf_mask[b])).sum() for b in _blocks(target_BCHW)]
     return leaf - torch.stack(valid).sum(), leaf
 
 
 def has_spectrum(target_BCHW: Tensor, leaf_mask: Tensor) -> Tensor:
-    """Leaf pixels whose every band is finite and whose spectrum is not zero, (B, H, W) bool: those with an angle."""
-    v = [_exact(band) for band in target_BCHW.unbind(1)]
+    """Return which leaf pixels have a spectral angle, (B, H, W) bool: all bands are finite and their norm is not 0."""
+    v = [upcast(band) for band in target_BCHW.unbind(1)]
     return _has_spectrum(_dot(v, v), leaf_mask)
 
 
-class _Split:
-    """Reconstructed spectra u and targets v, band by band, with u = t v + r where r is at a right angle to v.
+class _Decomposition:
+    """Decomposition of reconstructed spectra u = t v + r. The target is v, and the rejection r is orthogonal to v.
 
-    The angle is atan2(|r|, t |v|), exact near 0 where acos loses every digit and has an infinite slope.
+    The angle is atan2(|r|, t |v|). It is exact near 0, where acos loses all digits and has an infinite slope. Spectra
+    are lists of bands.
     """
 
     def __init__(self, recon: Tensor, target: Tensor, leaf_mask: Tensor) -> None:
-        self.u, self.v = ([_exact(band) for band in spectra.unbind(1)] for spectra in (recon, target))
+        self.u, self.v = ([upcast(band) for band in spectra.unbind(1)] for spectra in (recon, target))
         self.norm2_v = _dot(self.v, self.v)
         self.has_spectrum = _has_spectrum(self.norm2_v, leaf_mask)
         self.t = _select(self.has_spectrum, _dot(self.u, self.v) / self.norm2_v)
@@ -87,13 +95,14 @@ class _Split:
         self.norm2_r = _dot(self.r, self.r)
 
     def angle(self) -> Tensor:
+        """Return the angle of each pixel in radians, (B, H, W); 0 where the target has no spectrum."""
         sine = torch.where(self.t.abs() < MIN_PROJECTION, 1.0, self.norm2_r.sqrt())
         return _select(self.has_spectrum, torch.atan2(sine, self.t * self.norm2_v.sqrt()))
 
-    def slopes(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of r and v in the gradient of the angle, (t |v| r / |r| - |r| v / |v|) / |u|^2."""
+    def factors(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors of r and v in the gradient of the angle, (t |v| r / |r| - |r| v / |v|) / |u|^2."""
         norm2_u = torch.addcmul(self.norm2_r, self.t.square(), self.norm2_v)
-        # between parallel spectra r is what rounding leaves, and its direction is noise
+        # for parallel spectra r is a rounding error, and its direction is noise
         rounding2 = len(self.u) * (4 * torch.finfo(norm2_u.dtype).eps) ** 2
         has_direction = self.norm2_r > rounding2 * norm2_u + MIN_REJECTION**2
         scale = _select(has_direction, gradient / (norm2_u * (self.norm2_r * self.norm2_v).sqrt()))
@@ -132,23 +141,23 @@ def _apply(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _sums(recon: Tensor, target: Tensor, leaf_mask: Tensor, with_angle: bool) -> tuple[Tensor, ...]:
     valid = _valid(target, leaf_mask)
     bands = zip(valid, recon.unbind(1), target.unbind(1), strict=True)
-    error = torch.stack([_total(_select(ok, _exact(u) - _exact(v)).square()) for ok, u, v in bands])
+    error = torch.stack([_total(_select(ok, upcast(u) - upcast(v)).square()) for ok, u, v in bands])
     if not with_angle:
         return error, _count(valid), error.new_zeros(()), torch.zeros_like(valid[0], dtype=torch.int64).sum()
-    split = _Split(recon, target, leaf_mask)
-    return error, _count(valid), _total(split.angle()), _total(split.has_spectrum)
+    spectra = _Decomposition(recon, target, leaf_mask)
+    return error, _count(valid), _total(spectra.angle()), _total(spectra.has_spectrum)
 
 
 def _gradient(recon: Tensor, target: Tensor, leaf_mask: Tensor, error_C: Tensor, angle: Tensor | None) -> list[Tensor]:
-    """Gradient of each band, given those of the sums."""
+    """Return the gradient of each band of the reconstruction, given the gradients of the sums."""
     valid = _valid(target, leaf_mask)
     if angle is None:
         bands = zip(valid, recon.unbind(1), target.unbind(1), 2 * error_C, strict=True)
-        return [_select(ok, (_exact(u) - _exact(v)) * slope) for ok, u, v, slope in bands]
-    split = _Split(recon, target, leaf_mask)
-    beside, along = split.slopes(angle)
-    parts = zip(valid, split.u, split.v, split.r, 2 * error_C, strict=True)
-    return [_select(ok, ((u - v) * slope).addcmul_(beside, r).addcmul_(along, v)) for ok, u, v, r, slope in parts]
+        return [_select(ok, (upcast(u) - upcast(v)) * slope) for ok, u, v, slope in bands]
+    spectra = _Decomposition(recon, target, leaf_mask)
+    of_r, of_v = spectra.factors(angle)
+    parts = zip(valid, spectra.u, spectra.v, spectra.r, 2 * error_C, strict=True)
+    return [_select(ok, ((u - v) * slope).addcmul_(of_r, r).addcmul_(of_v, v)) for ok, u, v, r, slope in parts]
 
 
 def _in_blocks(tensor: Tensor) -> bool:
@@ -156,7 +165,7 @@ def _in_blocks(tensor: Tensor) -> bool:
 
 
 def _blocks(tiles: Tensor) -> list[Block]:
-    """Parts of the tiles that fit a processor's cache; the whole where kernels are fused or run on a GPU."""
+    """Return blocks of the tiles that fit into the cache of a CPU; one block if kernels are fused or run on a GPU."""
     if not _in_blocks(tiles):
         return [_WHOLE]
     batch, _, height, width = tiles.shape
@@ -169,7 +178,10 @@ def _blocks(tiles: Tensor) -> list[Block]:
 
 
 def _valid(target: Tensor, leaf_mask: Tensor) -> list[Tensor]:
-    """Which elements of each band count, C planes; one and the same plane where a mask of one meets finite values."""
+    """Return which elements of each band count, as C planes (B, H, W).
+
+    All planes are the same object if the mask has one plane and all values are finite.
+    """
     num_bands = target.shape[1]
     planes = list(leaf_mask.unbind(1)) * (num_bands // leaf_mask.shape[1])
     if _in_blocks(target) and bool(target.sum().isfinite()):
@@ -178,7 +190,7 @@ def _valid(target: Tensor, leaf_mask: Tensor) -> list[Tensor]:
 
 
 def _has_spectrum(norm2_v: Tensor, leaf_mask: Tensor) -> Tensor:
-    """Pixels whose every band is finite and on the leaf, and whose spectrum is not zero."""
+    """Return which pixels are leaf in all bands and have a finite spectrum with a norm above `MIN_NORM`."""
     has_spectrum = (norm2_v > MIN_NORM**2) & (norm2_v < math.inf)
     for plane in leaf_mask.unbind(1):
         has_spectrum = has_spectrum & plane
@@ -186,7 +198,10 @@ def _has_spectrum(norm2_v: Tensor, leaf_mask: Tensor) -> Tensor:
 
 
 def _select(valid: Tensor, values: Tensor) -> Tensor:
-    """Values where valid, else 0. Blocks select by bits, which is NaN-proof and many times faster than `where`."""
+    """Return values where `valid` is True, else 0.
+
+    On a CPU a bit mask is used: NaN cannot pass it, and it is many times faster than `where`.
+    """
     if not _in_blocks(values):
         return torch.where(valid, values, 0.0)
     integers = _INTEGERS[values.dtype]
@@ -207,10 +222,8 @@ def _count(valid: Sequence[Tensor]) -> Tensor:
 
 
 def _total(map_BHW: Tensor) -> Tensor:
-    """Sum over pixels, tile by tile: all sums of a pass then share one loop when compiled."""
+    """Return the sum over pixels.
+
+    It is summed tile by tile, so that all sums of a pass share one loop when compiled.
+    """
     return map_BHW.sum(dim=(1, 2)).sum()
-
-
-def _exact(values: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
-    return values if values.dtype in _INTEGERS else values.float()

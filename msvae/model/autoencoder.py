@@ -1,6 +1,6 @@
-"""The multispectral VAE: a diffusers AutoencoderKL between band adapters, whose forward returns leaf-only losses.
+"""The multispectral VAE: a diffusers AutoencoderKL with band adapters, whose forward returns leaf-only losses.
 
-B batch, C bands, H, W pixels. Everything outside the model is reflectance; inside, bands are standardised.
+B batch, C bands, H, W pixels. Inputs and outputs are reflectance. Inside the model, bands are standardised.
 """
 
 from __future__ import annotations
@@ -20,55 +20,58 @@ from torch import Tensor, nn
 from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
 from msvae.leaf_statistics import LeafStatistics
 from msvae.losses.coverage import check_mask, mask_stats, valid_elements
-from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import LeafLosses
 from msvae.losses.spectra import count_nonfinite
-from msvae.model.adapters import BandAdapter
-from msvae.model.attention import SpectralAttention
-from msvae.model.background import standardise, to_reflectance
-from msvae.model.diffusers_patches import RecomputesResiduals
-from msvae.model.initialise import put_backbone
-from msvae.model.origin import origin
-from msvae.model.pretrained import (
-    ADAPTER_OPTIONS,
-    CHANGEABLE,
-    hub_options,
-    load_saved_config,
-    load_strictly,
-    refuse_contradiction,
-    vae_subfolder,
-)
-from msvae.model.saving import SavedWithCard
-from msvae.model.standardise import HoldsLeafStatistics
-from msvae.model.upsampling import put_upsampling
+from msvae.losses.terms import MaskedSum
+from msvae.model.adapters import BandAdapter, SpectralAttention
+from msvae.model.diffusers_patches import ResidualCheckpointingMixin, replace_upsamplers
+from msvae.model.pretrained import load_saved_or_adapt
+from msvae.model.saving import ModelCardMixin
+from msvae.model.standardise import LeafStandardisationMixin
 
 
 class AutoencoderKLMultispectralAdapter(
-    RecomputesResiduals,
-    SavedWithCard,
-    HoldsLeafStatistics,
+    ResidualCheckpointingMixin,
+    ModelCardMixin,
+    LeafStandardisationMixin,
     AutoencoderKL,  # type: ignore[misc]
 ):
-    """A VAE for N spectral bands around a backbone made for three.
+    """A VAE for C spectral bands around a diffusers AutoencoderKL that was made for three channels.
 
-    Args beyond those of AutoencoderKL:
-        wavelengths_nm, band_names: one entry a band.
-        adapter_placement: `both`; or `input` / `output` alone, the other side being the backbone's own first or
-            last convolution widened to N bands.
-        adapter_form: `residual`, a linear map plus three convolutions that start at zero; `convolution`, those alone.
-        adapter_width: channels of the adapters' convolutions.
-        use_spectral_attention: weigh the bands by their mean spectrum, on both sides.
-        use_sam_loss: whether `losses` holds the spectral angle.
-        background: `fill` replaces everything off the leaf before encoding, `keep` does not.
-        band_mean, band_std: reflectance statistics of training leaves, from the manifest; 0 and 1 when not given.
-        band_importance: mean attention weight of each band, as last measured on the validation split.
-        factors_of_leaves: whether `msvae encode` measured scaling_factor and shift_factor; else they are those of the
-            backbone.
-        backbone, backbone_licence, metrics: for the model card. Where the backbone came from, None when made from
-            scratch; the licence entries of its own card; numbers of the validation split by name.
+    The arguments below are additional to those of AutoencoderKL. All are stored in `config.json`.
+
+    Args:
+        wavelengths_nm: wavelength of each band in nm; by default blue, green, red, red edge and near infrared.
+        band_names: name of each band; None means the default names, or names such as `475nm` for other wavelengths.
+        adapter_placement: `both` (default) puts an adapter before the encoder and after the decoder. `input` or
+            `output` adds one adapter; on the other side the first or last convolution is widened to C bands.
+        adapter_form: `residual` (default) is a linear map plus three convolutions, the last initialised to zero;
+            `convolution` is the three convolutions alone.
+        adapter_width: channels of the convolutions in the adapters.
+        use_spectral_attention: weight the bands by a function of their mean spectrum, before and after the backbone.
+        use_sam_loss: compute the spectral angle in the losses; see `choose_losses`.
+        background: `fill` (default) replaces all pixels off the leaf by the mean leaf spectrum before encoding;
+            `keep` encodes them.
+        band_mean, band_std: mean and standard deviation of reflectance over training leaves, one value per band; None
+            means 0 and 1.
+        band_importance: mean attention weight of each band, as measured by the last validation.
+        factors_of_leaves: `scaling_factor` and `shift_factor` were measured on leaves by `msvae encode`; by default
+            they are those of the backbone.
+        backbone, backbone_licence: source of the backbone and licence entries of its model card; None for a model that
+            was trained from scratch.
+        metrics: metrics of the validation split by name, for the model card.
+
+    Raises: ValueError if an argument is unknown or does not have one value per band.
+
+    Example::
+
+        model = AutoencoderKLMultispectralAdapter.from_pretrained("runs/leaves/best")
+        reconstruction, losses = model(sample=reflectance, mask=leaf_mask)  # (B, C, H, W) and (B, 1, H, W)
+        loss = losses["mse"] + losses["sam"]
+        coverage = losses["mask_stats"]["coverage"]
     """
 
-    # a saved pipeline names this module, and diffusers loads from it once `import msvae` has been run
+    # a saved pipeline stores this module name, and diffusers loads the class from it after `import msvae`
     __module__ = "msvae"
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -134,7 +137,7 @@ class AutoencoderKLMultispectralAdapter(
             use_post_quant_conv=use_post_quant_conv,
             mid_block_add_attention=mid_block_add_attention,
         )
-        put_upsampling(self.decoder)
+        replace_upsamplers(self.decoder)
         self.bands = Bands.named(wavelengths_nm, band_names)
         self.downscale = 2 ** (len(block_out_channels) - 1)
         self.choose_losses(("mse", "sam", "kl") if use_sam_loss else ("mse", "kl"))
@@ -153,52 +156,51 @@ class AutoencoderKLMultispectralAdapter(
         statistics: LeafStatistics | None = None,
         **options: Any,
     ) -> Self:
-        """Load a saved model, or put new adapters around a backbone.
+        """Load a saved model, or build new adapters around a backbone.
 
         Args:
-            pretrained_model_name_or_path: hub id or folder of this class, of an AutoencoderKL, or of a pipeline
-                with a `vae` subfolder.
-            adapter_init: how new adapters begin: `random`, `rgb` or `pca`; the last two need `statistics`.
-            statistics: training leaf statistics of a manifest; they also give `band_mean` and `band_std`. A saved
-                model of this class keeps its own.
-            options: arguments of this class (`adapter_placement`, …) and of diffusers' `from_pretrained`.
-        Raises: ValueError when a tensor is missing, left over or misshaped, or an option contradicts a saved model.
+            pretrained_model_name_or_path: hub id or folder of this class, of an AutoencoderKL, or of a pipeline with a
+                `vae` subfolder.
+            adapter_init: initialisation of new adapters: `random` (default), `rgb` or `pca`. The last two need
+                `statistics`.
+            statistics: leaf statistics of the training split, from a manifest. New adapters use them, and they become
+                `band_mean` and `band_std`. A saved model of this class keeps its own.
+            options: arguments of this class, such as `adapter_placement`, and of `from_pretrained` of diffusers, such
+                as `torch_dtype`.
+        Returns: the model in evaluation mode, in float32 unless `torch_dtype` is given.
+        Raises: ValueError if there is no model, if a tensor is missing, unexpected or misshaped, if the weights are
+            pickled, or if an option contradicts a saved model.
         """
         path = os.fspath(pretrained_model_name_or_path)
-        options = {"subfolder": vae_subfolder(path, options), **options}
-        adapter_options = {name: options.pop(name) for name in ADAPTER_OPTIONS if name in options}
-        saved = load_saved_config(cls, path, options)
-        if saved["_class_name"] == cls.__name__:
-            refuse_contradiction(path, saved, adapter_options)
-            options |= {name: adapter_options[name] for name in CHANGEABLE if name in adapter_options}
-            return load_strictly(super().from_pretrained, path, **options)  # type: ignore[no-any-return]
-        if statistics is not None:
-            adapter_options |= {"band_mean": statistics.mean, "band_std": statistics.std}
-        backbone = load_strictly(AutoencoderKL.from_pretrained, path, **options)
-        adapter_options = origin(path, options["subfolder"], hub_options(options)) | adapter_options
-        model = cls(**{**backbone.config, **adapter_options})
-        if backbone.dtype != model.dtype:
-            model = model.to(backbone.dtype)
-        put_backbone(model, backbone, model.bands, adapter_init, statistics)
-        return model.eval()  # type: ignore[no-any-return]
+        return load_saved_or_adapt(cls, super().from_pretrained, path, adapter_init, statistics, options)  # type: ignore[no-any-return]
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(
         self, x: Tensor, return_dict: bool = True, mask: Tensor | None = None
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Latent distribution of reflectance (B, C, H, W); with a leaf mask (B, 1|C, H, W) the rest is filled."""
+        """Return the latent distribution of tiles, as AutoencoderKL does.
+
+        Args: reflectance (B, C, H, W), floating point, with sides that are multiples of `downscale`; leaf mask
+            (B, 1|C, H, W), bool, integer or float (leaf above 0.5), or None if all pixels are leaf.
+        Returns: an output whose `latent_dist` has mean and log variance (B, latent channels, h, w); without
+            `return_dict` a tuple of `latent_dist`.
+        Raises: ValueError if shape or type of tiles or mask are wrong.
+        """
+        return self._encode_checked(x, check_mask(mask, x), return_dict)
+
+    def _encode_checked(self, x: Tensor, leaf_mask: Tensor, return_dict: bool) -> Any:
         _, channels, height, width = x.shape
         if channels != len(self.bands) or height % self.downscale or width % self.downscale:
             raise ValueError(
                 f"got a sample of shape {tuple(x.shape)}, the model expects {self.bands} and sides that are "
-                f"multiples of {self.downscale}; choose the bands or pad the picture"
+                f"multiples of {self.downscale}; choose the bands or pad the image"
             )
         if not x.is_floating_point():
             raise ValueError(
-                f"got a sample of {x.dtype}, expected reflectance; turn to float and multiply by the scale"
+                f"got a sample of {x.dtype}, expected reflectance; convert it to float and multiply it by its scale"
             )
-        valid = valid_elements(x, check_mask(mask, x))
-        bands = standardise(x, valid, self.leaf_mean, self.leaf_std, self.config.background).to(self.dtype)
+        valid = valid_elements(x, leaf_mask)
+        bands = self.standardise(x, valid).to(self.dtype)
         if self.input_attention is not None:
             bands = self.input_attention(bands, valid)
         return super().encode(bands if self.input_adapter is None else self.input_adapter(bands), return_dict)
@@ -206,13 +208,17 @@ class AutoencoderKLMultispectralAdapter(
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[Tensor]:
-        """Reflectance (B, C, H, W) of latents (B, latent channels, h, w)."""
+        """Return the reflectance of latents, as AutoencoderKL does.
+
+        Args: latents (B, latent channels, h, w), not shifted and scaled. `generator` is not used.
+        Returns: an output whose `sample` is reflectance (B, C, H, W); without `return_dict` a tuple of it.
+        """
         bands = super().decode(z).sample
         if self.output_adapter is not None:
             bands = self.output_adapter(bands)
         if self.output_attention is not None:
             bands = self.output_attention(bands)
-        sample = to_reflectance(bands, self.leaf_mean, self.leaf_std)
+        sample = self.to_reflectance(bands)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
@@ -221,18 +227,26 @@ class AutoencoderKLMultispectralAdapter(
         mask: Tensor | None = None,
         sample_posterior: bool = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        sums_only: bool = False,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Reconstruct and judge.
+        """Reconstruct tiles and compute their losses on leaf pixels.
 
-        Args: reflectance (B, C, H, W); leaf mask (B, 1|C, H, W) bool, integer or float (leaf above 0.5), or None;
-            `sample_posterior` draws the latent, with one generator or one a sample, instead of taking its mode.
-        Returns: reconstruction (B, C, H, W) and the losses of `compute_losses`.
+        Args:
+            sample: reflectance (B, C, H, W), as for `encode`.
+            mask: leaf mask (B, 1|C, H, W), bool, integer or float (leaf above 0.5), or None if all pixels are leaf.
+            sample_posterior: sample the latents from the posterior; by default they are its mode.
+            generator: one random generator for all tiles, or a list of one per tile.
+            sums_only: return `sums` as the only loss. Training divides them by the counts of a global batch.
+        Returns: reconstructed reflectance (B, C, H, W), and the dictionary of `compute_losses`.
+        Raises: ValueError if shape, type or device of `sample` or `mask` are wrong.
         """
         leaf_mask = check_mask(mask, sample)
-        (posterior,) = self.encode(sample, return_dict=False, mask=leaf_mask)
+        (posterior,) = self._encode_checked(sample, leaf_mask, return_dict=False)
         latents = posterior.sample(generator) if sample_posterior else posterior.mode()
         (reconstruction,) = self.decode(latents, return_dict=False)
-        return reconstruction, self.compute_losses(sample, reconstruction, leaf_mask, posterior)
+        moments = posterior.mean, posterior.logvar
+        sums = self.leaf_losses.sums(reconstruction, sample, leaf_mask, self.leaf_std, moments)
+        return reconstruction, {"sums": sums} if sums_only else self._losses(sums, sample, leaf_mask)
 
     def compute_losses(
         self,
@@ -241,15 +255,18 @@ class AutoencoderKLMultispectralAdapter(
         mask: Tensor | None = None,
         posterior: DiagonalGaussianDistribution | None = None,
     ) -> dict[str, Any]:
-        """Losses over finite leaf elements.
+        """Return the losses over leaf elements with a finite original.
 
-        Returns:
-            the mean of each term of `choose_losses`, (), such as `mse`, in units of `band_std` squared, `sam`, the
-                mean spectral angle in radians, and `kl`, nats a latent cell, with a posterior;
-            `mse_per_channel` (C,), with `mse`;
-            `mask_stats`: `coverage`, `valid_pixels`, `total_pixels`, the spread over tiles, and `nonfinite_elements`
-                of the original, which are left out;
-            `sums`: the MaskedSum behind each term, to join micro batches and ranks exactly.
+        Args: original and reconstruction (B, C, H, W), reflectance; leaf mask as for `forward`; posterior of `encode`.
+        Returns: a dictionary of
+
+            - the mean of each chosen term, (): `mse` in units of `band_std` squared, `sam` in radians, `kl` (only with
+              a posterior) in nats per latent cell, and further terms of `choose_losses`;
+            - `mse_per_channel`, (C,), if `mse` is chosen;
+            - `mask_stats`: `coverage`, `valid_pixels`, `total_pixels`, the distribution over tiles (`tile_stats`), and
+              `nonfinite_elements`, the number of leaf elements that are left out because they are not finite;
+            - `sums`: the MaskedSum of each term, to combine micro batches and ranks exactly.
+        Raises: ValueError if the shapes differ, or if the mask is wrong.
         """
         if reconstruction.shape != original.shape:
             raise ValueError(
@@ -259,6 +276,9 @@ class AutoencoderKLMultispectralAdapter(
         leaf_mask = check_mask(mask, original)
         moments = None if posterior is None else (posterior.mean, posterior.logvar)
         sums = self.leaf_losses.sums(reconstruction, original, leaf_mask, self.leaf_std, moments)
+        return self._losses(sums, original, leaf_mask)
+
+    def _losses(self, sums: dict[str, MaskedSum], original: Tensor, leaf_mask: Tensor) -> dict[str, Any]:
         losses: dict[str, Any] = {term: masked_sum.overall() for term, masked_sum in sums.items()}
         if "mse" in sums:
             losses["mse_per_channel"] = sums["mse"].mean()
@@ -266,38 +286,39 @@ class AutoencoderKLMultispectralAdapter(
         return losses | {"mask_stats": {**mask_stats(leaf_mask), "nonfinite_elements": nonfinite}, "sums": sums}
 
     def choose_losses(self, terms: Sequence[str]) -> None:
-        """Compute these terms alone; see `msvae.losses.objective.TERMS`.
+        """Compute only these terms, by their names in `msvae.losses.objective.TERMS`.
 
-        Raises: ValueError for an unknown term, or one that the bands do not allow.
+        Raises: ValueError if a term is unknown, or if the bands do not allow it.
         """
         self.leaf_losses = LeafLosses(terms, self.bands, self.downscale)
 
     def freeze_backbone(self) -> None:
-        """Train the adapters and attention alone; a widened last convolution counts as an adapter.
+        """Make only adapters and attention trainable; a widened first or last convolution counts as an adapter.
 
-        With placement `output` nothing before the latents is trained, so that the encoder runs without a graph.
+        With placement `output` nothing before the latents is trainable, so the encoder runs without an autograd graph.
         """
         self.requires_grad_(False)
         for part in self._after_latents() if self.input_adapter is None else self._new_parts():
             part.requires_grad_(True)
 
     def get_trainable_params(self) -> list[nn.Parameter]:
-        """Parameters that training changes, in a fixed order."""
+        """Return the trainable parameters in a fixed order."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def get_trainable_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters that training changes: those of adapters and attention, and those of the backbone."""
+        """Return the trainable parameters of adapters and attention, and those of the backbone."""
         new = {parameter for part in self._new_parts() for parameter in part.parameters()}
         trained = self.get_trainable_params()
         return [p for p in trained if p in new], [p for p in trained if p not in new]
 
     @torch.no_grad()
     def get_band_importance(self, sample: Tensor | None = None, mask: Tensor | None = None) -> dict[float, float]:
-        """Mean weight that spectral attention gives each band on its way in, {wavelength_nm: weight}, 1 is neutral.
+        """Return the mean weight of each band in the spectral attention before the encoder.
 
-        On the leaves of `sample`; without one, as last measured on the validation split while training, else for the
-        mean leaf spectrum of the training split.
-        Raises: ValueError when the model has no spectral attention.
+        Args: reflectance (B, C, H, W) and its leaf mask, as for `forward`. Without a sample the weights of the last
+            validation are returned; if there was none, the weights for the mean leaf spectrum of the training split.
+        Returns: `{wavelength_nm: weight}` with weights from 0 to 2; 1 is neutral.
+        Raises: ValueError if the model has no spectral attention.
         """
         if self.input_attention is None:
             raise ValueError("the model has no spectral attention; build it with use_spectral_attention=True")
@@ -311,12 +332,11 @@ class AutoencoderKLMultispectralAdapter(
         return dict(zip(self.bands.wavelengths_nm, weights, strict=True))
 
     def band_weights(self, sample: Tensor, mask: Tensor | None = None) -> MaskedSum:
-        """Weights that spectral attention gives the bands on their way in, (C,), summed over tiles with leaf."""
+        """Return the attention weights of the bands before the encoder, (C,), summed over tiles that have leaf."""
         assert self.input_attention is not None
         leaf_mask = check_mask(mask, sample)
         valid = valid_elements(sample, leaf_mask)
-        standardised = standardise(sample, valid, self.leaf_mean, self.leaf_std, self.config.background)
-        weights_BC = self.input_attention.weights(standardised.to(self.dtype), valid).float()
+        weights_BC = self.input_attention.weights(self.standardise(sample, valid).to(self.dtype), valid).float()
         has_leaf_B = leaf_mask.flatten(1).any(dim=1)
         return MaskedSum((weights_BC * has_leaf_B[:, None]).sum(dim=0), has_leaf_B.sum())
 

@@ -1,4 +1,4 @@
-"""How adapters begin: at random, or as a projection of the spectrum that is known to be good."""
+"""Initialisation of adapters: at random, or as a projection of spectra onto three channels and back."""
 
 from __future__ import annotations
 
@@ -13,57 +13,66 @@ from msvae.leaf_statistics import LeafStatistics
 from msvae.model.adapters import BandAdapter
 
 SMALLEST_STD = 1e-6
+"""Smallest standard deviation of a band, in reflectance; it keeps a constant band finite."""
 CHANNEL_SPREAD = 0.5
-"""Standard deviation of each channel that a projection hands to the backbone, which was trained on -1..1."""
+"""Standard deviation of each projected channel. The backbone was trained on values from -1 to 1."""
 
 
 @torch.no_grad()
-def put_backbone(
-    model: AutoencoderKL, backbone: AutoencoderKL, bands: Bands, how: str, statistics: LeafStatistics | None
+def initialise_from_backbone(
+    model: AutoencoderKL, backbone: AutoencoderKL, adapter_init: str, statistics: LeafStatistics | None
 ) -> None:
-    """Copy a backbone into a model around it, and begin what is new with a projection to three channels and back.
+    """Copy the weights of a backbone into a model, and initialise its adapters.
 
-    `rgb` and `pca` make adapters exactly linear; `random` leaves them as they are. Where the model has no adapter, its
-    first or last convolution is the backbone's behind the same projection, with `random` that of repeated RGB.
-    Raises: ValueError for an unknown name, a projection without statistics, or adapters without a linear map.
+    `rgb` and `pca` set adapters to a linear projection; `random` leaves them unchanged. If the model has no adapter on
+    one side, its first or last convolution is the one of the backbone combined with the projection; for `random` the
+    projection repeats RGB over the bands.
+
+    Raises: ValueError if `adapter_init` is unknown, or if it needs statistics or linear maps that are missing.
     """
-    inwards, outwards = (torch.from_numpy(p).float() for p in _project(bands, how, statistics))
+    inwards, outwards = (torch.from_numpy(p).float() for p in _project(model.bands, adapter_init, statistics))
     state = dict(backbone.float().state_dict())
     if model.input_adapter is None:
         state["encoder.conv_in.weight"] = torch.einsum("orhw,rc->ochw", state["encoder.conv_in.weight"], inwards)
-    elif how != "random":
-        _set_linear(model.input_adapter, inwards, how)
+    elif adapter_init != "random":
+        _set_linear(model.input_adapter, inwards, adapter_init)
     if model.output_adapter is None:
         state["decoder.conv_out.weight"] = torch.einsum("cr,rihw->cihw", outwards, state["decoder.conv_out.weight"])
         state["decoder.conv_out.bias"] = outwards @ state["decoder.conv_out.bias"]
-    elif how != "random":
-        _set_linear(model.output_adapter, outwards, how)
+    elif adapter_init != "random":
+        _set_linear(model.output_adapter, outwards, adapter_init)
     missing, unexpected = model.load_state_dict(state, strict=False)
     new = ("input_adapter.", "output_adapter.", "input_attention.", "output_attention.")
     assert not unexpected and all(name.startswith(new) for name in missing), (missing, unexpected)
 
 
 def _project(
-    bands: Bands, how: str, statistics: LeafStatistics | None
+    bands: Bands, adapter_init: str, statistics: LeafStatistics | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if how == "random":
+    if adapter_init == "random":
         return repeating_projection(len(bands))
-    if how not in ("rgb", "pca"):
-        raise ValueError(f"adapter_init is {how!r}, expected `random`, `rgb` or `pca`")
+    if adapter_init not in ("rgb", "pca"):
+        raise ValueError(f"adapter_init is {adapter_init!r}, expected `random`, `rgb` or `pca`")
     if statistics is None:
-        raise ValueError(f"adapter_init `{how}` needs the leaf statistics of a manifest; pass statistics=…")
-    return (rgb_projection if how == "rgb" else pca_projection)(bands, statistics)
+        raise ValueError(f"adapter_init `{adapter_init}` needs the leaf statistics of a manifest; pass statistics=…")
+    return (rgb_projection if adapter_init == "rgb" else pca_projection)(bands, statistics)
 
 
 def repeating_projection(num_bands: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """RGB repeated over the bands, (3, C) inwards and (C, 3) outwards: equal bands give what equal RGB gave."""
+    """Return a projection that repeats RGB over the bands, (3, C) inwards and (C, 3) outwards.
+
+    Equal values in all bands have the same effect as equal values in RGB.
+    """
     repeated = np.eye(3)[np.arange(num_bands) % 3]
     return repeated.T * 3 / num_bands, repeated
 
 
 def pca_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Principal components of reflectance, as maps of standardised bands: (3, C) inwards and (C, 3) outwards."""
-    std = _spread(statistics)
+    """Return the projection onto the three first principal components of leaf reflectance.
+
+    Returns: linear maps of standardised bands, (3, C) inwards and (C, 3) outwards.
+    """
+    std = _standard_deviations(statistics)
     eigenvalues, eigenvectors = np.linalg.eigh(np.asarray(statistics.covariance))
     components = eigenvectors[:, ::-1][:, :3]
     spread = np.sqrt(np.maximum(eigenvalues[::-1][:3], 1e-12)) / CHANNEL_SPREAD
@@ -74,8 +83,11 @@ def pca_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np
 
 
 def rgb_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Red, green and blue as themselves, the other bands by least squares: (3, C) inwards, (C, 3) outwards."""
-    std = _spread(statistics)
+    """Return the projection that selects red, green and blue, and predicts the other bands by least squares.
+
+    Returns: linear maps of standardised bands, (3, C) inwards and (C, 3) outwards.
+    """
+    std = _standard_deviations(statistics)
     correlation = np.asarray(statistics.covariance) / np.outer(std, std)
     rgb = [bands.index(role) for role in ("red", "green", "blue")]
     inwards = np.zeros((3, len(bands)))
@@ -85,15 +97,16 @@ def rgb_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np
     return inwards, outwards / CHANNEL_SPREAD
 
 
-def _spread(statistics: LeafStatistics) -> NDArray[np.float64]:
-    """Standard deviation of each band; a constant band counts as barely varying."""
+def _standard_deviations(statistics: LeafStatistics) -> NDArray[np.float64]:
+    """Return the standard deviation of each band, at least `SMALLEST_STD`."""
     return np.maximum(statistics.std, SMALLEST_STD)
 
 
-def _set_linear(adapter: BandAdapter, weight: Tensor, how: str) -> None:
+def _set_linear(adapter: BandAdapter, weight: Tensor, adapter_init: str) -> None:
     if adapter.linear is None:
         raise ValueError(
-            f"adapter_init `{how}` needs a linear map; set adapter_form to `residual`, or begin at random"
+            f"adapter_init `{adapter_init}` needs a linear map; set adapter_form to `residual`, or adapter_init to "
+            "`random`"
         )
     adapter.linear.weight.copy_(weight[:, :, None, None])
     assert adapter.linear.bias is not None

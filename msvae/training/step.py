@@ -10,9 +10,9 @@ from torch import Tensor
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import LossScale, Precision
-from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import LeafLosses, can_compare, objective
 from msvae.losses.spectra import count_nonfinite
+from msvae.losses.terms import MaskedSum
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
 from msvae.training.optim import AveragingAdamW

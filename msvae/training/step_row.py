@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msvae.bands import Bands
 from msvae.config import Config
-from msvae.losses.masked_sum import MaskedSum
+from msvae.losses.terms import MaskedSum
 from msvae.training.monitoring import coverage_row
 
 

@@ -13,7 +13,7 @@ from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator, by_model
 from msvae.evaluation.loss_verdict import evaluate_loss
 from msvae.metrics.accumulate import summarise
-from msvae.model.card import METRICS
+from msvae.model.saving import METRICS
 from msvae.report.distributions import bands_figure
 from msvae.report.pictures import comparison_figure, index_figure, spectra_figure
 from msvae.shards.cache import cache_for

@@ -27,7 +27,7 @@ def test_masks_of_any_type_are_leaf_above_one_half(dtype):
     ("mask", "message"),
     [
         (torch.ones(1, 2, 2), r"shape \(1, 2, 2\) .* expected \(1, 1, 2, 2\)"),
-        (torch.ones(1, 2, 2, 2), r"shape \(1, 2, 2, 2\) .* expected \(1, 1, 2, 2\) or one plane a band"),
+        (torch.ones(1, 2, 2, 2), r"shape \(1, 2, 2, 2\) .* expected \(1, 1, 2, 2\) or one plane per band"),
         (torch.ones(1, 1, 3, 2), r"shape \(1, 1, 3, 2\)"),
         (torch.ones(1, 1, 2, 2, device="meta"), "on meta and a sample on cpu"),
         (torch.full((1, 1, 2, 2), math.nan), "mask with NaN"),

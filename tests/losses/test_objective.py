@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from msvae.bands import Bands
 from msvae.losses.coverage import mask_stats
-from msvae.losses.masked_sum import MaskedSum
 from msvae.losses.objective import TERMS, LeafLosses, objective
+from msvae.losses.terms import MaskedSum
 
 from .tiles import masks, random_tiles
 

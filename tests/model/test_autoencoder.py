@@ -177,7 +177,7 @@ def test_wrong_samples_are_errors_that_say_what_is_expected(backbone_folder):
     model = load(backbone_folder)
     with pytest.raises(ValueError, match=r"shape \(1, 4, 32, 32\), the model expects 5 bands"):
         model.encode(torch.zeros(1, 4, 32, 32))
-    with pytest.raises(ValueError, match=r"sample of torch\.int32, expected reflectance; turn to float"):
+    with pytest.raises(ValueError, match=r"sample of torch\.int32, expected reflectance; convert it to float"):
         model.encode(torch.zeros(1, 5, 32, 32, dtype=torch.int32))
     with pytest.raises(ValueError, match="multiples of 8"):
         model.encode(torch.zeros(1, 5, 30, 32))

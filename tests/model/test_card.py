@@ -77,15 +77,15 @@ def test_an_unknown_licence_is_said_to_be_unknown(backbone_folder, tmp_path, rea
     if readme is not None:
         (folder / "README.md").write_text(readme)
     card = card_of(load(folder), tmp_path / "saved")
-    assert "The backbone is `backbone`. Its licence is not known here" in card.text
+    assert "The backbone is `backbone`. Its licence is unknown. Find out its licence" in card.text
     assert card.data.license is None
-    assert "No numbers were stored" in card.text
+    assert "No metrics were stored" in card.text
 
 
 def test_a_model_made_from_scratch_owes_no_licence(tmp_path):
     model = AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, wavelengths_nm=(560.0,), band_names=("a|b",))
     card = card_of(model, tmp_path)
-    assert "made from scratch, so no licence comes with it" in card.text
+    assert "trained from scratch, so no licence applies to it" in card.text
     assert "| a\\|b | 560 |" in card.text
     assert "# Multispectral VAE: 1 band, 560 to 560 nm" in card.text
 
@@ -100,7 +100,7 @@ def test_what_it_says_survives_saving_and_can_be_corrected_on_loading(pipeline_f
     corrected = load(tmp_path / "first", backbone_licence={"license": "mit"}, metrics=None)
     card = card_of(corrected, tmp_path / "third")
     assert card.data.license == "mit"
-    assert "No numbers were stored" in card.text
+    assert "No metrics were stored" in card.text
 
 
 def test_training_on_from_a_saved_model_forgets_its_numbers(backbone_folder, leaf_shards, tmp_path):

@@ -191,7 +191,7 @@ class TestDataIsData:
 
 def test_a_saved_model_refuses_other_bands(backbone_folder, tmp_path):
     load(backbone_folder).save_pretrained(tmp_path / "saved")
-    with pytest.raises(ValueError, match="was saved with adapter_placement=both, asked for input"):
+    with pytest.raises(ValueError, match="was saved with adapter_placement=both, got input"):
         load(tmp_path / "saved", adapter_placement="input")
 
 

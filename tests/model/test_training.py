@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.config import OptimConfig
+from msvae.losses.coverage import check_mask
 from msvae.losses.objective import TERMS
 from msvae.model.build import TINY_BACKBONE
 from msvae.training.optim import make_optimizer
@@ -132,6 +133,40 @@ def test_forward_and_backward_never_wait_for_the_device():
     torch.stack([losses[term] for term in TERMS]).sum().backward()
     with pytest.raises(RuntimeError, match="meta"):
         losses["mse"].item()
+
+
+def test_sums_only_returns_the_same_sums_and_computes_no_statistics(monkeypatch):
+    model = model_of()
+    model.choose_losses(TERMS)
+    sample, leaf = tiles(0.5)
+    expected, losses = model(sample=sample, mask=leaf)
+    assert {"mse", "sam", "mask_stats", "sums"} < losses.keys()
+    for name in ("mask_stats", "count_nonfinite"):
+        monkeypatch.setattr(f"msvae.model.autoencoder.{name}", lambda *_: pytest.fail("statistics were computed"))
+    reconstruction, only = model(sample=sample, mask=leaf, sums_only=True)
+    assert torch.equal(reconstruction, expected)
+    assert list(only) == ["sums"]
+    assert list(only["sums"]) == list(TERMS)
+    for term, masked_sum in losses["sums"].items():
+        assert torch.equal(only["sums"][term].total, masked_sum.total), term
+        assert torch.equal(only["sums"][term].count, masked_sum.count), term
+
+
+def test_every_public_call_checks_the_mask_once(monkeypatch):
+    model = model_of()
+    sample, leaf = tiles(0.5)
+    reconstruction, _ = model(sample=sample)
+    checked = []
+    monkeypatch.setattr("msvae.model.autoencoder.check_mask", lambda *a: (checked.append(1), check_mask(*a))[1])
+    for call in (
+        lambda: model(sample=sample, mask=leaf.float()),
+        lambda: model.encode(sample, mask=leaf.float()),
+        lambda: model.compute_losses(sample, reconstruction, leaf.float()),
+        lambda: model.get_band_importance(sample, leaf.float()),
+    ):
+        checked.clear()
+        call()
+        assert len(checked) == 1
 
 
 @pytest.mark.parametrize("form", ["residual", "convolution"])
