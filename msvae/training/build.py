@@ -56,11 +56,11 @@ class EvaluationModel:
         self.averages = averages
         self.rest()
 
-    def follow(self, trained: Trained, raw: bool = False) -> AutoencoderKLMultispectralAdapter:
-        """The model with the weights of now, on this rank's device; `raw` without averaging them. All ranks."""
+    def follow(self, trained: Trained) -> AutoencoderKLMultispectralAdapter:
+        """The model with the weights of now, on this rank's device. All ranks."""
         self.model.to(self._device)
         with torch.no_grad():
-            for name, value in trained.values(AVERAGE if self.averages and not raw else "model"):
+            for name, value in trained.values(AVERAGE if self.averages else "model"):
                 self._weights[name].copy_(value)
         return self.model
 

@@ -11,7 +11,6 @@ import numpy as np
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator, by_model
-from msvae.evaluation.loss_verdict import evaluate_loss
 from msvae.metrics.accumulate import summarise
 from msvae.model.saving import METRICS
 from msvae.report.distributions import bands_figure
@@ -88,9 +87,8 @@ class Validation:
         """Evaluate on all ranks; the main process, which has the log, writes, and saves `best/` when it is."""
         if self._evaluator is None:
             return
-        raw = self._judge_raw(self._evaluator, trained) if self._judged.averages else {}
         self._judged.follow(trained)
-        row = self._judge(self._evaluator, step) | raw
+        row = self._judge(self._evaluator, step)
         self._model.register_to_config(metrics={name: row[name] for name in METRICS if row[name] is not None})
         if log is not None:
             log.validation(row)
@@ -105,10 +103,6 @@ class Validation:
 
     def _manifest_digest(self) -> str | None:
         return None if self._evaluator is None else self._evaluator.reader.manifest.digest()
-
-    def _judge_raw(self, evaluator: Evaluator, trained: Trained) -> dict[str, Any]:
-        model = self._judged.follow(trained, raw=True)
-        return {"raw": evaluate_loss(model, evaluator, self._config, self._ranks)}
 
     def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
         tally = evaluator.tally(self._model)

@@ -46,10 +46,10 @@ def _lines(*tags: str) -> list[Any]:
 LAYOUT = {
     "How well leaves come back": {
         "training loss": _lines("train/loss"),
-        "validation loss, averaged and raw weights": _lines("validation/loss", "validation_raw/loss"),
+        "validation loss": _lines("validation/loss"),
         "training: spectral angle (degrees)": _lines("train/angle_deg"),
-        "validation: spectral angle (degrees)": _lines("validation/angle_deg", "validation_raw/angle_deg"),
-        "validation: leaf PSNR (dB)": _lines("validation/psnr_db", "validation_raw/psnr_db"),
+        "validation: spectral angle (degrees)": _lines("validation/angle_deg"),
+        "validation: leaf PSNR (dB)": _lines("validation/psnr_db"),
         "validation: error of NDVI and NDRE": _lines("validation/ndvi_mae", "validation/ndre_mae"),
     },
     "Band by band": {
