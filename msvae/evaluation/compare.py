@@ -11,7 +11,7 @@ from rich.table import Table as ScreenTable
 
 from msvae.evaluation.runs import Run, differing, read_runs
 from msvae.files import replace_files
-from msvae.report.errors import curves_figure
+from msvae.report.charts import curves_figure
 from msvae.report.page import Cell, Section, Table, write_report
 from msvae.runs import PANELS, Line, line
 

@@ -11,22 +11,22 @@ from rich.console import Console
 
 from msvae.distributed.collectives import Ranks
 from msvae.distributed.setup import make_cuda_exact
+from msvae.evaluation.baselines import AtRate, BlockPca, numbers_per_block
 from msvae.evaluation.evaluator import Evaluator, Reconstruct, by_model
-from msvae.evaluation.findings import Finding, write_metrics
-from msvae.evaluation.judge import Judge, Judged
 from msvae.evaluation.latents import LATENT_BITS, Rate, ThroughLatents
-from msvae.evaluation.page import write_page
-from msvae.evaluation.rivals import AtRate, BlockPca, numbers_per_block
+from msvae.evaluation.measurement import Judge, Judged
+from msvae.evaluation.report import write_page
+from msvae.evaluation.results import Finding, write_metrics
+from msvae.evaluation.summary import EXPLANATIONS, LABELS, summary_lines
 from msvae.evaluation.tables import write_tables
 from msvae.evaluation.units import units_of
-from msvae.evaluation.wording import EXPLANATIONS, LABELS, summary_lines
 from msvae.files import replace_files
 from msvae.messages import counted
 from msvae.metrics.baselines import mean_spectrum, principal_components
-from msvae.metrics.block_pca import MAX_NUMBERS
 from msvae.metrics.bootstrap import NUM_RESAMPLES
 from msvae.metrics.codecs import CODECS
 from msvae.metrics.detail import EDGE_PX
+from msvae.metrics.pca import MAX_NUMBERS
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.origins import Origin, origins

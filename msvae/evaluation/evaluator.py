@@ -12,9 +12,9 @@ from torch import Tensor
 from msvae.distributed.collectives import Ranks
 from msvae.losses.terms import MaskedSum
 from msvae.metrics.accumulate import TileSums
-from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
+from msvae.metrics.tile_sums import LeafPixels
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.report.composites import Example
 from msvae.shards.loader import Batch, Loader

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.bands import Bands
-from msvae.evaluation.judge import Judged
-from msvae.metrics.measures import Sums, measures
+from msvae.evaluation.measurement import Judged
+from msvae.metrics.aggregate import Sums, measures
 from msvae.shards.origins import Origin
 
 Row = dict[str, Any]

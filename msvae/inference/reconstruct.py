@@ -19,8 +19,8 @@ from msvae.inference.sliding_window import TiledModel
 from msvae.inference.values import fill_value, leaf_values
 from msvae.messages import OnProgress
 from msvae.metrics.accumulate import Summary, summarise
-from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
+from msvae.metrics.tile_sums import LeafPixels
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.packing.data_set import DataSet
 from msvae.packing.options import PackOptions

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.metrics.measures import measures, plain
+from msvae.metrics.aggregate import measures, plain
 
 TileSums = Mapping[str, NDArray[np.float64]]
 """Columns of sums, (T,) or (T, K): one row a tile, in stored order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.metrics.measures import Numbers, Sums
+from msvae.metrics.aggregate import Numbers, Sums
 
 NUM_RESAMPLES = 2000
 ENDS_PERCENT = (2.5, 97.5)

@@ -9,7 +9,7 @@ from torch.nn.functional import max_pool2d
 from msvae.bands import Bands
 from msvae.metrics.brightness import NUM_DECILES, DecileOf
 from msvae.metrics.indices import INDICES, index_sums
-from msvae.metrics.pixels import LeafPixels
+from msvae.metrics.tile_sums import LeafPixels
 
 EDGE_PX = 4
 """Half a latent cell: leaf pixels with background this near, diagonals included, are the leaf's edge band."""

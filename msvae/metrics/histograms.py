@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msvae.metrics.pixels import LeafPixels
+from msvae.metrics.tile_sums import LeafPixels
 
 SMALLEST_ANGLE_DEG = 1e-3
 ANGLE_STEP = 1.01

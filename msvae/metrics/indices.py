@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from msvae.bands import MIN_INDEX_SUM, Bands
-from msvae.metrics.pixels import LeafPixels
+from msvae.metrics.tile_sums import LeafPixels
 
 MIN_RED_EDGE = 0.01
 """Smallest red-edge reflectance that CIre is divided by: leaves reflect far more, and below it the ratio explodes."""

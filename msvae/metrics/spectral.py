@@ -6,7 +6,7 @@ from torch import Tensor
 
 from msvae.bands import NORMALISED_DIFFERENCES, Bands
 from msvae.metrics.indices import index_sums
-from msvae.metrics.pixels import LeafPixels
+from msvae.metrics.tile_sums import LeafPixels
 
 
 def spectral_sums(pixels: LeafPixels, bands: Bands) -> dict[str, Tensor]:

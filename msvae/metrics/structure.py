@@ -11,7 +11,7 @@ from scipy.ndimage import binary_erosion
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from msvae.metrics.pixels import LeafPixels
+from msvae.metrics.tile_sums import LeafPixels
 
 WINDOW_PX = 7
 

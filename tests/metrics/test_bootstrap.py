@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from msvae.metrics.aggregate import measures
 from msvae.metrics.bootstrap import NUM_RESAMPLES, interval, intervals, resample
-from msvae.metrics.measures import measures
 
 
 def images(squared_errors: np.ndarray, pixels: float = 100.0) -> dict[str, np.ndarray]:

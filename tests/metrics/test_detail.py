@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from msvae.bands import Bands
+from msvae.metrics.aggregate import measures, spectrum_sums
 from msvae.metrics.brightness import DecileOf, brightness_counts
 from msvae.metrics.detail import EDGE_PX, SID_FLOOR, detail_sums, edge_band, information_divergence
 from msvae.metrics.histograms import (
@@ -19,10 +20,9 @@ from msvae.metrics.histograms import (
     quantile,
 )
 from msvae.metrics.latents import latent_numbers, latent_sums
-from msvae.metrics.measures import measures, spectrum_sums
-from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
+from msvae.metrics.tile_sums import LeafPixels
 
 BANDS = Bands()
 BLUE, GREEN, RED, RED_EDGE, NIR = range(5)

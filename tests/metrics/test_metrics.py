@@ -11,11 +11,11 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from msvae.bands import Bands
 from msvae.metrics.accumulate import summarise
+from msvae.metrics.aggregate import measures
 from msvae.metrics.baselines import mean_spectrum, principal_components
-from msvae.metrics.measures import measures
-from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
+from msvae.metrics.tile_sums import LeafPixels
 
 BANDS = Bands()
 

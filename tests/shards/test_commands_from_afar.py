@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msvae.cli import app
-from msvae.evaluation.rivals import training_split
+from msvae.evaluation.baselines import training_split
 from msvae.shards.manifest import Manifest
 from msvae.shards.origins import origins
 from msvae.shards.reader import ShardReader

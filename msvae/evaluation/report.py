@@ -10,13 +10,13 @@ from typing import Any
 
 from msvae.bands import Bands
 from msvae.evaluation.evaluator import Evaluator, Reconstruct
-from msvae.evaluation.judge import Judged
+from msvae.evaluation.measurement import Judged
+from msvae.evaluation.summary import EXPLANATIONS, LABELS, cautions, verdict
 from msvae.evaluation.tables import Row
-from msvae.evaluation.wording import EXPLANATIONS, LABELS, cautions, verdict
 from msvae.messages import counted
 from msvae.metrics.histograms import ANGLE_EDGES_DEG, ERROR_EDGES
 from msvae.metrics.indices import INDICES
-from msvae.report.errors import curves_figure, deciles_figure, histograms_figure, labels_of
+from msvae.report.charts import curves_figure, deciles_figure, histograms_figure, labels_of
 from msvae.report.page import Cell, Section, Table, write_report
 from msvae.report.pictures import comparison_figure, spectra_figure
 from msvae.runs import PANELS, RUN_CARD, VALIDATION, line, loss_lines, rows_of

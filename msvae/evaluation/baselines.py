@@ -14,8 +14,8 @@ from torch import Tensor
 from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator
 from msvae.evaluation.latents import Rate
-from msvae.metrics.block_pca import MAX_BLOCKS, BlockScatter, components, fill, through_components
 from msvae.metrics.codecs import Codec, Coded, at_rate
+from msvae.metrics.pca import MAX_BLOCKS, BlockScatter, components, fill, through_components
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.manifest import MANIFEST_NAME
 from msvae.shards.order import MicroBatchPlan, SampleRef

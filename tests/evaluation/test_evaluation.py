@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from msvae.evaluation.rivals import training_split
+from msvae.evaluation.baselines import training_split
 from msvae.evaluation.runs import differing, names_of
+from msvae.evaluation.summary import cautions, summary_lines, verdict
 from msvae.evaluation.units import MAX_UNITS, units_of
-from msvae.evaluation.wording import cautions, summary_lines, verdict
 from msvae.shards.origins import Origin, origins
 from msvae.shards.reader import ShardReader
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from msvae.metrics.block_pca import BlockScatter, components, fill, from_blocks, through_components, to_blocks
 from msvae.metrics.codecs import CODECS, HEADER_BYTES, at_rate
+from msvae.metrics.pca import BlockScatter, components, fill, from_blocks, through_components, to_blocks
 
 SIDE, BANDS = 4, 3
 MEAN = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)

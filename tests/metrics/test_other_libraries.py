@@ -9,12 +9,12 @@ import torchmetrics.functional as functional
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from msvae.bands import Bands
+from msvae.metrics.aggregate import measures
 from msvae.metrics.brightness import DecileOf, brightness_counts
 from msvae.metrics.detail import detail_sums
-from msvae.metrics.measures import measures
-from msvae.metrics.pixels import LeafPixels
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.structure import ssim_sums
+from msvae.metrics.tile_sums import LeafPixels
 
 SPAN = (0.4, 0.5, 0.6, 0.7, 0.8)
 

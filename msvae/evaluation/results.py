@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from msvae.evaluation.judge import Judged
+from msvae.evaluation.measurement import Judged
 from msvae.metrics.accumulate import total
+from msvae.metrics.aggregate import Numbers, measures, plain
 from msvae.metrics.bootstrap import interval, intervals, resample
 from msvae.metrics.indices import INDICES
-from msvae.metrics.measures import Numbers, measures, plain
 
 COMPARED = ("psnr_db", "angle_deg", "ndvi_mae")
 

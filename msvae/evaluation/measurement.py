@@ -15,11 +15,11 @@ from msvae.distributed.collectives import Ranks
 from msvae.evaluation.evaluator import Evaluator, Reconstruct
 from msvae.evaluation.units import Units
 from msvae.metrics.accumulate import TileSums, by_class, check_leaf
+from msvae.metrics.aggregate import spectrum_sums
 from msvae.metrics.brightness import NUM_BINS, DecileOf, brightness_counts
 from msvae.metrics.detail import detail_sums
 from msvae.metrics.histograms import ERROR_EDGES, NUM_ANGLE_BINS, angle_counts, error_counts
-from msvae.metrics.measures import spectrum_sums
-from msvae.metrics.pixels import LeafPixels
+from msvae.metrics.tile_sums import LeafPixels
 from msvae.shards.loader import Batch
 
 SAY_EVERY_S = 10.0
