@@ -1,8 +1,9 @@
-"""Breaks training on purpose, once for each picture in docs/curves.md, beside the same training left whole.
+"""Draw the pictures of docs/curves.md: curves of trainings with a deliberate fault, and of the same one without it.
 
 python bench/broken_runs.py OUT [--steps 400]
 
-Everything is real: leaves are drawn, masks moved, bands exchanged, shards packed, and train.py is launched.
+Every run is complete: the script makes synthetic images, moves masks or exchanges bands, packs shards and launches
+train.py.
 """
 
 from __future__ import annotations
@@ -42,30 +43,30 @@ Rows = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a copy of the images, how they are packed, and how they are trained on."""
+    """Damage to a copy of the images, options for packing, and overrides of the training configuration."""
 
     damage: Callable[[Path], None] = lambda images: None
     options: PackOptions = field(default_factory=lambda: PackOptions(tile_px=TILE_PX))
     overrides: dict[str, object] = field(default_factory=dict)
-    judged_whole: bool = False
-    """Validates on the whole images, not on its own."""
+    validate_on_whole: bool = False
+    """Use the validation split of the run without fault, not the fault's own."""
 
 
 def move_masks(images: Path) -> None:
-    """As when masks were drawn on another version of the image."""
+    """Shift every mask, as if it belonged to another version of the image."""
     for path in images.glob("*_mask.png"):
         Image.fromarray(np.roll(np.asarray(Image.open(path)), MASK_SHIFT_PX, axis=1)).save(path)
 
 
 def exchange_bands(images: Path) -> None:
-    """Red and near infrared of every second image, as when two cameras number their bands differently."""
+    """Exchange red and near infrared in every second image, as if two cameras numbered their bands differently."""
     for path in sorted(images.glob("*.tif"))[::2]:
         with rasterio.open(path, "r+") as image:
             image.write(image.read()[[0, 1, 4, 3, 2]])
 
 
 def keep_three(images: Path) -> None:
-    """One for each split."""
+    """Keep three images, one for each split."""
     for path in sorted(images.glob("*.tif"))[3:]:
         path.unlink()
 
@@ -76,25 +77,25 @@ FAULTS = {
     "soil": Fault(options=PackOptions(tile_px=TILE_PX, mask="ndvi<0.25")),
     "moved": Fault(damage=move_masks),
     "bands": Fault(damage=exchange_bands),
-    "few": Fault(damage=keep_three, judged_whole=True),
+    "few": Fault(damage=keep_three, validate_on_whole=True),
     "empty": Fault(options=PackOptions(tile_px=TILE_PX, min_coverage=0.0, mask="ndvi>0.3", erode_px=24)),
 }
 
 
 def rows(path: Path) -> Rows:
-    """Lines of JSON."""
+    """Return the rows of a JSON lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def train(name: str, fault: Fault, folder: Path, steps: int) -> Path:
-    """Damage, pack, train; returns the folder of the run."""
+    """Damage a copy of the images, pack it, train on it, and return the folder of the run."""
     images, shards, out = (folder / name / part for part in ("images", "shards", "run"))
     shutil.copytree(folder / "images", images)
     fault.damage(images)
     pack([images], shards, fault.options)
     values = {
         "data.train": shards / "train",
-        "data.val": (folder / "whole" / "shards" if fault.judged_whole else shards) / "val",
+        "data.val": (folder / "whole" / "shards" if fault.validate_on_whole else shards) / "val",
         "train.max_steps": steps,
         "train.eval_every": steps // 12,
         "train.checkpoint_every": 0,
@@ -107,12 +108,12 @@ def train(name: str, fault: Fault, folder: Path, steps: int) -> Path:
 
 
 def draw(whole: Path, broken: Path) -> Figure:
-    """Four curves of a broken run before those of the whole one."""
+    """Draw four curves of a broken run over those of the whole one."""
     figure = Figure(figsize=(11, 2.5), layout="constrained")
     panels = figure.subplots(1, 4)
     for out, colour, label in ((whole, LEAF, "whole"), (broken, RECON, "broken")):
-        logged, judged = rows(out / "metrics.jsonl"), rows(out / "validation.jsonl")
-        steps, judged_steps = [row["step"] for row in logged], [row["step"] for row in judged]
+        logged, validated = rows(out / "metrics.jsonl"), rows(out / "validation.jsonl")
+        steps, validation_steps = [row["step"] for row in logged], [row["step"] for row in validated]
         panels[0].plot(steps, smooth([row["loss"] for row in logged]), color=colour, label=label)
         panels[1].plot(steps, smooth([row["coverage"] for row in logged]), color=colour)
         panels[1].fill_between(
@@ -123,8 +124,8 @@ def draw(whole: Path, broken: Path) -> Figure:
             alpha=0.12,
             linewidth=0,
         )
-        panels[2].plot(judged_steps, [row["angle_deg"] for row in judged], "o-", color=colour, markersize=3)
-        panels[3].plot(judged_steps, [row["ndvi_mae"] for row in judged], "o-", color=colour, markersize=3)
+        panels[2].plot(validation_steps, [row["angle_deg"] for row in validated], "o-", color=colour, markersize=3)
+        panels[3].plot(validation_steps, [row["ndvi_mae"] for row in validated], "o-", color=colour, markersize=3)
     titles = ("train/loss", "train_coverage: mean, min to max", "validation/angle_deg", "validation/ndvi_mae")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
@@ -139,13 +140,13 @@ def draw(whole: Path, broken: Path) -> Figure:
 
 
 def smooth(values: list[float]) -> np.ndarray:
-    """Mean of neighbouring steps, fewer at both ends."""
+    """Return the moving average over neighbouring steps, over fewer at both ends."""
     kernel = np.ones(SMOOTH_STEPS)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def main() -> None:
-    """Train whole and broken, and draw."""
+    """Train without and with every fault, and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for curves-NAME.png")
     parser.add_argument("--steps", type=int, default=400)

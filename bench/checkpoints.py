@@ -1,10 +1,12 @@
-"""What checkpoints cost: bytes on the disk, and the delay of the steps they fall between, with an SD3-size VAE.
+"""Measure what checkpoints of an SD3-size VAE cost: bytes on disk, and the delay of training steps.
 
 python bench/checkpoints.py [--steps 12] [--rounds 2]
 
 Runs that save every third step and runs that save only at their end take turns, with a frozen and a trained backbone.
-`copy` is the time that training stands still for one checkpoint, in steps. `delay` is how much longer the steps take
-beside the thread that writes, mean over all of them, in steps. `once` is what a run stores once: the untrained model.
+
+Columns: `each` is the size of one checkpoint; `once` is the size of the untrained model, which a run stores once;
+`copy` is how long training pauses for one checkpoint, in steps; `delay` is how much longer a step takes on average
+while a thread writes checkpoints, in steps.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ SAVE_EVERY = 3
 
 
 def num_bytes(folder: Path) -> int:
-    """Of all files below."""
+    """Return the size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> None:
-    """Rounds that take turns, then one line."""
+    """Run all rounds in turns and print one line of the table."""
     steps: dict[int, list[Figures]] = {SAVE_EVERY: [], arguments.steps: []}
     for _ in range(arguments.rounds):
         for every, found in steps.items():
@@ -41,14 +43,14 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args(namespace=argparse.Namespace(config_file=CPU_CONFIG))
     if arguments.steps <= SAVE_EVERY:
         parser.error(
-            f"got --steps {arguments.steps}, expected more than {SAVE_EVERY}: a checkpoint is made every {SAVE_EVERY}"
+            f"got --steps {arguments.steps}, expected more than {SAVE_EVERY}, the interval of checkpoints; pass more"
         )
     print(f"{'backbone':>8} {'each (MB)':>10} {'once (MB)':>10} {'copy':>8} {'delay':>8}")
     with tempfile.TemporaryDirectory() as temporary:

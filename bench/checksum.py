@@ -1,7 +1,9 @@
-"""What checking costs: CPU time of checksums beside that of a reader, and of a training step of the same tiles.
+"""Measure the CPU time of checksums, relative to that of a reader and of a training step on the same tiles.
 
-python bench/checksum.py [--tiles 200]; tiles of 5 x 256 x 256 uint16 from the page cache, medians of rounds that take
-turns. The step is forward and backward of the tiny model, the cheapest there is: of others the share is smaller.
+python bench/checksum.py [--tiles 200]
+
+Tiles are 5 x 256 x 256 uint16 from the page cache. Prints medians of rounds that take turns. The step is a forward and
+backward pass of the tiny model, the cheapest model available; with any other model the share is smaller.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from msvae.model.build import TINY_BACKBONE
 from msvae.shards.reader import ShardReader
 
 ROUNDS = 5
-TILES_OF_STEP = 4
+TILES_PER_STEP = 4
 
 
 def main() -> None:
@@ -48,22 +50,22 @@ def main() -> None:
                 crc32c(tile.data.cast("B"))
 
         def step() -> None:
-            tiles = torch.from_numpy(np.stack([tile] * TILES_OF_STEP).astype(np.float32) * 1e-4)
-            _, losses = model(sample=tiles, mask=torch.from_numpy(np.stack([leaf_mask[None]] * TILES_OF_STEP)))
+            tiles = torch.from_numpy(np.stack([tile] * TILES_PER_STEP).astype(np.float32) * 1e-4)
+            _, losses = model(sample=tiles, mask=torch.from_numpy(np.stack([leaf_mask[None]] * TILES_PER_STEP)))
             losses["mse"].backward()
 
         read()
         step()
         shares = [
-            (check_s / cpu_s(read), check_s / num_tiles / (cpu_s(step) / TILES_OF_STEP))
+            (check_s / cpu_s(read), check_s / num_tiles / (cpu_s(step) / TILES_PER_STEP))
             for check_s in (cpu_s(check) for _ in range(ROUNDS))
         ]
     of_reader, of_step = map(statistics.median, zip(*shares, strict=True))
-    print(f"checksums take {of_reader:.1%} of the CPU time of a reader and {of_step:.3%} of that of a step")
+    print(f"checksums: {of_reader:.1%} of the CPU time of a reader, {of_step:.3%} of the CPU time of a step")
 
 
 def cpu_s(act: Callable[[], None]) -> float:
-    """CPU time of this process."""
+    """Return the CPU time that this process spends in a call, in seconds."""
     began_s = time.process_time()
     act()
     return time.process_time() - began_s

@@ -1,7 +1,10 @@
-"""One training step with placement `output` and a frozen encoder, against the same model whose encoder keeps a graph.
+"""Compare a training step with a frozen encoder without autograd graph to one whose encoder keeps a graph.
 
-python bench/frozen_encoder.py; a backbone of the SD3 VAE's shape at half its width, 2 x 5 x 128 x 128, one thread,
-medians of five rounds that take turns. Memory is what autograd keeps of one forward pass, parameters left out.
+python bench/frozen_encoder.py
+
+Adapters are at the output only. The backbone has the shape of the SD3 VAE at half its width; the batch is
+2 x 5 x 128 x 128; one thread. Prints medians of five rounds that take turns. Memory is what autograd saves in one
+forward pass, without parameters.
 """
 
 from __future__ import annotations
@@ -19,30 +22,30 @@ HALF_SD3 = {**TINY_BACKBONE, "block_out_channels": (64, 128, 256, 256), "layers_
 
 
 def seconds(model: AutoencoderKLMultispectralAdapter, sample: torch.Tensor) -> float:
-    """One forward and backward pass."""
+    """Return the duration of one forward and backward pass."""
     began_s = time.perf_counter()
     losses = model(sample=sample)[1]
     (losses["mse"] + losses["sam"]).backward()
     return time.perf_counter() - began_s
 
 
-def kept_bytes(model: AutoencoderKLMultispectralAdapter, sample: torch.Tensor) -> int:
-    """What one forward pass keeps for its backward pass."""
+def saved_bytes(model: AutoencoderKLMultispectralAdapter, sample: torch.Tensor) -> int:
+    """Return the size of all tensors that one forward pass saves for its backward pass."""
     own = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(sample=sample)
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def main() -> None:
-    """Print ratios."""
+    """Measure in turns and print ratios."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sample = torch.rand(2, 5, 128, 128)
@@ -54,7 +57,7 @@ def main() -> None:
         graphed.encoder.conv_in.requires_grad_(True)
         times = [(seconds(frozen, sample), seconds(graphed, sample)) for _ in range(ROUNDS + 1)][1:]
         share = statistics.median(f for f, _ in times) / statistics.median(g for _, g in times)
-        memory = kept_bytes(frozen, sample) / kept_bytes(graphed, sample)
+        memory = saved_bytes(frozen, sample) / saved_bytes(graphed, sample)
         print(f"training {trained}: {share:.2f} of the time and {memory:.2f} of the memory of an encoder with a graph")
 
 

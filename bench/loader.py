@@ -1,11 +1,14 @@
-"""msvae's loader beside others: the same tiles and masks, each in its own format, by its own loader to the device.
+"""Compare msvae's loader to other loaders: each stores the same tiles and masks in its own format and reads them.
 
 python bench/loader.py [--tiles 2000] [--rounds 3] [--readers 1 2] [--compressed] [--json FILE]
 
-Every measurement is a fresh process; rounds take turns; medians, as ratios to webdataset. Who cannot be imported is
-skipped: `pip install -e .[peers] -c constraints.txt`. mosaicml-streaming wants an environment of its own.
-Integers: the loader's own batch of stored uint16. Floats: reflectance, made by the main process if not by the loader.
-Memory: anonymous + shared, of all processes. Rates and CPU time, of all processes too, are those of the second epoch.
+Every measurement runs in a new process. Loaders take turns in every round. Prints medians as ratios to webdataset.
+A peer that cannot be imported is skipped; `pip install -e .[peers] -c constraints.txt` installs them.
+mosaicml-streaming needs an environment of its own.
+
+Columns: `integers` are batches of the stored uint16; `floats` are batches of reflectance, converted by the main
+process if the loader does not convert. Memory is anonymous + shared memory of all processes. Rates and CPU time, also
+of all processes, are those of the second epoch.
 """
 
 from __future__ import annotations
@@ -31,30 +34,30 @@ PEERS = {
 COMPRESSED = {"msvae blosc2": "msvae_blosc2"}
 TIMEOUT_S = 600
 MIN_TILES = 128
-"""Half an epoch is then two batches of 32; the first is over before anything can be saved."""
+"""Half an epoch then has two batches of 32: state can be saved after the second batch at the earliest."""
 Figures = dict[str, float]
 
 
 @dataclass
 class Results:
-    """Figures of every round by reader count and peer, and why a peer is missing."""
+    """Figures of every round by number of readers and peer, and the reason why a peer is missing."""
 
     rounds: dict[tuple[int, str], list[Figures]] = field(default_factory=dict)
     limits: list[Figures] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def medians(self, num_readers: int, peer: str) -> Figures:
-        """Of each figure over the rounds."""
+        """Return the median of each figure over the rounds."""
         return medians(self.rounds[num_readers, peer])
 
 
 def medians(rounds: list[Figures]) -> Figures:
-    """Of each figure."""
+    """Return the median of each figure."""
     return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def in_a_fresh_process(act: str, module: str, folder: Path, num_tiles: int, num_readers: int) -> Figures:
-    """What `peers.measure` printed. Raises: RuntimeError with the last line of what went wrong."""
+def in_new_process(act: str, module: str, folder: Path, num_tiles: int, num_readers: int) -> Figures:
+    """Return the figures that `peers.measure` prints. Raises: RuntimeError with the last line of its error."""
     here = str(Path(__file__).parent)
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.run(
@@ -71,30 +74,30 @@ def in_a_fresh_process(act: str, module: str, folder: Path, num_tiles: int, num_
 
 
 def measure(data: Path, wanted: dict[str, str], num_tiles: int, num_rounds: int, reader_counts: list[int]) -> Results:
-    """Write what can be written, then measure in turns."""
+    """Write the data of every peer that can be imported, then measure in turns."""
     results, peers = Results(), dict(wanted)
     for peer, module in wanted.items():
         try:
-            in_a_fresh_process("write", module, data / module, num_tiles, 0)
+            in_new_process("write", module, data / module, num_tiles, 0)
         except RuntimeError as reason:
             results.skipped[peer] = str(reason)
-            print(f"{peer} is skipped: {reason}", flush=True)
+            print(f"skipped {peer}: {reason}", flush=True)
             del peers[peer]
     os.sync()
     for number in range(1, num_rounds + 1):
-        results.limits.append(in_a_fresh_process("limits", "limits", data / PEERS["msvae"], num_tiles, 1))
+        results.limits.append(in_new_process("limits", "limits", data / PEERS["msvae"], num_tiles, 1))
         for num_readers in reader_counts:
             for peer, module in peers.items():
                 figures: Figures = {}
                 for act in ("epochs", "resume"):
-                    figures |= in_a_fresh_process(act, module, data / module, num_tiles, num_readers)
+                    figures |= in_new_process(act, module, data / module, num_tiles, num_readers)
                 results.rounds.setdefault((num_readers, peer), []).append(figures)
-        print(f"round {number} of {num_rounds} is done", flush=True)
+        print(f"round {number} of {num_rounds} done", flush=True)
     return results
 
 
 def show(results: Results, reader_counts: list[int]) -> None:
-    """One table for each number of readers."""
+    """Print one table for each number of readers."""
     for num_readers in reader_counts:
         base = results.medians(num_readers, "webdataset")
         print(f"\n{num_readers} reader(s): ratio to webdataset (figure)")
@@ -123,20 +126,20 @@ def show(results: Results, reader_counts: list[int]) -> None:
         for limit, tiles_per_s in medians(results.limits).items():
             ratio = f"{tiles_per_s / base['integers_per_s']:.2f}x ({tiles_per_s:.0f})"
             reached = results.medians(num_readers, "msvae")["integers_per_s"] / tiles_per_s
-            print(f"{limit:>18} {ratio:>14}  one thread; msvae's integers reach {reached:.0%} of it")
+            print(f"{limit:>18} {ratio:>14}  one thread; the integers of msvae reach {reached:.0%} of it")
 
 
 def main() -> None:
-    """Measure, print, and save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--compressed", action="store_true", help="compressed shards of msvae, too")
-    parser.add_argument("--json", type=Path, help="where all figures of all rounds go")
+    parser.add_argument("--compressed", action="store_true", help="also measure compressed shards of msvae")
+    parser.add_argument("--json", type=Path, help="file for all figures of all rounds")
     arguments = parser.parse_args()
     if arguments.tiles < MIN_TILES:
-        parser.error(f"got --tiles {arguments.tiles}, expected {MIN_TILES} or more")
+        parser.error(f"got --tiles {arguments.tiles}, expected {MIN_TILES} or more; pass more tiles")
     with tempfile.TemporaryDirectory() as temporary:
         wanted = PEERS | (COMPRESSED if arguments.compressed else {})
         results = measure(Path(temporary), wanted, arguments.tiles, arguments.rounds, arguments.readers)

@@ -1,9 +1,9 @@
-"""What logging every step costs, as a share of a step of an SD3-size VAE on the same machine in the same run.
+"""Measure the cost of logging every step, relative to a step of an SD3-size VAE in the same run.
 
 python bench/log.py [--px 128] [--batch 2] [--steps 3] [--full]
 
-A logged step writes a line and some forty numbers, and measures how far the weights are from their average. Pictures
-are drawn beside the steps, so their time is given beside the step's as well.
+A logged step writes one line and about forty numbers, and measures the distance of the weights from their average.
+A thread draws pictures while training goes on, so their time is printed relative to a step, too.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ TERMS = ("mse", "sam", "kl")
 
 
 def median_s(act: Callable[[], object], times: int) -> float:
-    """After one that does not count."""
+    """Return the median duration of a call, after one call that is not counted."""
     act()
-    taken = []
+    durations_s = []
     for _ in range(times):
         began_s = time.perf_counter()
         act()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began_s)
-    return statistics.median(taken)
+        durations_s.append(time.perf_counter() - began_s)
+    return statistics.median(durations_s)
 
 
 def one_step(arguments: argparse.Namespace, device: torch.device) -> Callable[[], None]:
-    """A step that logs nothing."""
+    """Return a function that runs one step without logging."""
     tiles = torch.rand(arguments.batch, BANDS, arguments.px, arguments.px, device=device)
     leaf_mask = torch.rand(arguments.batch, 1, arguments.px, arguments.px, device=device) > 0.4
     step = ours.make_step(SD3, ["eager"], WIDTH, arguments.full, device, "no", arguments.batch)
@@ -59,7 +59,7 @@ def one_step(arguments: argparse.Namespace, device: torch.device) -> Callable[[]
 
 
 def distance(full: bool, device: torch.device) -> Callable[[], torch.Tensor]:
-    """Of the weights to their average."""
+    """Return a function that measures the squared distance of the weights from their average."""
     model = AutoencoderKLMultispectralAdapter(**SD3, adapter_width=WIDTH)
     if not full:
         model.freeze_backbone()
@@ -69,7 +69,7 @@ def distance(full: bool, device: torch.device) -> Callable[[], torch.Tensor]:
 
 
 def row_and_line(log: RunLog, batch: int, device: torch.device) -> Callable[[], None]:
-    """From the joined sums of a step to what stands in files and on the screen."""
+    """Return a function that turns the reduced sums of a step into lines of the log files and the terminal."""
     config, bands = Config(data=DataConfig(global_batch_size=batch)), Bands()
     of_bands = {"mse": torch.rand(BANDS, dtype=torch.float64, device=device)}
     one = torch.ones((), dtype=torch.float64, device=device)
@@ -89,7 +89,7 @@ def row_and_line(log: RunLog, batch: int, device: torch.device) -> Callable[[], 
 
 
 def draw(px: int) -> None:
-    """The largest picture of an evaluation."""
+    """Draw the largest picture of an evaluation."""
     random = np.random.default_rng(0)
     tiles = random.random((4, 2, BANDS, px, px), np.float32)
     examples = [Example(str(i), *tile, tile[0, 0] > 0.4) for i, tile in enumerate(tiles)]
@@ -97,11 +97,11 @@ def draw(px: int) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print shares of a step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("px", 128), ("batch", 2), ("steps", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--full", action="store_true", help="train the backbone as well")
+    parser.add_argument("--full", action="store_true", help="train the backbone, too")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step_s = median_s(one_step(arguments, device), arguments.steps)
@@ -114,7 +114,7 @@ def main() -> None:
     print(f"a step                    {step_s:8.3f} s")
     print(f"row, line and scalars     {row_s / step_s:8.2%} of it")
     print(f"distance to the average   {distance_s / step_s:8.2%} of it")
-    print(f"a picture, beside steps   {picture_s / step_s:8.2%} of it")
+    print(f"a picture, in a thread    {picture_s / step_s:8.2%} of it")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Forward and backward of MSE, spectral angle and coverage: msvae, eager and compiled, against the seed's formula.
+"""Compare msvae's losses (MSE, spectral angle, coverage), eager and compiled, to the formula of the specification.
 
-python bench/losses.py; one thread, medians of ten rounds that take turns. The limit is a copy of the same traffic:
-reading both tensors and writing the gradient once. Memory is the peak that one pass adds beside the gradient itself.
+python bench/losses.py
+
+One forward and backward pass on one thread; medians of ten rounds that take turns. The limit is a copy that moves the
+same bytes: it reads both tensors and writes the gradient once. Memory is the peak that one pass allocates in addition
+to the gradient.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ ROUNDS = 10
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def seed_loss(original: Tensor, reconstructed: Tensor, mask: Tensor) -> Tensor:
-    """The specification's formula: multiply by the mask, select spectra by boolean indexing, acos."""
+def specified_loss(original: Tensor, reconstructed: Tensor, mask: Tensor) -> Tensor:
+    """Return the loss as specified: multiply by the mask, select spectra by boolean indexing, acos."""
     mask = (mask.expand(-1, original.shape[1], -1, -1) > 0.5).float()
     masked_original, masked_reconstructed = original * mask, reconstructed * mask
     mse_per_pixel = mse_loss(masked_reconstructed, masked_original, reduction="none")
@@ -41,14 +44,14 @@ def seed_loss(original: Tensor, reconstructed: Tensor, mask: Tensor) -> Tensor:
 
 
 def msvae_loss(original: Tensor, reconstructed: Tensor, mask: Tensor) -> Tensor:
-    """The same numbers as sums and counts, without indexing."""
+    """Return the same loss from sums and counts, without indexing."""
     leaf_mask = check_mask(mask, original)
     error, angle = error_and_angle(reconstructed, original, leaf_mask)
     return error.overall() + angle.overall() + 0 * mask_stats(leaf_mask)["coverage"]
 
 
 def seconds(loss: Loss, original: Tensor, reconstructed: Tensor, mask: Tensor) -> float:
-    """One forward and backward pass."""
+    """Return the duration of one forward and backward pass."""
     reconstructed.grad = None
     began_s = time.perf_counter()
     loss(original, reconstructed, mask).backward()
@@ -56,14 +59,14 @@ def seconds(loss: Loss, original: Tensor, reconstructed: Tensor, mask: Tensor) -
 
 
 def copy_seconds(original: Tensor, reconstructed: Tensor, gradient: Tensor) -> float:
-    """Read both tensors, write one."""
+    """Return the duration of a pass that reads both tensors and writes one."""
     began_s = time.perf_counter()
     torch.add(original, reconstructed, out=gradient)
     return time.perf_counter() - began_s
 
 
 def extra_copies(loss: Loss, original: Tensor, reconstructed: Tensor, mask: Tensor) -> float:
-    """Peak of the memory that one pass allocates beside the gradient, in copies of the input."""
+    """Return the peak of memory that one pass allocates in addition to the gradient, in copies of the input."""
     reconstructed.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         loss(original, reconstructed, mask).backward()
@@ -76,10 +79,10 @@ def extra_copies(loss: Loss, original: Tensor, reconstructed: Tensor, mask: Tens
 
 
 def main() -> None:
-    """Print ratios for every shape."""
+    """Measure in turns and print ratios for every shape."""
     torch.set_num_threads(1)
     contenders: dict[str, Loss] = {
-        "seed": seed_loss,
+        "specification": specified_loss,
         "msvae eager": msvae_loss,
         "msvae compiled": torch.compile(msvae_loss, fullgraph=True, dynamic=False),
     }
@@ -99,7 +102,7 @@ def main() -> None:
         print(f"{'x'.join(map(str, shape))}:")
         for name, loss in contenders.items():
             print(
-                f"  {name:>14}: {medians['seed'] / medians[name]:5.2f}x the seed's speed, "
+                f"  {name:>14}: {medians['seed'] / medians[name]:5.2f}x the speed of the specification, "
                 f"{medians[name] / medians['copy']:5.1f}x the time of the copy, "
                 f"{extra_copies(loss, *tensors):.2f} extra copies of the input, value {values[name]:.6f}"
             )

@@ -1,8 +1,9 @@
-"""MB of shards a second from `msvae pack`, against `cp` of its input bytes in the same run.
+"""Measure the rate of `msvae pack` relative to `cp` of its input in the same run.
 
-What bounds it on one core stands beside: SHA-256 of all bytes, and reading and writing them by way of one array.
+python bench/pack.py [--images 12] [--side 2048] [--workers 2] [--coverage 0.5]
 
-python bench/pack.py [--images 12] [--side 2048] [--workers 2] [--coverage 0.5]; medians of rounds that take turns.
+Prints medians of rounds that take turns. Two limits of one core are measured as well: SHA-256 of all bytes, and
+reading and writing them through one array.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from msvae.packing.options import PackOptions
 
 BANDS, TILE_PX, ROUNDS = 5, 256, 5
 BUFFER_BYTES = BANDS * TILE_PX**2 * 2
-"""Of one tile."""
+"""Size of one tile."""
 
 
 def write_images(folder: Path, num_images: int, side_px: int, coverage: float) -> None:
-    """Smooth 12-bit images in blocks of 256, uncompressed, with discs for leaves."""
+    """Write uncompressed 12-bit images of random values in blocks of 256 px, with masks of discs."""
     random = np.random.default_rng(0)
     rows, cols = np.mgrid[:side_px, :side_px]
     for number in range(num_images):
@@ -48,12 +49,12 @@ def write_images(folder: Path, num_images: int, side_px: int, coverage: float) -
 
 
 def size_bytes(folder: Path) -> int:
-    """Of all files."""
+    """Return the size of all files below a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def hash_files(images: Path, _: Path) -> None:
-    """SHA-256 of every file, from one buffer."""
+    """Compute the SHA-256 of every file through one buffer."""
     buffer = bytearray(BUFFER_BYTES)
     for file in images.glob("*"):
         digest = hashlib.sha256()
@@ -63,7 +64,7 @@ def hash_files(images: Path, _: Path) -> None:
 
 
 def copy_files(images: Path, copy: Path) -> None:
-    """Every file into an array, and from a copy of it into another file."""
+    """Copy every file: read it into an array, copy the array, and write the copy."""
     copy.mkdir()
     buffer, copied = np.empty((2, BUFFER_BYTES), np.uint8)
     for file in images.glob("*"):
@@ -74,7 +75,7 @@ def copy_files(images: Path, copy: Path) -> None:
 
 
 def main() -> None:
-    """Measure in turns and print the ratio."""
+    """Measure in turns and print ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--side", type=int, default=2048)
@@ -87,17 +88,17 @@ def main() -> None:
         images.mkdir()
         write_images(images, arguments.images, arguments.side, arguments.coverage)
         options = PackOptions(tile_px=TILE_PX, num_workers=arguments.workers)
-        ways: dict[str, Callable[[Path, Path], object]] = {
+        methods: dict[str, Callable[[Path, Path], object]] = {
             "cp": lambda images, out: subprocess.run(["cp", "-r", images, out], check=True),
             "read, copy, write": copy_files,
             "SHA-256": hash_files,
             "msvae pack": lambda images, out: pack([images], out, options),
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        rates: dict[str, list[float]] = {name: [] for name in methods}
         for _ in range(ROUNDS):
-            for name, way in ways.items():
+            for name, method in methods.items():
                 began_s = time.perf_counter()
-                way(images, out)
+                method(images, out)
                 seconds = time.perf_counter() - began_s
                 rates[name].append(size_bytes(out if out.exists() else images) / seconds)
                 shutil.rmtree(out, ignore_errors=True)

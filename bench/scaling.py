@@ -1,9 +1,10 @@
-"""Weak scaling of a training run, and where the time of a step goes, with an SD3-size VAE at 128 px.
+"""Measure weak scaling of a training run, and the parts of a step, with an SD3-size VAE at 128 px.
 
 python bench/scaling.py [--processes 2] [--steps 8] [--rounds 3] [--full] [--config_file configs/accelerate/cpu.yaml]
 
-One process, N that train together, and N that train apart at the same time take turns, one thread each. Efficiency is
-the step of one over the step of N together. What N apart reach is the limit: cores share memory, whoever uses them.
+One process, N processes of one run, and N independent runs at the same time take turns, one thread each. Efficiency is
+the duration of a step of one process divided by that of N together. The independent runs are the limit, because cores
+share memory bandwidth.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Figures = dict[str, float]
 
 
 def prepare(folder: Path) -> None:
-    """A backbone with weights at random, and shards of synthetic leaves."""
+    """Write a backbone with random weights, and shards of synthetic leaves."""
     AutoencoderKL(**SD3).save_pretrained(folder / "backbone")
     synthesise(folder / "images", num_images=6, size_px=512, seed=1)
     pack([folder / "images"], folder / "shards", PackOptions(tile_px=TILE_PX))
@@ -42,7 +43,7 @@ def prepare(folder: Path) -> None:
 def launch(
     folder: Path, name: str, num_processes: int, checkpoint_every: int, arguments: argparse.Namespace
 ) -> subprocess.Popen[bytes]:
-    """A run in FOLDER/NAME, begun anew, that leaves its figures in FOLDER/NAME.json."""
+    """Start a new run in FOLDER/NAME, which writes its figures to FOLDER/NAME.json."""
     shutil.rmtree(folder / name, ignore_errors=True)
     values = {
         "model.pretrained": folder / "backbone",
@@ -67,14 +68,14 @@ def launch(
 
 
 def measure(folder: Path, names: list[str], num_processes: int, arguments: argparse.Namespace) -> list[Figures]:
-    """Runs at the same time, one for each name."""
+    """Run one training for each name at the same time, and return their figures."""
     return figures(folder, {name: launch(folder, name, num_processes, 3, arguments) for name in names})
 
 
 def figures(folder: Path, runs: Mapping[str, subprocess.Popen[bytes]]) -> list[Figures]:
-    """What runs that were launched have left, once they have ended."""
+    """Wait for launched runs and return their figures."""
     if any([run.wait() for run in runs.values()]):
-        raise SystemExit("a run failed; its error stands above")
+        raise SystemExit("a training run failed; see its error above")
     return [json.loads((folder / f"{name}.json").read_text()) for name in runs]
 
 
@@ -89,16 +90,19 @@ def main() -> None:
     arguments = parser.parse_args()
     alone: list[Figures] = []
     together: list[Figures] = []
-    apart: list[Figures] = []
+    independent: list[Figures] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder)
         for _ in range(arguments.rounds):
             alone += measure(folder, ["alone"], 1, arguments)
             together += measure(folder, ["together"], arguments.processes, arguments)
-            apart += measure(folder, [f"apart{number}" for number in range(arguments.processes)], 1, arguments)
-    steps = [statistics.median(f["step"] for f in found) for found in (alone, together, apart)]
-    print(f"efficiency of {arguments.processes} together: {steps[0] / steps[1]:.3f}, apart: {steps[0] / steps[2]:.3f}")
+            independent += measure(
+                folder, [f"independent{number}" for number in range(arguments.processes)], 1, arguments
+            )
+    steps = [statistics.median(f["step"] for f in found) for found in (alone, together, independent)]
+    efficiencies = f"together {steps[0] / steps[1]:.3f}, independent {steps[0] / steps[2]:.3f}"
+    print(f"efficiency of {arguments.processes} processes: {efficiencies}")
     print(f"{'share of a step':>36} {'alone':>8} {'together':>9}")
     for part in alone[0]:
         shares = [statistics.median(f[part] / f["step"] for f in found) for found in (alone, together)]

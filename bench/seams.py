@@ -1,4 +1,4 @@
-"""How far windows are from one pass over the whole image, on the leaf.
+"""Measure how much a reconstruction in windows differs from one pass over the whole image, on leaf pixels.
 
 python bench/seams.py MODEL IMAGE --tiles 256 512     (IMAGE as for msvae reconstruct, with a NAME_mask.png or nodata)
 """
@@ -20,7 +20,7 @@ from msvae.rasters.sources import find_sources
 
 
 def reconstructed(model: AutoencoderKLMultispectralAdapter, data_set: DataSet, tile_px: int) -> NDArray[np.float32]:
-    """Reflectance (C, H, W) through windows of a size."""
+    """Return the reconstructed reflectance (C, H, W), computed in windows of `tile_px`."""
     image = data_set.images[0]
     tiled = TiledModel(model, image.height, image.width, tile_px, tile_px // 8, batch_size=1)
     with data_set.open(0) as opened:
@@ -29,7 +29,7 @@ def reconstructed(model: AutoencoderKLMultispectralAdapter, data_set: DataSet, t
 
 
 def main() -> None:
-    """Print the relative RMS difference for each size of a window."""
+    """Print the relative RMS difference for each window size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("image", type=Path)
@@ -47,7 +47,10 @@ def main() -> None:
         for tile_px in arguments.tiles:
             difference = reconstructed(model, data_set, tile_px)[:, leaf_HW] - whole
             relative = np.sqrt(np.mean(difference**2) / np.mean(whole**2))
-            print(f"windows of {tile_px} px in {longest_px} px: {relative:.4f} of one pass", flush=True)
+            print(
+                f"windows of {tile_px} px in {longest_px} px: {relative:.4f} relative RMS difference from one pass",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Leaf pixels per tile of both tilings of a field with one file a band, beside the fewest tiles that could do.
+"""Compare leaf pixels per tile of both tilings of a field, and the number of tiles to a lower bound.
+
+The field has one file per band.
 
 python bench/tilings.py FIELD --band-files blue.tif,… --wavelengths 475,… [--mask 'ndvi>0.10'] [--tile 128]
 """
@@ -27,7 +29,7 @@ from msvae.packing.tiling import Places
 
 
 def main() -> None:
-    """Pack the field with each, and print."""
+    """Pack the field with each tiling, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("field", type=Path)
     parser.add_argument("--band-files", required=True)
@@ -49,44 +51,44 @@ def main() -> None:
         "grid, all leaf": replace(options, min_coverage=0.01),
         "leaf, all leaf": replace(options, tiling="leaf", min_coverage=0.01),
     }
-    leaf_pixels_a_tile: dict[str, float] = {}
+    leaf_pixels_per_tile: dict[str, float] = {}
     for name, chosen in tilings.items():
         with tempfile.TemporaryDirectory() as folder, leaf_maps() as maps:
             summary = pack([given.field], Path(folder) / "out", chosen)
         num_tiles = sum(summary.tiles.values())
-        leaf_pixels_a_tile[name] = summary.leaf_pixels_covered / num_tiles
+        leaf_pixels_per_tile[name] = summary.leaf_pixels_covered / num_tiles
         covered = summary.leaf_pixels_covered / summary.leaf_pixels_in_images
         print(
             f"{name}: {num_tiles} tiles, {covered:.1%} of the leaf, "
-            f"{leaf_pixels_a_tile[name]:,.0f} different leaf pixels a tile, "
-            f"{leaf_pixels_a_tile[name] / leaf_pixels_a_tile['grid']:.2f}x those of the grid"
+            f"{leaf_pixels_per_tile[name]:,.0f} different leaf pixels per tile, "
+            f"{leaf_pixels_per_tile[name] / leaf_pixels_per_tile['grid']:.2f}x the grid"
         )
     ((where, cells_RC, min_coverage),) = maps
-    bound = fewest(where, cells_RC, min_coverage)
-    print(f"no tiling of all leaf holds {TARGET_SHARE:.0%} of it in fewer than {bound} tiles")
+    bound = lower_bound(where, cells_RC, min_coverage)
+    print(f"lower bound for {TARGET_SHARE:.0%} of all leaf: {bound} tiles")
 
 
 @contextmanager
 def leaf_maps() -> Iterator[list[tuple[Places, NDArray[Any], float]]]:
-    """Collects what leaf tiling is given, of every image."""
+    """Collect the arguments of leaf tiling for every image."""
     maps: list[tuple[Places, NDArray[Any], float]] = []
     place = survey.leaf_tiles
 
-    def look(image: int, *given: Any) -> Any:
+    def record(image: int, *given: Any) -> Any:
         maps.append(given)
         return place(image, *given)
 
-    survey.leaf_tiles = look
+    survey.leaf_tiles = record
     try:
         yield maps
     finally:
         survey.leaf_tiles = place
 
 
-def fewest(where: Places, cells_RC: NDArray[Any], min_coverage: float) -> int:
-    """A lower bound of the tiles that leaf tiling needs, by a linear program that may take parts of tiles.
+def lower_bound(where: Places, cells_RC: NDArray[Any], min_coverage: float) -> int:
+    """Return a lower bound of the number of tiles that leaf tiling needs, from a linear program.
 
-    Variables: of each allowed place the part of a tile there, of each cell with leaf the part that is covered.
+    Its variables are the fraction of a tile at each allowed position, and the covered fraction of each cell with leaf.
     """
     cover = LeafCover(where, cells_RC, min_coverage)
     leaf_cells = np.flatnonzero(cells_RC)

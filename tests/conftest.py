@@ -1,4 +1,4 @@
-"""Shared by all tests: small real shards of synthetic leaves, and launches of real processes."""
+"""Fixtures and functions for all tests: small shards of synthetic leaves, and launches of real processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 RICE = ROOT.parent / "shared" / "data" / "rice"
 
-# before torch is imported: two processes of one thread each fit a small machine
+# Set before torch is imported, so that two processes fit on a small machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("shared machines", deadline=None)
@@ -29,7 +29,7 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def rice() -> Path:
     if not RICE.is_dir():
-        pytest.skip(f"the rice field is not at {RICE}")
+        pytest.skip(f"needs the images of a rice field in {RICE}")
     return RICE
 
 
@@ -44,7 +44,7 @@ def leaf_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ with some 40 tiles of 32 px in several shards, val/ and test/ with fewer."""
+    """train/ with about 40 tiles of 32 px in several shards; val/ and test/ have fewer."""
     from msvae.packing.job import pack
     from msvae.packing.options import PackOptions
 
@@ -54,34 +54,34 @@ def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @contextmanager
-def disk_of(size: str, place: Path) -> Iterator[Path]:
-    """A file system of its own at `place`."""
-    place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]).returncode:
-        pytest.skip("may not mount a small disk")
-    yield place
-    subprocess.run(["umount", place], check=True)
+def disk_of(size: str, folder: Path) -> Iterator[Path]:
+    """Mount a file system of this size (as for `mount -o size=`) at `folder`, or skip the test."""
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]).returncode:
+        pytest.skip("needs permission to mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
+    """File system of 256 kB."""
     with disk_of("256k", tmp_path / "disk") as disk:
         yield disk
 
 
 @pytest.fixture(scope="session")
 def moto(leaf_shards: Path) -> Iterator[tuple[str, int]]:
-    """Host and port of an S3 server that holds `leaf_shards` as `field/shards`."""
+    """Host and port of an S3 server with `leaf_shards` below the prefix `field/shards`."""
     from .servers import s3_server
 
-    with s3_server(leaf_shards, "field/shards") as place:
-        yield place
+    with s3_server(leaf_shards, "field/shards") as host_and_port:
+        yield host_and_port
 
 
 @pytest.fixture(scope="session")
 def launch() -> Launch:
-    """Run a script in `processes` real processes and wait for it."""
+    """Function that runs a script in `processes` real processes and waits for them."""
 
     def run(
         script: Path | str, *arguments: object, processes: int = 2, engine: str = "cpu", precision: str = "no"
@@ -100,7 +100,7 @@ def launch() -> Launch:
 def launch_command(
     script: Path | str, *arguments: object, processes: int, engine: str = "cpu", precision: str = "no"
 ) -> list[str]:
-    """`accelerate launch` with one of the configurations of `configs/accelerate/`, float32 unless told otherwise."""
+    """Return the command `accelerate launch` with a configuration of `configs/accelerate/`."""
     config = ROOT / "configs" / "accelerate" / f"{engine}.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     options = ["--num_processes", str(processes), "--mixed_precision", precision]
@@ -108,7 +108,7 @@ def launch_command(
 
 
 def documented_commands(page: str) -> list[list[str]]:
-    """Every command in the bash blocks of a page of docs/, run by this Python."""
+    """Return every command in the bash blocks of a page of docs/, with this Python as interpreter."""
     programs = {"msvae": ["msvae"], "accelerate": ["accelerate.commands.accelerate_cli"]}
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -117,7 +117,7 @@ def documented_commands(page: str) -> list[list[str]]:
 
 
 def tiny_run(shards: Path, out: Path, **overrides: object) -> list[str]:
-    """Arguments of a short training on small tiles; overrides use `__` for the dot."""
+    """Return the arguments of a short training on small tiles. In names of overrides, `__` replaces the dot."""
     values: dict[str, object] = {
         "model__pretrained": "tiny",
         "model__train_backbone": "all",

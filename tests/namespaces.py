@@ -1,4 +1,4 @@
-"""Machines on one machine: network namespaces, joined by a cable that can be pulled. Needs root."""
+"""Two simulated machines on one: network namespaces with a virtual cable that can be pulled. Needs root."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ PORT = 29511
 
 
 class TwoMachines:
-    """Each has a network of its own, and nothing but the cable between them."""
+    """Two network namespaces whose only connection is the cable."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.addresses = ["10.91.0.1", "10.91.0.2"]
 
     def launch(self, machine: int, script: Path, *arguments: object, scratch: Path) -> subprocess.Popen[str]:
-        """Begin `accelerate launch` of one process on a machine, as its user would; both together make a run."""
+        """Start `accelerate launch` with one process on a machine. A run needs one such launch on each machine."""
         command = launch_command(script, *arguments, processes=2)
-        where = {
+        options = {
             "--num_machines": 2,
             "--machine_rank": machine,
             "--main_process_ip": self.addresses[0],
             "--main_process_port": PORT,
         }
-        at = command.index("--num_processes")
-        command[at:at] = [str(part) for pair in where.items() for part in pair]
+        position = command.index("--num_processes")
+        command[position:position] = [str(part) for pair in options.items() for part in pair]
         scratch.mkdir(exist_ok=True)
         return subprocess.Popen(
             [*_inside(self.names[machine]), *command],
@@ -46,37 +46,37 @@ class TwoMachines:
         )
 
     def run(self, machine: int, *command: object) -> subprocess.Popen[str]:
-        """Begin any command on a machine, and talk with it."""
+        """Start a command on a machine, with pipes to its standard input and output."""
         inside = [*_inside(self.names[machine]), *map(str, command)]
         return subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def pull_cable(self) -> None:
-        """What is on its way is lost, and nobody is told."""
+        """Disconnect the machines: packets are lost without an error on either side."""
         _run(*_inside(self.names[0]), "ip", "link", "set", DEVICE, "down")
 
     def slow_down(self, rate_mbit: float) -> None:
-        """What each machine sends."""
+        """Limit the rate at which each machine sends."""
         for name in self.names:
             shape = ("tbf", "rate", f"{rate_mbit}mbit", "burst", "8192", "limit", str(2**26))
             _run(*_inside(name), "tc", "qdisc", "replace", "dev", DEVICE, "root", *shape)
 
     def plug_in(self) -> None:
-        """Mend it."""
+        """Connect the machines again."""
         _run(*_inside(self.names[0]), "ip", "link", "set", DEVICE, "up")
 
 
 @contextmanager
 def two_machines() -> Iterator[TwoMachines]:
-    """Skips the test where networks cannot be made."""
+    """Yield two machines. Skip the test if network namespaces cannot be created."""
     names = [f"msvae-{os.getpid()}-{machine}" for machine in range(2)]
     if os.geteuid() or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
-    made = []
+    created = []
     try:
         for name in names:
             if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
-                pytest.skip("network namespaces cannot be made here")
-            made.append(name)
+                pytest.skip("network namespaces cannot be created here")
+            created.append(name)
         machines = TwoMachines(names)
         _run("ip", "link", "add", DEVICE, "netns", names[0], "type", "veth", "peer", "name", DEVICE, "netns", names[1])
         for name, address in zip(names, machines.addresses, strict=True):
@@ -85,7 +85,7 @@ def two_machines() -> Iterator[TwoMachines]:
                 _run(*_inside(name), "ip", "link", "set", device, "up")
         yield machines
     finally:
-        for name in made:
+        for name in created:
             _run("ip", "netns", "delete", name)
 
 

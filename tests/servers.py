@@ -1,4 +1,4 @@
-"""Real servers on loopback, and a proxy that breaks their answers on purpose."""
+"""Real servers on loopback, and a proxy that breaks their responses on purpose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUCKET = "leaves"
 
 @contextmanager
 def s3_server(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    """Host and port of an S3 server (moto) that holds every file below a folder."""
+    """Run an S3 server (moto) with every file below a folder, and yield its host and port."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
@@ -31,7 +31,7 @@ def s3_server(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
 
 
 def set_credentials(patch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """What a user sets in the environment."""
+    """Set the environment variables that a user would set."""
     patch.setenv("AWS_ACCESS_KEY_ID", "a scientist")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     patch.setenv("AWS_REGION", "us-east-1")
@@ -40,7 +40,7 @@ def set_credentials(patch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def upload(endpoint: str, folder: Path, prefix: str) -> None:
-    """Every file below a folder, as an object."""
+    """Upload every file below a folder as one object."""
     client = boto3.client("s3", endpoint_url=endpoint)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -48,9 +48,10 @@ def upload(endpoint: str, folder: Path, prefix: str) -> None:
 
 
 class Fault:
-    """What goes wrong: `kind` for the next `times` requests that ask for bytes of tars, or for anything of one `path`.
+    """Fault to inject: `kind` for the next `times` requests for tars, or for any request whose path contains `path`.
 
-    Counts the requests that it saw.
+    Kinds: "500" (an error response), "stall" (no response), "short" (fewer bytes than asked for), "cut" (the
+    connection closes in the middle of the body), "" (none). `num_requests` counts the requests that matched.
     """
 
     def __init__(self) -> None:
@@ -71,19 +72,19 @@ class Fault:
 
 @contextmanager
 def breaking_proxy(host: str, port: int) -> Iterator[tuple[str, Fault]]:
-    """A proxy before a web server: its URL, and the fault to set."""
-    fault, leave = Fault(), threading.Event()
+    """Run a proxy in front of a web server, and yield its URL and the fault to set."""
+    fault, closing = Fault(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._answer()
+            self._respond()
 
         def do_HEAD(self) -> None:
-            self._answer()
+            self._respond()
 
-        def _answer(self) -> None:
+        def _respond(self) -> None:
             kind = fault.next(self.command, self.path)
             if kind == "500":
                 self.send_response(500)
@@ -91,7 +92,7 @@ def breaking_proxy(host: str, port: int) -> Iterator[tuple[str, Fault]]:
                 self.end_headers()
                 return
             if kind == "stall":
-                leave.wait(20)
+                closing.wait(20)
                 self.close_connection = True
                 return
             headers = dict(self.headers.items())
@@ -100,13 +101,13 @@ def breaking_proxy(host: str, port: int) -> Iterator[tuple[str, Fault]]:
                 headers["range"] = f"bytes={first}-{(int(first) + int(last)) // 2}"
             upstream = http.client.HTTPConnection(host, port)
             upstream.request(self.command, self.path, headers=headers)
-            answer = upstream.getresponse()
-            body = answer.read()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
+            response = upstream.getresponse()
+            body = response.read()
+            self.send_response(response.status)
+            for name, value in response.getheaders():
                 if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
                     self.send_header(name, value)
-            self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(body)))
+            self.send_header("Content-Length", response.getheader("Content-Length") or str(len(body)))
             self.end_headers()
             if kind == "cut":
                 body = body[: len(body) // 2]
@@ -123,7 +124,7 @@ def breaking_proxy(host: str, port: int) -> Iterator[tuple[str, Fault]]:
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", fault
     finally:
-        leave.set()
+        closing.set()
         server.shutdown()
         server.server_close()
         thread.join()

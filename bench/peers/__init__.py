@@ -1,1 +1,1 @@
-"""Loaders that are measured beside each other, one file each: how it writes the tiles, and how it reads them."""
+"""Loaders that bench/loader.py compares: one module per loader, which writes the tiles and reads them."""

@@ -1,8 +1,8 @@
 """megatron-energon: WebDataset tars indexed by `energon prepare`, a crude dataset with a cooker, get_savable_loader.
 
-From its quickstart and "Save and Restore": `max_samples_per_sequence` 100 (how much is read in a row from one place),
-state saved and restored for each rank. The shuffle buffer of 1,000 is that of Megatron Core's guide, here divided
-among the workers, since each has one of its own; it is filled before the first batch.
+Settings from its quickstart and "Save and Restore": `max_samples_per_sequence` is 100 (samples read in a row from one
+position), and each rank saves and restores its state. The shuffle buffer of 1,000 is from Megatron Core's guide. It is
+divided among the workers here, because each worker has its own. Energon fills it before the first batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHUFFLE_BUFFER, PER_SEQUENCE = 1000, 100
 
 
 def write(folder: Path, num_tiles: int) -> None:
-    """The tars of webdataset, and an index."""
+    """Write the tars of webdataset, and an index."""
     wds.write(folder, num_tiles)
     prepare = [str(Path(sys.executable).with_name("energon")), "prepare", str(folder), "--non-interactive"]
     options = ["--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset", "--no-progress", "--num-workers", "2"]
@@ -60,14 +60,14 @@ def _cook(sample: dict[str, Any]) -> Tile:
 
 
 class TileEncoder(DefaultTaskEncoder):  # type: ignore[misc,type-arg]
-    """Decodes arrays and grey images, and stacks them."""
+    """Encoder that decodes arrays and grey images, and stacks them."""
 
     decoder = SampleDecoder(image_decode="l8")
     cookers = [Cooker(_cook)]  # noqa: RUF012 Energon's own form
 
 
 class Reader(Stream):
-    """Batches of an endless loader."""
+    """Stream of an endless loader."""
 
     def __init__(self, folder: Path, num_readers: int, device: torch.device, state: Any = None) -> None:
         super().__init__(device)
@@ -86,11 +86,11 @@ class Reader(Stream):
         self._num_batches = len(self._loader)
 
     def integers(self) -> Iterator[Batch]:
-        """As many batches as an epoch has."""
+        """Yield as many batches as an epoch has."""
         self._batches = self._batches or iter(self._loader)
         for batch in islice(self._batches, self._num_batches):
             yield batch.tile.to(self.device), batch.mask.to(self.device)
 
     def state(self) -> Any:
-        """The loader's own."""
+        """Return the state of the loader."""
         return self._loader.save_state_rank()

@@ -1,4 +1,4 @@
-"""What no loader on one thread can beat: reading msvae's members, copying the same bytes, converting them."""
+"""Limits of a loader on one thread: reading msvae's members, copying the same bytes, converting them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from msvae.shards.stores.opening import open_store
 from peers.stream import BATCH, SCALE, TILE_SHAPE
 
 NUM_COPIES = 20
-"""Batches copied or converted for one figure."""
+"""Number of batches copied or converted for one figure."""
 
 
 def limits(folder: Path) -> dict[str, float]:
-    """Tiles/s of each limit on one thread, from the page cache; memory is allocated and touched before."""
+    """Return tiles/s of each limit on one thread, from the page cache, into memory that was allocated before."""
     stored = torch.randint(0, 4096, (BATCH, *TILE_SHAPE), dtype=torch.uint16)
     copied, floats = stored.clone(), torch.ones(stored.shape)
     _pread_all(folder)

@@ -1,7 +1,7 @@
-"""litdata: `optimize` writes chunks, StreamingDataset with StreamingDataLoader reads them where they lie.
+"""litdata: `optimize` writes chunks, StreamingDataset with StreamingDataLoader reads them in place.
 
-From its README: shuffle=True on a local path maps chunks into memory in place; `state_dict` of the loader resumes;
-`item_shuffle_window` 256 is the default and covers a whole chunk here.
+Facts from its README: shuffle=True on a local path maps chunks into memory in place; `state_dict` of the loader
+resumes; `item_shuffle_window` is 256 by default and covers a whole chunk here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from peers.stream import BATCH, SHARDS, Batch, Stream, decode_mask, encode_mask,
 
 
 def write(folder: Path, num_tiles: int) -> None:
-    """16 chunks."""
+    """Write 16 chunks."""
     litdata.optimize(
         _encode, inputs=list(range(num_tiles)), output_dir=str(folder), chunk_size=num_tiles // SHARDS, num_workers=1
     )
@@ -33,7 +33,7 @@ def _decode(sample: dict[str, Any]) -> tuple[Any, Any]:
 
 
 class Reader(Stream):
-    """Batches of StreamingDataLoader."""
+    """Stream of StreamingDataLoader."""
 
     def __init__(self, folder: Path, num_readers: int, device: torch.device, state: Any = None) -> None:
         super().__init__(device)
@@ -49,10 +49,10 @@ class Reader(Stream):
             self._loader.load_state_dict(state)
 
     def integers(self) -> Iterator[Batch]:
-        """One pass over the loader."""
+        """Yield the batches of one pass over the loader."""
         for tiles, masks in self._loader:
             yield tiles.to(self.device), masks.to(self.device)
 
     def state(self) -> Any:
-        """The loader's own."""
+        """Return the state of the loader."""
         return self._loader.state_dict()

@@ -1,6 +1,6 @@
-"""One measurement in a process of its own: `python -m peers.measure ACT PEER FOLDER TILES READERS` prints JSON.
+"""Run one measurement in this process: `python -m peers.measure ACT PEER FOLDER TILES READERS` prints JSON.
 
-ACT is `write`, `epochs` (which leaves the state of half an epoch in FOLDER.state), `resume` or `limits`.
+ACT is `write`, `epochs` (which saves the state after half an epoch to FOLDER.state), `resume` or `limits`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SAMPLE_EVERY_S = 0.1
 
 
 class PeakMemory:
-    """Largest anonymous + shared memory of this process and all below it while the `with` block runs.
+    """Peak of anonymous + shared memory of this process and its descendants while the `with` block runs.
 
-    Each page counts once, divided among those who map it (PSS). Pages of files, such as libraries and chunks
-    that litdata maps, do not count: the kernel takes them back when it likes.
+    Each page counts once, divided among the processes that map it (PSS). Pages of files, such as libraries and the
+    chunks that litdata maps, do not count, because the kernel can reclaim them at any time.
     """
 
     def __enter__(self) -> PeakMemory:
@@ -56,13 +56,13 @@ def _anonymous_and_shared_mb(process: psutil.Process) -> float:
 
 
 def distinct_shards(batches: list[list[int]], num_tiles: int) -> float:
-    """Mean number of shards among the 16 that a batch of 32 has tiles of; 13.97 for a uniform shuffle."""
+    """Return the mean number of distinct shards, of 16, in a batch of 32 tiles; 13.97 for a uniform shuffle."""
     shard_of = {row: shard for shard, rows in enumerate(rows_per_shard(num_tiles)) for row in rows}
     return mean(len({shard_of[row] for row in batch}) for batch in batches if len(batch) == BATCH)
 
 
 def rate(batches: Iterator[Batch], floats: bool) -> tuple[float, float]:
-    """Tiles/s of a whole epoch, and CPU time of all processes in us/tile, which busy neighbours hardly change."""
+    """Return tiles/s of an epoch, and CPU time of all processes in us/tile, which depends less on other load."""
     began_s, began_cpu_s = time.perf_counter(), _cpu_s()
     num_tiles = 0
     for tiles, _ in batches:
@@ -82,7 +82,7 @@ def _cpu_s() -> float:
 def first_batch(
     module: Any, folder: Path, num_readers: int, state: Any
 ) -> tuple[Stream, Iterator[Batch], Batch, float]:
-    """Open a loader; how long until its first batch is on the device, without the imports."""
+    """Open a loader, and return how long it takes until its first batch is on the device, without imports."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.empty(1, device=device)
     began_s = time.perf_counter()
@@ -94,7 +94,7 @@ def first_batch(
 
 
 def epochs(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[str, float]:
-    """The first epoch is watched, the second timed as integers, another as floats: what a long training sees."""
+    """Record the order of the first epoch, then time one epoch of integers and one of floats."""
     stream, rest, batch, first_batch_s = first_batch(module, folder, num_readers, None)
     half, seen = num_tiles // BATCH // 2, [rows_of(batch[0])]
     assert batch[1].shape[-2:] == batch[0].shape[-2:], batch[1].shape
@@ -122,8 +122,8 @@ def epochs(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[
 
 
 def resume(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[str, float]:
-    """Opens at half an epoch, and whether the batch is the one that came next."""
-    # written by the process before this one; the loaders of others keep objects in their states
+    """Resume after half an epoch, and compare the first batch to the one that came next before."""
+    # The process before this one wrote the file. States of other loaders contain objects, which need unpickling.
     state = torch.load(folder.with_suffix(".state"), weights_only=False)
     _, _, (tiles, _), resumed_s = first_batch(module, folder, num_readers, state)
     came_next = json.loads(folder.with_suffix(".seen").read_text())[num_tiles // BATCH // 2]
@@ -131,7 +131,7 @@ def resume(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[
 
 
 def main() -> None:
-    """Do one thing and print its figures."""
+    """Run one act and print its figures."""
     act, peer, path, tiles, readers = sys.argv[1:]
     folder, num_tiles, num_readers = Path(path), int(tiles), int(readers)
     torch.set_num_threads(1)

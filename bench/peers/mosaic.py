@@ -1,7 +1,7 @@
 """mosaicml-streaming: MDSWriter, and StreamingDataset with StreamingDataLoader on a local folder.
 
-From its documentation: `batch_size` is given to the dataset too, shuffling is py1e (the default), `state_dict`
-resumes. It imports torchvision, and wants numpy < 2.2 and transformers < 5.
+Settings from its documentation: the dataset receives `batch_size`, too; shuffling is py1e (the default);
+`state_dict` resumes. It imports torchvision, and requires numpy < 2.2 and transformers < 5.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from peers.stream import BATCH, SHARDS, TILE_SHAPE, Batch, Stream, decode_mask, 
 
 
 def write(folder: Path, num_tiles: int) -> None:
-    """16 shards, by their size in bytes."""
+    """Write 16 shards, limited by their size in bytes."""
     columns = {"tile": "ndarray:uint16:" + ",".join(map(str, TILE_SHAPE)), "mask": "bytes"}
     tile_bytes = make_tile(0)[0].nbytes + 2048
     with MDSWriter(out=str(folder), columns=columns, size_limit=num_tiles // SHARDS * tile_bytes) as writer:
@@ -27,16 +27,16 @@ def write(folder: Path, num_tiles: int) -> None:
 
 
 class Tiles(StreamingDataset):  # type: ignore[misc]
-    """Decodes the mask."""
+    """Dataset that decodes the mask."""
 
     def __getitem__(self, at: int) -> tuple[Any, Any]:
-        """Tile and mask."""
+        """Return tile and mask."""
         sample = super().__getitem__(at)
         return sample["tile"], decode_mask(sample["mask"])
 
 
 class Reader(Stream):
-    """Batches of StreamingDataLoader."""
+    """Stream of StreamingDataLoader."""
 
     def __init__(self, folder: Path, num_readers: int, device: torch.device, state: Any = None) -> None:
         super().__init__(device)
@@ -52,10 +52,10 @@ class Reader(Stream):
             self._loader.load_state_dict(state)
 
     def integers(self) -> Iterator[Batch]:
-        """One pass over the loader."""
+        """Yield the batches of one pass over the loader."""
         for tiles, masks in self._loader:
             yield tiles.to(self.device), masks.to(self.device)
 
     def state(self) -> Any:
-        """The loader's own."""
+        """Return the state of the loader."""
         return self._loader.state_dict()

@@ -1,4 +1,4 @@
-"""msvae: reader threads, order and resume by position (shards/README.md)."""
+"""msvae: reader threads; order and resumption depend on the position alone (docs/streaming.md)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from peers.stream import BANDS, BATCH, SCALE, TILE_PX, Batch, Stream, make_tile,
 
 
 def write(folder: Path, num_tiles: int, compression: Compression = "none") -> None:
-    """Tar shards and their manifest."""
+    """Write tar shards and their manifest."""
     entries: list[ShardEntry] = []
     for number, rows in enumerate(rows_per_shard(num_tiles)):
         with ShardWriter(folder / f"leaf-{number:06d}.tar", compression) as shard:
@@ -45,7 +45,7 @@ def write(folder: Path, num_tiles: int, compression: Compression = "none") -> No
 
 
 class Reader(Stream):
-    """Training batches from a position on."""
+    """Stream of training batches from a position on."""
 
     def __init__(self, folder: Path, num_readers: int, device: torch.device, state: Any = None) -> None:
         super().__init__(device)
@@ -54,11 +54,11 @@ class Reader(Stream):
         self._stored = True
 
     def integers(self) -> Iterator[Batch]:
-        """As they are stored."""
+        """Yield one epoch of batches as stored."""
         return self._epoch(stored=True)
 
     def floats(self) -> Iterator[Batch]:
-        """The loader itself converts."""
+        """Yield one epoch of reflectance, converted by the loader itself."""
         return self._epoch(stored=False)
 
     def _epoch(self, stored: bool) -> Iterator[Batch]:
@@ -69,7 +69,7 @@ class Reader(Stream):
             yield batch
 
     def state(self) -> Any:
-        """The position."""
+        """Return the position."""
         return self._position
 
     def _open(self, stored: bool) -> Iterator[Batch]:

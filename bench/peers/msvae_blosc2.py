@@ -1,4 +1,4 @@
-"""msvae on compressed shards: the same loader on tiles packed with `--compress`."""
+"""msvae with compressed shards: the same loader on tiles packed with `--compress`."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ __all__ = ["Reader", "write"]
 
 
 def write(folder: Path, num_tiles: int) -> None:
-    """Tar shards with compressed tiles."""
+    """Write tar shards with compressed tiles."""
     msvae.write(folder, num_tiles, "delta-blosc2")

@@ -1,4 +1,4 @@
-"""What every contender offers, and the tiles that all of them store: leaves as a 12-bit camera sees them."""
+"""Interface of every compared loader, and the tiles that all of them store: leaves as seen by a 12-bit camera."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Stream(ABC):
-    """One contender's loader on a folder that it wrote itself; with a saved `state` it goes on from there."""
+    """A loader on a folder that its own module has written. With a saved `state` it resumes from there."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -32,33 +32,33 @@ class Stream(ABC):
 
     @abstractmethod
     def integers(self) -> Iterator[Batch]:
-        """One epoch in training order, in the stored integers; the next call goes on with the next epoch."""
+        """Yield one epoch of stored integers in training order; the next call continues with the next epoch."""
 
     def floats(self) -> Iterator[Batch]:
-        """The same in reflectance: the main process converts, into memory that it keeps, the fastest way torch has."""
+        """Yield the same as reflectance. The main process converts into preallocated memory, torch's fastest way."""
         for stored, masks in self.integers():
             yield self._floats[: len(stored)].copy_(stored).mul_(SCALE), masks
 
     @abstractmethod
     def state(self) -> Any:
-        """What the documented way of resuming saves after the batch that came last."""
+        """Return the state that the documentation says to save after the last batch, in order to resume."""
 
 
 NUM_PICTURES, PICTURE_PX = 32, 288
 LEAF_REFLECTANCE = np.array([0.05, 0.14, 0.05, 0.37, 0.45])
 SOIL_REFLECTANCE = np.array([0.12, 0.14, 0.17, 0.20, 0.24])
 READ_NOISE, SHOT_VARIANCE = 3.0, 0.25
-"""In counts, and in squared counts a count: a deviation of 5 to 20 counts."""
+"""In counts, and in squared counts per count: a standard deviation of 5 to 20 counts."""
 
 
 def make_tile(row: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """Tile (C, H, W) in counts of a 12-bit camera, and leaf mask (H, W) with a smooth outline over 30 to 90 %.
+    """Return a tile (C, H, W) in counts of a 12-bit camera, and a leaf mask (H, W) that covers 30 to 90 %.
 
-    A crop, perhaps mirrored, of one of 32 pictures: a lobed leaf with shading and veins on soil, and a sensor's noise,
-    more of it where it is brighter. Loaders so decode what shards hold in earnest: these tiles shrink as far as
-    pictures of 12-bit cameras do (pcodec 2.4 times, JPEG XL 2.4, PNG 1.8), and a mask takes 0.8 kB. The pictures are
-    few because drawing noise takes long; no loader here gains by that. The first pixel holds `row`, so that any batch
-    tells which tiles it has.
+    The tile is a crop, possibly mirrored, of one of 32 pictures: a lobed leaf with shading and veins on soil, with
+    sensor noise that grows with brightness. Loaders therefore decode realistic data: these tiles compress as well as
+    pictures of 12-bit cameras (pcodec 2.4 times, JPEG XL 2.4, PNG 1.8), and a mask has 0.8 kB. There are only 32
+    pictures because sampling noise is slow; no loader here benefits from that. The first pixel holds `row`, so that
+    the tiles of any batch can be identified.
     """
     random = np.random.default_rng(row)
     picture, covered = _picture(row % NUM_PICTURES)
@@ -91,7 +91,7 @@ def _picture(number: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
 
 
 def _cloud(random: np.random.Generator, slope: float) -> NDArray[np.float64]:
-    """Texture (H, W) of mean 0 and deviation 1 whose amplitudes fall with frequency to the power of `slope`."""
+    """Return a texture (H, W) of mean 0 and standard deviation 1 with amplitudes proportional to frequency**-slope."""
     cycles = np.hypot(*np.meshgrid(*[np.fft.fftfreq(PICTURE_PX, 1 / PICTURE_PX)] * 2))
     amplitude = np.where(cycles > 0, np.maximum(cycles, 1) ** -slope, 0)
     texture = np.fft.ifft2(amplitude * np.fft.fft2(random.standard_normal(cycles.shape))).real
@@ -99,24 +99,24 @@ def _cloud(random: np.random.Generator, slope: float) -> NDArray[np.float64]:
 
 
 def rows_of(tiles: Tensor) -> list[int]:
-    """Which tiles a batch holds, whether it came as integers or as reflectance."""
+    """Return the rows of the tiles in a batch of integers or of reflectance."""
     first_pixel = tiles[:, 0, 0, 0].cpu().double()
     return [round(value / SCALE if tiles.is_floating_point() else value) for value in first_pixel.tolist()]
 
 
 def rows_per_shard(num_tiles: int) -> list[range]:
-    """The tiles of each of the 16 shards."""
+    """Return the rows of the tiles of each of the 16 shards."""
     edges = [num_tiles * shard // SHARDS for shard in range(SHARDS + 1)]
     return [range(*edge) for edge in pairwise(edges)]
 
 
 def encode_mask(leaf_mask: NDArray[np.bool_]) -> bytes:
-    """A 1-bit PNG."""
+    """Return the mask as a 1-bit PNG."""
     buffer = io.BytesIO()
     Image.fromarray(leaf_mask).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def decode_mask(png: bytes) -> NDArray[np.bool_]:
-    """Leaf mask (H, W) of a 1-bit PNG."""
+    """Return the leaf mask (H, W) of a 1-bit PNG."""
     return np.array(Image.open(io.BytesIO(png)))

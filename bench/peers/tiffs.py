@@ -1,7 +1,7 @@
-"""A folder of TIFFs: torch's DataLoader over a dataset of files, read with tifffile, masks with Pillow.
+"""Folder of TIFFs: torch's DataLoader over a dataset of files; tifffile reads tiles, Pillow reads masks.
 
-From torch's performance guide: worker processes that persist, pinned memory for CUDA. torch documents no resuming; the
-sampler here draws its order from a seed and starts in the middle of it, which costs nothing.
+Settings from torch's performance guide: persistent worker processes, pinned memory for CUDA. torch does not document
+how to resume. The sampler here derives its order from a seed and starts in the middle of it, which costs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from peers.stream import BATCH, Batch, Stream, decode_mask, encode_mask, make_ti
 
 
 def write(folder: Path, num_tiles: int) -> None:
-    """Two files a tile, not compressed."""
+    """Write two uncompressed files per tile."""
     for row in range(num_tiles):
         tile, leaf_mask = make_tile(row)
         tifffile.imwrite(folder / f"tile_{row:06d}.tif", tile, photometric="minisblack", planarconfig="separate")
@@ -26,7 +26,7 @@ def write(folder: Path, num_tiles: int) -> None:
 
 
 class Tiles(Dataset[Any]):
-    """Tile and mask of each file."""
+    """Dataset of tiles and masks."""
 
     def __init__(self, folder: Path) -> None:
         self._files = sorted(folder.glob("*.tif"))
@@ -40,7 +40,7 @@ class Tiles(Dataset[Any]):
 
 
 class SeededOrder(Sampler[int]):
-    """A new uniform shuffle in every epoch, the first one from `start` on."""
+    """Sampler with a new uniform shuffle in every epoch, the first one from `start` on."""
 
     def __init__(self, length: int, start: int) -> None:
         self._length, self._start, self._epoch = length, start, -1
@@ -56,7 +56,7 @@ class SeededOrder(Sampler[int]):
 
 
 class Reader(Stream):
-    """Batches of DataLoader."""
+    """Stream of DataLoader."""
 
     def __init__(self, folder: Path, num_readers: int, device: torch.device, state: Any = None) -> None:
         super().__init__(device)
@@ -72,11 +72,11 @@ class Reader(Stream):
         )
 
     def integers(self) -> Iterator[Batch]:
-        """One pass over the loader."""
+        """Yield the batches of one pass over the loader."""
         for tiles, masks in self._loader:
             self._num_seen += 1
             yield tiles.to(self.device), masks.to(self.device)
 
     def state(self) -> Any:
-        """How many batches of this epoch were seen."""
+        """Return how many batches of this epoch were seen."""
         return self._num_seen

@@ -1,8 +1,8 @@
-"""webdataset, as its README has it: shuffled shards, a shuffle buffer of 1,000, batches made by workers, WebLoader.
+"""webdataset as in its README: shuffled shards, a shuffle buffer of 1,000, batches made by workers, WebLoader.
 
-Its examples also mix the batches of all workers anew in the main process (`unbatched().shuffle(1000).batched()`).
-That is left out: it copies every tile once more, so webdataset would be slower than here. Nothing about resuming is
-documented, so the resumed loader takes the same seed and skips what was seen.
+Its examples also shuffle samples of all workers in the main process (`unbatched().shuffle(1000).batched()`). This is
+left out here, because it copies every tile once more and would make webdataset slower. webdataset does not document
+how to resume, so the resumed loader uses the same seed and skips the batches that were seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peers.stream import BATCH, Batch, Stream, encode_mask, make_tile, rows_per_
 
 
 def write(folder: Path, num_tiles: int) -> None:
-    """Tar shards."""
+    """Write tar shards."""
     for number, rows in enumerate(rows_per_shard(num_tiles)):
         with webdataset.TarWriter(str(folder / f"leaf-{number:06d}.tar")) as tar:
             for row in rows:
@@ -28,7 +28,7 @@ def write(folder: Path, num_tiles: int) -> None:
 
 
 class Reader(Stream):
-    """Batches of worker processes that live as long as this."""
+    """Stream of persistent worker processes."""
 
     def __init__(self, folder: Path, num_readers: int, device: torch.device, state: Any = None) -> None:
         super().__init__(device)
@@ -50,12 +50,12 @@ class Reader(Stream):
         self._num_seen, self._skip = 0, state or 0
 
     def integers(self) -> Iterator[Batch]:
-        """One pass over the loader."""
+        """Yield the batches of one pass over the loader."""
         self._num_seen, skip, self._skip = self._skip, self._skip, 0
         for tiles, masks in islice(self._loader, skip, None):
             self._num_seen += 1
             yield torch.as_tensor(tiles).to(self.device), torch.as_tensor(masks).to(self.device)
 
     def state(self) -> Any:
-        """How many batches of this epoch to skip."""
+        """Return how many batches of this epoch to skip."""
         return self._num_seen

@@ -1,10 +1,14 @@
-"""A training step beside the loader that feeds it: readers as threads of the training process, or elsewhere.
+"""Compare ways to run the loader while the model trains: reader threads, or reader processes.
 
-python bench/beside_step.py [--tiles 640] [--rounds 5]; medians of rounds that take turns, one torch thread.
-Steps of AdamW on 32 tiles of 5 x 256 x 256 in micro batches of 8, cut as `data.crop_px` cuts them: at 64 px reading
-weighs 16 times what it does on whole tiles. Each way reads whole tiles and hands over reflectance. `time` is of a step
-with its wait for data, over that of a step on one batch in memory; `wait` is the share of it that waits; `cpu` is that
-of the training process alone.
+python bench/step_with_loader.py [--tiles 640] [--rounds 5]
+
+Prints medians over rounds in which the loaders take turns, with one torch thread. A step is AdamW on 32 tiles of
+5 x 256 x 256 in micro batches of 8. Tiles are cropped to 64 px, as `data.crop_px` does it, so that reading has 16
+times the weight that it has with whole tiles. Every loader reads whole tiles and returns reflectance.
+
+Columns: `time` is the duration of a step, including its wait for data, relative to a step on one batch in memory;
+`wait` is the share of the step that is spent waiting; `cpu` is the CPU time of the training process alone, relative
+to the same step.
 """
 
 from __future__ import annotations
@@ -30,13 +34,13 @@ CPU = torch.device("cpu")
 NUM_STEPS = 30
 NUM_SLOTS, MICRO_BATCH, SIDE_PX = 4, 8, 64
 READ_AHEAD = 2 * NUM_SLOTS + 2
-"""Batches that no way has more of in stock when its turn comes; they are thrown away."""
+"""No loader prefetches more batches than this while others are measured. These batches are discarded."""
 Figures = tuple[float, float, float]
-"""Seconds a step, waiting included; share of them that waited; CPU seconds a step of this process."""
+"""Seconds per step, waiting included; share of them spent waiting; CPU seconds per step of this process."""
 
 
 def endless(stream: Stream) -> Iterator[Batch]:
-    """Epoch after epoch, whole batches."""
+    """Yield complete batches, epoch after epoch."""
     while True:
         for tiles, masks in stream.floats():
             if len(tiles) == BATCH:
@@ -44,14 +48,14 @@ def endless(stream: Stream) -> Iterator[Batch]:
 
 
 def in_memory(folder: Path) -> Iterator[Batch]:
-    """The limit: one batch, again and again."""
+    """Yield one batch again and again: the limit."""
     batch = next(endless(msvae.Reader(folder, 1, CPU)))
     while True:
         yield batch
 
 
-def in_a_ring(folder: Path) -> Iterator[Batch]:
-    """msvae's loader in a process of its own, which copies batches into shared memory that is allocated once."""
+def in_ring_process(folder: Path) -> Iterator[Batch]:
+    """Yield batches of msvae's loader in a separate process, through shared memory that is allocated once."""
     context = multiprocessing.get_context("spawn")
     tiles = torch.zeros((NUM_SLOTS, BATCH, *TILE_SHAPE)).share_memory_()
     masks = torch.zeros((NUM_SLOTS, BATCH, 1, TILE_PX, TILE_PX), dtype=torch.bool).share_memory_()
@@ -64,7 +68,7 @@ def in_a_ring(folder: Path) -> Iterator[Batch]:
 
 
 def fill_ring(folder: Path, tiles: Tensor, masks: Tensor, free: Semaphore, filled: Semaphore) -> None:
-    """The other process."""
+    """Run the reading process: copy every batch into the next free slot."""
     torch.set_num_threads(1)
     for slot, batch in zip(cycle(range(NUM_SLOTS)), endless(msvae.Reader(folder, 1, CPU)), strict=False):
         free.acquire()
@@ -73,8 +77,8 @@ def fill_ring(folder: Path, tiles: Tensor, masks: Tensor, free: Semaphore, fille
         filled.release()
 
 
-def trainer() -> Callable[[Batch], None]:
-    """One optimizer step of a tiny model that is trained as a whole."""
+def make_step() -> Callable[[Batch], None]:
+    """Return a function that runs one optimizer step of a tiny model with all weights trained."""
     torch.manual_seed(0)
     model = AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, adapter_width=16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -90,16 +94,16 @@ def trainer() -> Callable[[Batch], None]:
     return step
 
 
-def measure(step: Callable[[Batch], None], feed: Iterator[Batch]) -> Figures:
-    """Steps after what was read ahead while others were measured is used up."""
+def measure(step: Callable[[Batch], None], batches: Iterator[Batch]) -> Figures:
+    """Measure steps, after discarding the batches that were prefetched while others were measured."""
     for _ in range(READ_AHEAD):
-        next(feed)
+        next(batches)
     for _ in range(2):
-        step(next(feed))
+        step(next(batches))
     began_s, began_cpu_s, waited_s = time.perf_counter(), time.process_time(), 0.0
     for _ in range(NUM_STEPS):
         now_s = time.perf_counter()
-        batch = next(feed)
+        batch = next(batches)
         waited_s += time.perf_counter() - now_s
         step(batch)
     elapsed_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
@@ -107,40 +111,41 @@ def measure(step: Callable[[Batch], None], feed: Iterator[Batch]) -> Figures:
 
 
 def main() -> None:
-    """Print a table of ratios."""
+    """Measure in turns and print a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        ours, theirs = Path(temporary) / "msvae", Path(temporary) / "webdataset"
-        for folder, peer in ((ours, msvae), (theirs, wds)):
+        msvae_shards, wds_shards = Path(temporary) / "msvae", Path(temporary) / "webdataset"
+        for folder, peer in ((msvae_shards, msvae), (wds_shards, wds)):
             folder.mkdir()
             peer.write(folder, arguments.tiles)
-        feeds: dict[str, Iterator[Batch]] = {
-            "one batch in memory": in_memory(ours),
-            "msvae, 1 thread": endless(msvae.Reader(ours, 1, CPU)),
-            "msvae, 2 threads": endless(msvae.Reader(ours, 2, CPU)),
-            "msvae in a process, ring": in_a_ring(ours),
-            "webdataset, 1 worker": endless(wds.Reader(theirs, 1, CPU)),
+        loaders: dict[str, Iterator[Batch]] = {
+            "one batch in memory": in_memory(msvae_shards),
+            "msvae, 1 thread": endless(msvae.Reader(msvae_shards, 1, CPU)),
+            "msvae, 2 threads": endless(msvae.Reader(msvae_shards, 2, CPU)),
+            "msvae in a process, ring": in_ring_process(msvae_shards),
+            "webdataset, 1 worker": endless(wds.Reader(wds_shards, 1, CPU)),
         }
-        for feed in feeds.values():
-            next(feed)
-        step = trainer()
-        show([{way: measure(step, feed) for way, feed in feeds.items()} for _ in range(arguments.rounds)])
+        for batches in loaders.values():
+            next(batches)
+        step = make_step()
+        rounds = [{name: measure(step, loader) for name, loader in loaders.items()} for _ in range(arguments.rounds)]
+        show(rounds)
 
 
 def show(rounds: list[dict[str, Figures]]) -> None:
-    """Medians over the rounds; ratios are taken within a round."""
+    """Print medians over the rounds; ratios are taken within a round."""
     limit = next(iter(rounds[0]))
-    print(f"{statistics.median(r[limit][0] for r in rounds) * 1e3:.0f} ms a step on one batch in memory", flush=True)
-    for way in rounds[0]:
-        times, cpus = (sorted(r[way][figure] / r[limit][figure] for r in rounds) for figure in (0, 2))
-        wait = statistics.median(r[way][1] for r in rounds)
+    print(f"{statistics.median(r[limit][0] for r in rounds) * 1e3:.0f} ms per step on one batch in memory", flush=True)
+    for name in rounds[0]:
+        times, cpus = (sorted(r[name][figure] / r[limit][figure] for r in rounds) for figure in (0, 2))
+        wait = statistics.median(r[name][1] for r in rounds)
         time_ratio, cpu_ratio = statistics.median(times), statistics.median(cpus)
         spread = f"({times[0]:.2f} to {times[-1]:.2f})"
-        print(f"{way:>26}  time {time_ratio:.3f} {spread}  wait {wait:.2%}  cpu {cpu_ratio:.3f}", flush=True)
+        print(f"{name:>26}  time {time_ratio:.3f} {spread}  wait {wait:.2%}  cpu {cpu_ratio:.3f}", flush=True)
 
 
 if __name__ == "__main__":
