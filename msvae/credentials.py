@@ -1,36 +1,39 @@
-"""Credentials come from the environment or the machine's role, and stay there: never in a URL, a file or a message."""
+"""Protection of credentials.
+
+Credentials come from the environment or the role of the machine. They never appear in a URL, a file or a message.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 
-IN_URL = re.compile(r"(?<=://)(?:[^/?#\s'\"]*|[^/?#:\s'\"]*:(?!\d+/)[^?#\s'\"]*)@")
-"""What stands before the host: `user:password@`, where a password may hold a slash, which is no URL then."""
+URL_USER = re.compile(r"(?<=://)(?:[^/?#\s'\"]*|[^/?#:\s'\"]*:(?!\d+/)[^?#\s'\"]*)@")
+"""`user:password@` before the host. A password with a slash is matched as well, although this is not a valid URL."""
 QUERY = re.compile(r"://[^?\s]*\?")
-"""Where signatures stand."""
-NAMES = re.compile(r"(KEY|KEY_ID|SECRET|TOKEN|PASSWORD|SIGNATURE)$")
-"""Of environment variables that hold credentials."""
-SHORTEST = 8
-"""Characters of a value that is worth hiding; a shorter one is found in many words."""
+"""A URL with a query, which may hold a signature."""
+SECRET_NAMES = re.compile(r"(KEY|KEY_ID|SECRET|TOKEN|PASSWORD|SIGNATURE)$")
+"""Names of environment variables that hold credentials."""
+MIN_SECRET_CHARS = 8
+"""Length of the shortest value that is hidden; a shorter one would match parts of many words."""
 
 
-def refuse_in_url(text: str) -> None:
-    """See that a URL holds no credentials; other texts pass.
+def check_no_credentials(text: str) -> None:
+    """Check that a URL holds no credentials. Other texts pass.
 
-    Raises: ValueError that names it without them.
+    Raises: ValueError if it holds some; the message shows the URL without them.
     """
-    if IN_URL.search(text) or QUERY.search(text):
-        named = IN_URL.sub("…@", text).partition("?")[0]
+    if URL_USER.search(text) or QUERY.search(text):
+        shown = URL_USER.sub("…@", text).partition("?")[0]
         raise ValueError(
-            f"the URL {named} holds credentials or a query, which would come into logs and checkpoints; "
-            "give it without, and credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"the URL {shown} holds credentials or a query, which would appear in logs and checkpoints; "
+            "remove them and set environment variables such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
 
 
-def hidden(text: str) -> str:
-    """A text from elsewhere without the credentials in its URLs and those of the environment."""
+def hide_credentials(text: str) -> str:
+    """Return the text without credentials in its URLs and without values of secret environment variables."""
     for name, value in os.environ.items():
-        if NAMES.search(name) and len(value) >= SHORTEST:
+        if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET_CHARS:
             text = text.replace(value, f"${name}")
-    return IN_URL.sub("…@", text)
+    return URL_USER.sub("…@", text)

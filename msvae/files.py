@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name complete or not at all, however a process ends."""
+"""Atomic writing of files and folders: they appear under their name complete or not at all, however a process ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def partial_path(path: Path) -> Path:
-    """A hidden name in the same folder that no other process uses, for a file that is still being written."""
+    """Return a hidden name in the same folder that no other process uses, for a file that is still being written."""
     return path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
 
 
@@ -65,7 +65,7 @@ def replace_folder(out: Path) -> Iterator[Path]:
 
 
 def move_folder(complete: Path, out: Path) -> None:
-    """Rename a complete folder to `out` once its files are on the disk, replacing what is there."""
+    """Flush a complete folder to disk, then rename it to `out`, which it replaces."""
     for path in (*complete.iterdir(), complete):
         _flush_to_disk(path)
     old = out.with_name(f".{out.name}.old")
@@ -99,12 +99,12 @@ def replace_files(out: Path, last: str) -> Iterator[Path]:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove partial files of `path` that processes of this machine left behind when they were killed."""
+    """Remove partial files of `path` that killed processes of this machine left behind."""
     before, after = f".{socket.gethostname()}-", f"-{path.name}"
-    for left in path.parent.glob(f"{before}*{after}"):
-        process = left.name.removeprefix(before).removesuffix(after)
+    for partial in path.parent.glob(f"{before}*{after}"):
+        process = partial.name.removeprefix(before).removesuffix(after)
         if process.isdecimal() and not _is_running(int(process)):
-            left.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

@@ -9,7 +9,7 @@ LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", 
 
 
 def library_versions() -> dict[str, str]:
-    """Version of Python and of every library in `LIBRARIES`, or `not installed`."""
+    """Return the version of Python and of every library in `LIBRARIES`, or `not installed`."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -24,13 +24,13 @@ def test_yaml_sets_values_and_overrides_win(tmp_path):
     assert (config.model.pretrained, config.data.trace, config.data.val) == ("tiny", True, None)
 
 
-def test_the_environment_changes_nothing(monkeypatch):
+def test_environment_variables_have_no_effect(monkeypatch):
     for name in ("out", "OUT", "train__max_steps", "TRAIN"):
         monkeypatch.setenv(name, '{"max_steps": 3}')
     assert load_config(None) == Config()
 
 
-def test_the_dumped_configuration_is_read_back_equal(tmp_path):
+def test_a_dumped_configuration_loads_as_an_equal_one(tmp_path):
     config = load_config(None, ["--train.max_steps", "3", "--optim.betas", "[0.8,0.9]"])
     assert load_config(write(tmp_path, config.dump())) == config
 
@@ -56,28 +56,28 @@ def test_every_shipped_configuration_loads(path):
         (
             "data: {low_coverage: 0.9, high_coverage: 0.2}",
             [],
-            r"low_coverage is 0\.9 and high_coverage 0\.2; expected the first",
+            r"low_coverage is 0\.9 and high_coverage 0\.2; expected low_coverage below",
         ),
         (
             "optim: {backbone_lr: 1e-5}",
             [],
-            r"optim\.backbone_lr is set but model\.train_backbone is none; leave it out",
+            r"optim\.backbone_lr is set but model\.train_backbone is none; leave it out, or set",
         ),
         ("[1, 2]", [], "holds list, expected sections"),
-        ("a: [", [], "is not YAML"),
+        ("a: [", [], "is not valid YAML"),
     ],
 )
-def test_a_mistake_is_one_error_that_names_it(tmp_path, text, overrides, message):
+def test_a_mistake_is_an_error_that_names_the_key(tmp_path, text, overrides, message):
     with pytest.raises(ValueError, match=message):
         load_config(write(tmp_path, text), overrides)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing\.yaml does not exist; those that come with msvae"):
+    with pytest.raises(ValueError, match=r"nothing\.yaml does not exist; msvae's own configurations are in"):
         load_config(tmp_path / "nothing.yaml")
 
 
-def test_every_field_is_explained():
+def test_every_key_has_a_help_text():
     schema = Config.model_json_schema()
     fields = {key: field for section in schema["$defs"].values() for key, field in section["properties"].items()}
     assert not [key for key, field in fields.items() if not field.get("description")]

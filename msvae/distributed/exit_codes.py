@@ -32,7 +32,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from msvae.credentials import hidden
+from msvae.credentials import hide_credentials
 
 USER_ERROR = 2
 LOST_RANKS = 69
@@ -142,7 +142,7 @@ def _innermost_function(error: BaseException) -> str:
 
 
 def _print_error(rank: int, message: str) -> str:
-    line = hidden(f"error on rank {rank}: {message}" if rank else f"error: {message}")
+    line = hide_credentials(f"error on rank {rank}: {message}" if rank else f"error: {message}")
     print(line, file=sys.stderr, flush=True)
     return line
 

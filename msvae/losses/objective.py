@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msvae.bands import Bands
-from msvae.config import UNCOMPARED
+from msvae.config import TERMS_WITHOUT_TARGET
 from msvae.losses import terms
 from msvae.losses.coverage import latent_coverage, valid_elements
 from msvae.losses.spectra import count_elements_and_spectra, error_and_angle, has_spectrum, squared_error
@@ -105,9 +105,9 @@ class LeafLosses:
 def can_compare(counts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return whether a global batch has any leaf value for a term that compares with the original, () bool.
 
-    The result stays on the device. Terms in `UNCOMPARED` do not compare with the original.
+    The result stays on the device. Terms in `TERMS_WITHOUT_TARGET` do not compare with the original.
     """
-    compared = [counts[term].sum() for term in weights if term not in UNCOMPARED]
+    compared = [counts[term].sum() for term in weights if term not in TERMS_WITHOUT_TARGET]
     return torch.stack(compared).sum() > 0
 
 

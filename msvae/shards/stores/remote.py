@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from msvae.credentials import hidden, refuse_in_url
+from msvae.credentials import check_no_credentials, hide_credentials
 from msvae.shards.stores.store import FileError, MissingError, check_size, check_small
 
 RANGE_BEHIND_END = ": 416 "
@@ -34,7 +34,7 @@ class RemoteStore:
     parallel_reads = 16
 
     def __init__(self, url: str, patience: Patience) -> None:
-        refuse_in_url(url)
+        check_no_credentials(url)
         try:
             import obstore
         except ImportError:
@@ -152,4 +152,4 @@ class _ShortError(Exception):
 
 
 def _first_line(error: Exception) -> str:
-    return hidden((str(error).splitlines() or [type(error).__name__])[0])[:200]
+    return hide_credentials((str(error).splitlines() or [type(error).__name__])[0])[:200]

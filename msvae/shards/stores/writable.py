@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import IO, Any
 
-from msvae.credentials import refuse_in_url
+from msvae.credentials import check_no_credentials
 from msvae.shards.stores.remote import Patience, RemoteStore, T
 from msvae.shards.stores.store import MissingError
 
@@ -23,7 +23,7 @@ class WritableStore(RemoteStore):
     """A URL whose objects appear whole or not at all. What fails is tried again, then an error that names the URL."""
 
     def __init__(self, url: str, patience: Patience) -> None:
-        refuse_in_url(url)
+        check_no_credentials(url)
         if not url.startswith(SCHEMES):
             raise ValueError(f"{url} cannot be written to; give a folder, {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}")
         super().__init__(url, patience)

@@ -16,7 +16,7 @@ import torch
 
 import msvae
 from msvae.config import Config
-from msvae.credentials import hidden
+from msvae.credentials import hide_credentials
 from msvae.distributed.collectives import Ranks
 from msvae.distributed.setup import launched_precision
 from msvae.versions import library_versions
@@ -74,7 +74,7 @@ def launch_command() -> str:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
     except (OSError, UnicodeDecodeError):
         words = []
-    return hidden(shlex.join(words if sys.argv[0] in words else ["python", *sys.argv]))
+    return hide_credentials(shlex.join(words if sys.argv[0] in words else ["python", *sys.argv]))
 
 
 def _git_commit() -> str | None:

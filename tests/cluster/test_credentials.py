@@ -1,4 +1,4 @@
-"""Credentials stay in the environment: a run on a store leaves them nowhere, and a URL that holds some is refused."""
+"""Credentials stay in the environment: a run on a store writes them nowhere, and a URL with credentials is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import boto3
 import pytest
 
 from msvae.config import load_config
-from msvae.credentials import hidden, refuse_in_url
+from msvae.credentials import check_no_credentials, hide_credentials
 from msvae.shards.stores.opening import open_store
 from msvae.shards.stores.remote import Patience
 from msvae.shards.stores.writable import WritableStore
@@ -30,7 +30,7 @@ PLANTED = {
 
 @pytest.fixture
 def planted(moto, monkeypatch, tmp_path) -> dict[str, str]:
-    """The environment of a user with many secrets."""
+    """Set the environment variables of a user with many secrets, and return the environment."""
     set_credentials(monkeypatch, f"http://{moto[0]}:{moto[1]}")
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
@@ -40,14 +40,14 @@ def planted(moto, monkeypatch, tmp_path) -> dict[str, str]:
 
 
 def train(out: str, *words: object) -> subprocess.CompletedProcess[bytes]:
-    """Through the script that every launcher shares."""
+    """Train with launch/node.sh, which all launchers share."""
     arguments = tiny_run(Path("s3:/") / BUCKET / "field" / "shards", Path("nowhere"), train__max_steps=2)
     arguments = [word.replace("s3:/", "s3://") for word in arguments]
     command = [*NODE, "train/train.py", *arguments, "--out", out, *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=200)
 
 
-def found(contents: dict[str, bytes]) -> list[tuple[str, str]]:
+def secrets_in(contents: dict[str, bytes]) -> list[tuple[str, str]]:
     secrets = [*PLANTED.values(), "scientist-password"]
     return [(name, secret) for name, content in contents.items() for secret in secrets if secret.encode() in content]
 
@@ -62,23 +62,23 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_on_a_store_leaves_no_secret_anywhere(planted, tmp_path):
+def test_a_run_on_a_store_writes_no_secret_anywhere(planted, tmp_path):
     done = train(f"s3://{BUCKET}/runs/secret", "--train.checkpoint_every", 1)
     assert done.returncode == 0, done.stderr[-3000:]
     written = objects("runs/secret/")
     kinds = ("tensorboard/", "config.yaml", "state.json", "tensors.safetensors", "metrics.jsonl", "model/README.md")
     for kind in kinds:
         assert any(kind in name for name in written), kind
-    assert found(written | files(tmp_path / "scratch") | {"stdout": done.stdout, "stderr": done.stderr}) == []
+    assert secrets_in(written | files(tmp_path / "scratch") | {"stdout": done.stdout, "stderr": done.stderr}) == []
 
 
 @pytest.mark.slow
-def test_what_the_store_answers_to_wrong_credentials_is_told_without_them(planted, monkeypatch, tmp_path):
+def test_the_error_of_a_store_with_wrong_credentials_does_not_show_them(planted, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://scientist:scientist-password@127.0.0.1:9")
     done = train(f"s3://{BUCKET}/runs/refused")
     assert done.returncode == 2
     assert b"error: " in done.stderr
-    assert found(files(tmp_path / "scratch") | {"stdout": done.stdout, "stderr": done.stderr}) == []
+    assert secrets_in(files(tmp_path / "scratch") | {"stdout": done.stdout, "stderr": done.stderr}) == []
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_what_the_store_answers_to_wrong_credentials_is_told_without_them(plante
     ],
 )
 def test_a_url_with_credentials_is_refused_without_repeating_them(url):
-    for uses in (refuse_in_url, open_store, lambda url: WritableStore(url, Patience())):
+    for use in (check_no_credentials, open_store, lambda url: WritableStore(url, Patience())):
         with pytest.raises(ValueError, match="holds credentials or a query") as refused:
-            uses(url)
+            use(url)
         assert "scientist-password" not in str(refused.value)
 
 
@@ -114,13 +114,13 @@ def test_a_configuration_with_credentials_is_refused_without_repeating_them(key)
         "stabilityai/stable-diffusion",
     ],
 )
-def test_other_places_pass(text):
-    refuse_in_url(text)
-    assert hidden(text) == text
+def test_other_locations_pass(text):
+    check_no_credentials(text)
+    assert hide_credentials(text) == text
 
 
-def test_a_message_is_rid_of_the_environments_credentials(monkeypatch):
+def test_a_message_does_not_show_credentials_of_the_environment(monkeypatch):
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     text = f"403 for {PLANTED['AWS_ACCESS_KEY_ID']} at http://me:scientist-password@store/leaves"
-    assert hidden(text) == "403 for $AWS_ACCESS_KEY_ID at http://…@store/leaves"
+    assert hide_credentials(text) == "403 for $AWS_ACCESS_KEY_ID at http://…@store/leaves"
