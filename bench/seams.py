@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
-from msvae.inference.sliding_window import TiledModel
+from msvae.inference.sliding_window import SlidingWindow
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.packing.data_set import DataSet
 from msvae.packing.options import PackOptions
@@ -22,9 +22,9 @@ from msvae.rasters.sources import find_sources
 def reconstructed(model: AutoencoderKLMultispectralAdapter, data_set: DataSet, tile_px: int) -> NDArray[np.float32]:
     """Return the reconstructed reflectance (C, H, W), computed in windows of `tile_px`."""
     image = data_set.images[0]
-    tiled = TiledModel(model, image.height, image.width, tile_px, tile_px // 8, batch_size=1)
+    sliding = SlidingWindow(model, image.height, image.width, tile_px, tile_px // 8, batch_size=1)
     with data_set.open(0) as opened:
-        rows = tiled.rows(opened, data_set.layout, range(image.width), lambda _: None)
+        rows = sliding.rows(opened, data_set.layout, range(image.width), lambda _: None)
         return np.concatenate([rows_CHW for _, rows_CHW in rows], axis=1)
 
 

@@ -11,13 +11,13 @@ __all__ = ["AutoencoderKLMultispectralAdapter", "ModelMixin"]
 
 
 def __getattr__(name: str) -> Any:
-    # imported on first use: torch takes seconds, and `msvae pack` does not need it
+    # imported on first use: the import of torch takes seconds, and `msvae pack` does not need it
     if name == "AutoencoderKLMultispectralAdapter":
         from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 
         return AutoencoderKLMultispectralAdapter
     if name == "ModelMixin":
-        # a pipeline loads a part from a library only where it finds this base class there too
+        # diffusers loads a part of a pipeline from a library only if the library has this base class
         from diffusers import ModelMixin
 
         return ModelMixin

@@ -1,4 +1,4 @@
-"""Spectral bands: their names, their wavelengths, and which of them plays red or near infrared."""
+"""Spectral bands: their names, their wavelengths, and their roles, such as red or near infrared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msvae.messages import counted
 DEFAULT_NAMES = ("blue", "green", "red", "red_edge", "nir")
 DEFAULT_WAVELENGTHS_NM = (474.73, 538.71, 650.665, 730.635, 850.59)
 
-RANGES_NM = {
+RANGES_NM = {  # a band has a role if its wavelength is in this range
     "blue": (430.0, 510.0),
     "green": (510.0, 590.0),
     "red": (610.0, 690.0),
@@ -19,15 +19,18 @@ RANGES_NM = {
     "nir": (760.0, 950.0),
 }
 NORMALISED_DIFFERENCES = {"ndvi": ("nir", "red"), "ndre": ("nir", "red_edge")}
-"""(a - b) / (a + b) of two bands, by role."""
+"""Roles of the two bands a and b of each vegetation index (a - b) / (a + b)."""
 MIN_INDEX_SUM = 1e-3
-"""Smallest a + b, in reflectance, that an index is divided by: below it is noise."""
+"""Smallest denominator a + b of an index, in reflectance. Smaller sums are noise and are replaced by it."""
 CENTRES_NM = {"blue": 475.0, "green": 550.0, "red": 665.0, "red_edge": 720.0, "nir": 840.0}
 
 
 @dataclass(frozen=True)
 class Bands:
-    """Bands in the order in which tiles store them. `wavelengths_nm` and `names` have one entry a band."""
+    """Bands in the order in which tiles store them. `wavelengths_nm` and `names` have one entry per band.
+
+    Raises: ValueError if the two have different lengths.
+    """
 
     wavelengths_nm: tuple[float, ...] = DEFAULT_WAVELENGTHS_NM
     names: tuple[str, ...] = DEFAULT_NAMES
@@ -48,45 +51,48 @@ class Bands:
 
     @property
     def tags(self) -> list[str]:
-        """Each band by its wavelength alone, such as `475nm`, as exact as tells bands apart."""
+        """Label of each band from its wavelength, such as `475nm`, with as many decimals as make the labels unique."""
         return _tags(self.wavelengths_nm)
 
     @classmethod
     def of_wavelengths(cls, wavelengths_nm: Sequence[float]) -> Bands:
-        """Bands named by their wavelength alone, such as `475nm`."""
+        """Return bands with names from their wavelengths, such as `475nm`."""
         return cls(tuple(wavelengths_nm), tuple(_tags(wavelengths_nm)))
 
     @classmethod
     def named(cls, wavelengths_nm: Sequence[float], names: Sequence[str] | None = None) -> Bands:
-        """Bands with the names given. Without, the default bands have the default names, others their wavelength."""
+        """Return bands with the given names.
+
+        Without names, the default wavelengths have the default names, and others have names such as `475nm`.
+        """
         if not names and tuple(wavelengths_nm) != DEFAULT_WAVELENGTHS_NM:
             return cls.of_wavelengths(wavelengths_nm)
         return cls(tuple(wavelengths_nm), tuple(names) if names else DEFAULT_NAMES)
 
     def index(self, role: str) -> int:
-        """Position of the band that plays `blue`, `green`, `red`, `red_edge` or `nir`, found by wavelength.
+        """Return the index of the band with the role `blue`, `green`, `red`, `red_edge` or `nir`, by its wavelength.
 
-        Raises: ValueError when no band lies in that part of the spectrum.
+        Raises: ValueError if no band is in the spectral range of the role.
         """
         low, high = RANGES_NM[role]
         inside = [i for i, nm in enumerate(self.wavelengths_nm) if low <= nm < high]
         if not inside:
-            raise ValueError(f"got {self}, expected one in {low:.0f} to {high:.0f} nm to serve as {role}")
+            raise ValueError(f"got {self}, expected one from {low:.0f} to {high:.0f} nm as {role}")
         return min(inside, key=lambda i: abs(self.wavelengths_nm[i] - CENTRES_NM[role]))
 
     def index_pairs(self) -> dict[str, tuple[int, int]]:
-        """Positions of the two bands of each normalised difference that these bands allow."""
+        """Return the indices of the two bands of each vegetation index that these bands allow."""
         return {
             name: (self.index(first), self.index(second))
             for name, (first, second) in NORMALISED_DIFFERENCES.items()
             if self.has(first, second)
         }
 
-    def places_in(self, names: Sequence[str]) -> list[int] | None:
-        """Where each of these bands is in another image, whose bands have `names`: by name, else by role.
+    def indices_in(self, names: Sequence[str]) -> list[int] | None:
+        """Return the index of each of these bands in an image whose bands have `names`; None if they are other bands.
 
-        Case and separators do not count, and names such as `Band 1` to `Band 5` say no more than their order. None
-        when the names are those of other bands.
+        Bands are matched by name, else by role. Case and separators are ignored. Names that only count, such as
+        `Band 1` to `Band 5`, mean that the bands are in this order.
         """
         if len(names) != len(self):
             return None
@@ -94,7 +100,7 @@ class Bands:
         for found, wanted in ((list(names), list(self.names)), (plain, own)):
             if set(found) == set(wanted) and len(set(found)) == len(self):
                 return [found.index(name) for name in wanted]
-        if _only_count(names):
+        if _are_numbers_in_order(names):
             return list(range(len(self)))
         roles = {_plain(role): role for role in RANGES_NM}
         if not all(name in roles and self.has(roles[name]) for name in plain):
@@ -103,7 +109,7 @@ class Bands:
         return [band_of.index(i) for i in range(len(self))] if len(set(band_of)) == len(self) else None
 
     def has(self, *roles: str) -> bool:
-        """Whether a band lies in the spectral range of every role."""
+        """Return whether every role has a band in its spectral range."""
         return all(any(RANGES_NM[r][0] <= nm < RANGES_NM[r][1] for nm in self.wavelengths_nm) for r in roles)
 
 
@@ -111,7 +117,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold())
 
 
-def _only_count(names: Sequence[str]) -> bool:
+def _are_numbers_in_order(names: Sequence[str]) -> bool:
     numbers = [int(number) for name in names for number in re.findall(r"\d+", name)]
     stems = {re.sub(r"\d+", "", name) for name in names}
     return len(stems) == 1 and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))

@@ -21,7 +21,7 @@ def test_every_band_has_a_tag_of_its_own_as_short_as_may_be(wavelengths_nm, tags
 
 
 @pytest.mark.parametrize(
-    ("names", "places"),
+    ("names", "indices"),
     [
         (("NIR", "RedEdge", "Red", "Green", "Blue"), [4, 3, 2, 1, 0]),
         (("Red edge", "nir", "BLUE", "red", "green"), [2, 4, 3, 0, 1]),
@@ -33,17 +33,17 @@ def test_every_band_has_a_tag_of_its_own_as_short_as_may_be(wavelengths_nm, tags
     ],
 )
 @pytest.mark.parametrize("named", [True, False])
-def test_bands_are_found_by_name_however_it_is_spelled_else_by_role(names, places, named):
+def test_bands_are_found_by_name_however_it_is_spelled_else_by_role(names, indices, named):
     bands = Bands() if named else Bands.of_wavelengths(DEFAULT_WAVELENGTHS_NM)
-    assert bands.places_in(names) == places
+    assert bands.indices_in(names) == indices
 
 
 @pytest.mark.parametrize("names", [("蓝", "绿", "红", "红边", "近红外"), ("R+", "R-", "G", "B", "N")])
 def test_equal_names_are_found_whatever_they_are_written_with(names):
     bands = Bands(DEFAULT_WAVELENGTHS_NM, names)
-    assert bands.places_in(names) == [0, 1, 2, 3, 4]
-    assert bands.places_in(names[::-1]) == [4, 3, 2, 1, 0]
+    assert bands.indices_in(names) == [0, 1, 2, 3, 4]
+    assert bands.indices_in(names[::-1]) == [4, 3, 2, 1, 0]
 
 
 def test_equal_names_come_before_what_numbers_say():
-    assert Bands((840, 560, 475), ("B3", "B2", "B1")).places_in(("b1", "b2", "b3")) == [2, 1, 0]
+    assert Bands((840, 560, 475), ("B3", "B2", "B1")).indices_in(("b1", "b2", "b3")) == [2, 1, 0]

@@ -124,7 +124,7 @@ def test_bands_are_found_by_wavelength():
     assert [Bands().index(role) for role in ("blue", "green", "red", "red_edge", "nir")] == [0, 1, 2, 3, 4]
     nominal = Bands.of_wavelengths((840.0, 717.0, 668.0, 560.0, 475.0))
     assert [nominal.index(role) for role in ("blue", "green", "red", "red_edge", "nir")] == [4, 3, 2, 1, 0]
-    with pytest.raises(ValueError, match=r"got 1 band \(475 nm\), expected one in 760 to 950 nm to serve as nir"):
+    with pytest.raises(ValueError, match=r"got 1 band \(475 nm\), expected one from 760 to 950 nm as nir"):
         Bands.of_wavelengths((475.0,)).index("nir")
 
 

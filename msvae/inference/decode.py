@@ -1,4 +1,4 @@
-"""Latents back into reflectance: shards of them into shards of tiles, an array of them into images."""
+"""Decode latents into reflectance: shards of latents into shards of tiles, an array of latents into GeoTIFFs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from msvae.files import replace_folder
-from msvae.inference.identity import model_sha256
-from msvae.inference.load import choose_device, fitting_into_memory, load_model
+from msvae.inference.load import choose_device, explain_out_of_memory, load_model, model_sha256
 from msvae.inference.raster_output import GeoTiff
 from msvae.leaf_statistics import LeafStatistics
 from msvae.messages import OnProgress, counted
@@ -41,16 +40,23 @@ def decode(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> int:
-    """Write the reflectance that latents stand for into a new folder; returns how many tiles or images there are.
+    """Decode latents into a new folder and return the number of tiles or images.
 
-    Args: folder or hub id of a model; latents made by `encode`, a data set or one split of it, which become shards of
-        float32 tiles; or an `.npy` file of (B, channels, h, w) latents as a diffusion model has them, shifted and
-        scaled unless `unscaled`, which becomes a GeoTIFF for each.
-    Raises: ValueError, one line, for anything that is wrong with model, latents or output.
+    Args:
+        model_name: folder or hub id of a model.
+        latents: a dataset of latents from `encode` or one split of it, which becomes shards of float32 tiles; or an
+            `.npy` file (B, channels, h, w), where each latent becomes a GeoTIFF.
+        out: new or empty folder.
+        unscaled: latents of the `.npy` file are outputs of the encoder. By default they are outputs of a diffusion
+            model, which are shifted and scaled by the factors of the model.
+        batch_size: number of latents in a forward pass.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU if there is one.
+        on_progress: called with the number of finished and of all tiles.
+    Raises: ValueError if model, latents or output do not fit.
     """
     out = out.resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} exists; name a folder that does not")
+        raise ValueError(f"{out} already exists; name a new folder")
     decoder = Decoder(load_model(model_name, choose_device(device)), batch_size)
     if latents.endswith(".npy"):
         return _decode_array(decoder, Path(latents), out, unscaled, on_progress)
@@ -60,7 +66,7 @@ def decode(
 
 
 class Decoder:
-    """A model that turns unscaled latents (channels, h, w) into reflectance, some at once."""
+    """Decodes unscaled latents (channels, h, w) in batches."""
 
     def __init__(self, model: AutoencoderKLMultispectralAdapter, batch_size: int) -> None:
         if batch_size < 1:
@@ -68,20 +74,20 @@ class Decoder:
         self.model, self._batch_size = model, batch_size
 
     @torch.inference_mode()
-    def __call__(self, latents: Iterator[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
-        """Reflectance (C, H, W) of each, in order.
+    def decode(self, latents: Iterator[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
+        """Yield the reflectance (C, H, W) of each latent, in order.
 
-        Raises: ValueError for a latent whose reflectance is not finite.
+        Raises: ValueError if the reflectance of a latent is not finite.
         """
         number = 0
         while batch := list(islice(latents, self._batch_size)):
             z_BChw = torch.from_numpy(np.stack(batch).astype(np.float32)).to(self.model.device)
-            with fitting_into_memory(counted(len(batch), "latent"), z_BChw, "--batch-size"):
+            with explain_out_of_memory(counted(len(batch), "latent"), z_BChw, "--batch-size"):
                 decoded = self.model.decode(z_BChw, return_dict=False)[0].float().cpu().numpy()
             for image_CHW in decoded:
                 if not np.isfinite(image_CHW).all():
                     raise ValueError(
-                        f"latent {number} decodes to values that are not finite; look at it, and at whether it is "
+                        f"latent {number} decodes to values that are not finite; check its values, and that it is "
                         "scaled by the factors of this model"
                     )
                 number += 1
@@ -101,13 +107,13 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
     scaling, shift = model.config.scaling_factor, model.config.shift_factor or 0.0
     if not (unscaled or model.config.factors_of_leaves):
         raise ValueError(
-            f"the model does not state by which factors the latents of {file} were shifted and scaled; name the model "
-            "that `msvae encode` put beside its latents (encode again if an earlier msvae made them), or give "
-            "--unscaled for latents as an encoder gives them"
+            f"the model does not hold the factors by which the latents of {file} were shifted and scaled; name the "
+            "model in the folder model/ of `msvae encode` (encode again if an earlier msvae wrote it), or give "
+            "--unscaled if the latents are outputs of the encoder"
         )
-    unscale = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
+    unscaled_latents = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
     with gdal_session(), replace_folder(out) as folder:
-        for number, image_CHW in enumerate(decoder(unscale)):
+        for number, image_CHW in enumerate(decoder.decode(unscaled_latents)):
             dtype, bands = "float32", model.bands
             ones, zeros = (1.0,) * len(bands), (0.0,) * len(bands)
             path = folder / f"{file.stem}-{number:04d}.tif"
@@ -127,19 +133,19 @@ def _decode_shards(decoder: Decoder, model_name: str, location: str, out: Path, 
     for reader in readers.values():
         if reader.manifest.model_sha256 != sha256:
             raise ValueError(
-                f"{reader.store.location} was encoded by another model than {model_name}; decode with the one "
-                "that lies beside it in model/"
+                f"{reader.store.location} was encoded by another model than {model_name}; decode with the model in "
+                "the folder model/ next to it"
             )
     total, done = sum(map(len, readers.values())), 0
 
-    def count() -> None:
+    def count_tile() -> None:
         nonlocal done
         done += 1
         if on_progress is not None:
             on_progress(done, total)
 
     with replace_folder(out) as folder:
-        written = {name: _decode_split(decoder, reader, folder / name, count) for name, reader in readers.items()}
+        written = {name: _decode_split(decoder, reader, folder / name, count_tile) for name, reader in readers.items()}
         statistics = written[SPLITS[0] if SPLITS[0] in written else next(iter(written))][1]
         for name, (entries, _) in written.items():
             _manifest(readers[name], entries, statistics).save(folder / name)
@@ -147,9 +153,9 @@ def _decode_shards(decoder: Decoder, model_name: str, location: str, out: Path, 
 
 
 def _decode_split(
-    decoder: Decoder, reader: LatentReader, folder: Path, count: Callable[[], None]
+    decoder: Decoder, reader: LatentReader, folder: Path, count_tile: Callable[[], None]
 ) -> tuple[list[ShardEntry], LeafStatistics]:
-    """Entries of the shards of tiles, and statistics of their leaf pixels."""
+    """Write shards of tiles. Return their entries for the manifest, and the statistics of their leaf pixels."""
     folder.mkdir()
     entries, num_bands = [], len(decoder.model.bands)
     values = LeafValues("float32", (1.0,) * num_bands, (0.0,) * num_bands)
@@ -161,24 +167,24 @@ def _decode_split(
                 writer.append(sample.key, member, mask_png.encode(sample.leaf_mask), sample.about)
                 values.add(tile_CHW, sample.leaf_mask)
                 histogram[coverage_bin(int(sample.leaf_mask.sum()), sample.leaf_mask.size)] += 1
-                count()
+                count_tile()
         assert writer.entry is not None
         entries.append(writer.entry)
     return entries, values.result(histogram.tolist())
 
 
 def _decoded(decoder: Decoder, reader: LatentReader, shard: int) -> Iterator[tuple[LatentSample, NDArray[np.float32]]]:
-    """Samples of a shard and the tiles (C, H, W) that they become, in the memory of a batch."""
-    waiting: deque[LatentSample] = deque()
+    """Yield each sample of a shard with its decoded tile (C, H, W). At most one batch of samples is in memory."""
+    undecoded: deque[LatentSample] = deque()
 
     def modes() -> Iterator[NDArray[np.floating]]:
         for sample in reader.samples(shard):
-            waiting.append(sample)
-            # of moments the mean
+            undecoded.append(sample)
+            # the first channels of moments are the mean
             yield sample.latents[: reader.manifest.latent_channels]
 
-    for tile_CHW in decoder(modes()):
-        yield waiting.popleft(), tile_CHW
+    for tile_CHW in decoder.decode(modes()):
+        yield undecoded.popleft(), tile_CHW
 
 
 def _manifest(reader: LatentReader, entries: list[ShardEntry], statistics: LeafStatistics) -> Manifest:

@@ -1,6 +1,7 @@
-"""Shards of tiles into shards of latents, on any number of ranks to the same bytes, and the factors for diffusion.
+"""Encode shards of tiles into shards of latents, with the same bytes on any number of ranks.
 
-Whatever is complete lies in `.OUT.partial`, as when packing, and a killed run goes on from there.
+Finished shards are kept in `.OUT.partial`, as by `msvae pack`, so that a killed run continues. `OUT/model` is a copy
+of the model with the factors that a diffusion model needs.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from numpy.typing import NDArray
 
 from msvae.distributed.collectives import Ranks
 from msvae.files import move_folder, write_text
-from msvae.inference.encoder import EncodeOptions, Encoder
-from msvae.inference.latent_statistics import factors, statistics
+from msvae.inference.encoder import EncodeOptions, Encoder, diffusion_factors, leaf_latent_statistics
 from msvae.inference.load import load_model
 from msvae.messages import OnProgress
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
@@ -39,8 +39,8 @@ from msvae.shards.tar import ShardWriter, shard_entry
 MODEL_FOLDER = "model"
 
 
-class ShardJob(NamedTuple):
-    """One shard of tiles that becomes one of latents."""
+class LatentShard(NamedTuple):
+    """One shard of latents to make from the shard of tiles with the same number and name."""
 
     split: str
     shard: int
@@ -48,15 +48,15 @@ class ShardJob(NamedTuple):
     num_samples: int
 
     def tar(self, work: WorkFolder) -> Path:
-        """Where it is made."""
+        """Return the path of the tar in the work folder."""
         return work.data / self.split / self.name
 
     def sums(self, work: WorkFolder) -> Path:
-        """What its leaf cells sum up to; there before the shard is."""
+        """Return the path of the shard's `leaf_sums`. It is written before the tar is complete."""
         return work.path / "statistics" / f"{self.split}-{self.name}.json"
 
     def is_done(self, work: WorkFolder) -> bool:
-        """Whether shard and index are in place; the index comes last."""
+        """Return whether tar and index exist. The index is written last."""
         tar = self.tar(work)
         return tar.is_file() and (tar.parent / index_name(tar.name)).is_file()
 
@@ -69,12 +69,14 @@ def encode(
     ranks: Ranks,
     on_progress: OnProgress | None = None,
 ) -> dict[str, LatentManifest]:
-    """Write `out/{train,val,test}` of latents, and `out/model` with the factors in its config; called by all ranks.
+    """Write latents to `out/{train,val,test}`, and the model with its factors to `out/model`. All ranks call this.
 
-    Args: folder or hub id of a model; a data set or one split of it, folder or URL; a folder that all ranks see.
-        `on_progress` gets this rank's tiles done and in all.
-    Returns: the manifest of each split; where the same latents are there already, nothing else is done.
-    Raises: ValueError, one line, for anything that is wrong with model, shards, options or output.
+    If `out` already holds the same latents, nothing is written.
+
+    Args: folder or hub id of a model; folder or URL of a dataset or of one split; output folder that all ranks share;
+        form of the latents; ranks; function that is called with the number of finished and of all tiles of this rank.
+    Returns: manifest of each split.
+    Raises: ValueError if model, shards, options or output do not fit.
     """
     out = out.resolve()
     readers = {name: ShardReader(store.location) for name, store in splits_to_make(shards).items()}
@@ -83,21 +85,22 @@ def encode(
     for reader in readers.values():
         _check_bands(reader, model, model_name)
     identity = _identity(encoder, readers)
-    if ranks.broadcast_object(lambda: _is_there(out, identity)):
+    if ranks.broadcast_object(lambda: _is_complete(out, identity)):
         return _manifests(out, readers)
-    jobs = [
-        ShardJob(split, shard, entry.name, entry.num_samples)
+    latent_shards = [
+        LatentShard(split, shard, entry.name, entry.num_samples)
         for split, reader in readers.items()
         for shard, entry in enumerate(reader.manifest.shards)
     ]
     with ExitStack() as held:
         ranks.broadcast_object(lambda: _begin(out, identity, readers, held))
         work = WorkFolder(out.with_name(f".{out.name}.partial"))
-        done = ranks.broadcast_object(lambda: [job.is_done(work) for job in jobs])
-        missing = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+        done = ranks.broadcast_object(lambda: [shard.is_done(work) for shard in latent_shards])
+        missing = [shard for shard, is_done in zip(latent_shards, done, strict=True) if not is_done]
         _encode_shards(encoder, readers, missing[ranks.rank :: ranks.world_size], work, on_progress)
-        sums = _join_sums(jobs, missing, _statistics_split(readers), model.config.latent_channels, work, ranks)
-        ranks.broadcast_object(lambda: _finish(out, encoder, identity, readers, jobs, sums, work))
+        chosen = [shard for shard in latent_shards if shard.split == _statistics_split(readers)]
+        sums = _join_sums(chosen, missing, model.config.latent_channels, work, ranks)
+        ranks.broadcast_object(lambda: _finish(out, encoder, identity, readers, latent_shards, sums, work))
     return _manifests(out, readers)
 
 
@@ -111,7 +114,7 @@ def _check_bands(reader: ShardReader, model: AutoencoderKLMultispectralAdapter, 
 
 
 def _identity(encoder: Encoder, readers: dict[str, ShardReader]) -> dict[str, Any]:
-    """What decides the bytes of the latents, under the names that messages give it."""
+    """Return everything that determines the bytes of the latents, under the names used in messages."""
     options = asdict(encoder.options)
     if encoder.options.kind == "moments":
         options["seed"] = None
@@ -119,8 +122,11 @@ def _identity(encoder: Encoder, readers: dict[str, ShardReader]) -> dict[str, An
     return {"model": encoder.sha256, **options, "tiles": tiles}
 
 
-def _is_there(out: Path, identity: dict[str, Any]) -> bool:
-    """Whether these very latents are there, complete. Raises: ValueError when something else is."""
+def _is_complete(out: Path, identity: dict[str, Any]) -> bool:
+    """Return whether `out` holds these latents.
+
+    Raises: ValueError if it holds something else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     differing = []
@@ -133,7 +139,7 @@ def _is_there(out: Path, identity: dict[str, Any]) -> bool:
         differing += ["tiles"] if found.tiles_sha256 != tiles else []
     if differing:
         what = ", ".join(dict.fromkeys(differing))
-        raise ValueError(f"{out} holds latents of another {what}; name another OUT, or delete it to encode anew")
+        raise ValueError(f"{out} holds latents of another {what}; name another OUT, or delete it to encode again")
     return True
 
 
@@ -149,35 +155,35 @@ def _begin(out: Path, identity: dict[str, Any], readers: dict[str, ShardReader],
 def _encode_shards(
     encoder: Encoder,
     readers: dict[str, ShardReader],
-    jobs: Sequence[ShardJob],
+    latent_shards: Sequence[LatentShard],
     work: WorkFolder,
     on_progress: OnProgress | None,
 ) -> None:
-    done, total = 0, sum(job.num_samples for job in jobs)
-    for split, of_split in groupby(jobs, key=lambda job: job.split):
-        reader, by_shard = readers[split], {job.shard: job for job in of_split}
-        plans = (plan for job in by_shard.values() for plan in _plans(job, encoder.options.batch_size))
+    done, total = 0, sum(shard.num_samples for shard in latent_shards)
+    for split, of_split in groupby(latent_shards, key=lambda shard: shard.split):
+        reader, by_number = readers[split], {shard.shard: shard for shard in of_split}
+        plans = (plan for shard in by_number.values() for plan in _plans(shard, encoder.options.batch_size))
         loader = Loader(
             reader, plans, batch_size=encoder.options.batch_size, num_workers=2, device=encoder.model.device
         )
-        for shard, batches in groupby(loader, key=lambda batch: batch.plan.samples[0].shard):
-            sums = []
-            with ShardWriter(by_shard[shard].tar(work)) as writer:
+        for number, batches in groupby(loader, key=lambda batch: batch.plan.samples[0].shard):
+            shard, sums = by_number[number], []
+            with ShardWriter(shard.tar(work)) as writer:
                 for batch in batches:
-                    rows = (sample.row for sample in batch.plan.samples)
-                    for row, (key, latents, leaf_HW, of_tile) in zip(rows, encoder(batch), strict=True):
-                        writer.append(key, (MEMBER, latents), mask_png.encode(leaf_HW), reader.about(shard, row))
-                        sums.append(of_tile)
+                    for sample, tile in zip(batch.plan.samples, encoder.encode(batch), strict=True):
+                        mask = mask_png.encode(tile.leaf_mask)
+                        writer.append(tile.key, (MEMBER, tile.npy), mask, reader.about(number, sample.row))
+                        sums.append(tile.sums)
                     done += len(batch.keys)
                     if on_progress is not None:
                         on_progress(done, total)
-                write_text(by_shard[shard].sums(work), json.dumps(np.sum(sums, axis=0).tolist()))
+                write_text(shard.sums(work), json.dumps(np.sum(sums, axis=0).tolist()))
 
 
-def _plans(job: ShardJob, batch_size: int) -> Iterator[MicroBatchPlan]:
-    for position, first in enumerate(range(0, job.num_samples, batch_size)):
-        rows = range(first, min(first + batch_size, job.num_samples))
-        yield MicroBatchPlan(position, tuple(SampleRef(job.shard, row, slot) for slot, row in enumerate(rows)))
+def _plans(shard: LatentShard, batch_size: int) -> Iterator[MicroBatchPlan]:
+    for batch_index, first in enumerate(range(0, shard.num_samples, batch_size)):
+        rows = range(first, min(first + batch_size, shard.num_samples))
+        yield MicroBatchPlan(batch_index, tuple(SampleRef(shard.shard, row, slot) for slot, row in enumerate(rows)))
 
 
 def _statistics_split(readers: dict[str, ShardReader]) -> str:
@@ -185,21 +191,22 @@ def _statistics_split(readers: dict[str, ShardReader]) -> str:
 
 
 def _join_sums(
-    jobs: Sequence[ShardJob],
-    missing: Sequence[ShardJob],
-    split: str,
+    chosen: Sequence[LatentShard],
+    missing: Sequence[LatentShard],
     num_channels: int,
     work: WorkFolder,
     ranks: Ranks,
 ) -> NDArray[np.float64]:
-    """Sums over the leaf cells of a split. A shard's come from the rank that made it, else from rank 0."""
-    made_by = {job: number % ranks.world_size for number, job in enumerate(missing)}
-    chosen = [job for job in jobs if job.split == split]
+    """Return the sum of `leaf_sums` over the chosen shards.
+
+    The rank that made a shard reads its sums. Rank 0 reads the sums of shards that an earlier run made.
+    """
+    made_by = {shard: number % ranks.world_size for number, shard in enumerate(missing)}
     rows = torch.zeros((len(chosen), 1 + 2 * num_channels), dtype=torch.float64)
-    for row, job in zip(rows, chosen, strict=True):
-        if made_by.get(job, 0) == ranks.rank:
-            row.copy_(torch.tensor(json.loads(job.sums(work).read_text()), dtype=torch.float64))
-    # on every other rank a row is 0, so that adding changes no bit; shards are then added in their order
+    for row, shard in zip(rows, chosen, strict=True):
+        if made_by.get(shard, 0) == ranks.rank:
+            row.copy_(torch.tensor(json.loads(shard.sums(work).read_text()), dtype=torch.float64))
+    # each row is 0 on all ranks but one, so the all-reduce is exact; then shards are added in their order
     joined: NDArray[np.float64] = ranks.all_reduce_sums({"rows": rows})["rows"].cpu().numpy()
     return np.add.accumulate(joined)[-1]  # type: ignore[no-any-return]
 
@@ -209,12 +216,12 @@ def _finish(
     encoder: Encoder,
     identity: dict[str, Any],
     readers: dict[str, ShardReader],
-    jobs: Sequence[ShardJob],
+    latent_shards: Sequence[LatentShard],
     sums: NDArray[np.float64],
     work: WorkFolder,
 ) -> None:
-    of_leaf = statistics(sums)
-    shift_factor, scaling_factor = factors(of_leaf)
+    statistics = leaf_latent_statistics(sums)
+    shift_factor, scaling_factor = diffusion_factors(statistics)
     model, options = encoder.model, encoder.options
     for split, reader in readers.items():
         tiles = reader.manifest
@@ -231,14 +238,14 @@ def _finish(
             tiles_sha256=identity["tiles"][split],
             shift_factor=shift_factor,
             scaling_factor=scaling_factor,
-            statistics=of_leaf,
-            shards=Shards.of(shard_entry(job.tar(work)) for job in jobs if job.split == split),
+            statistics=statistics,
+            shards=Shards.of(shard_entry(shard.tar(work)) for shard in latent_shards if shard.split == split),
         )
         write_text(work.data / split / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
     model.register_to_config(shift_factor=shift_factor, scaling_factor=scaling_factor, factors_of_leaves=True)
     model.save_pretrained(work.data / MODEL_FOLDER)
-    for leftover in work.data.glob("*/.*"):  # of processes that were killed
-        leftover.unlink()
+    for partial in work.data.glob("*/.*"):  # left behind by processes that were killed
+        partial.unlink()
     move_folder(work.data, out)
     shutil.rmtree(work.path)
 

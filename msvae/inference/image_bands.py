@@ -1,4 +1,4 @@
-"""Which bands of an image are those of a model, and how its values become reflectance."""
+"""Match the bands of an image with the bands of a model, and find how its values become reflectance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from msvae.rasters.sources import ImageSource
 
 
 def describe_image(source: ImageSource, bands: Bands, options: PackOptions, expression: Expression | None) -> DataSet:
-    """One image, with those of its bands that a model knows, in its order. Without a leaf mask, what is valid is leaf.
+    """Describe one image with the bands of a model, in the order of the model.
 
-    Raises: ValueError when a file cannot be read, or bands, mask or scale do not fit.
+    Without a leaf mask, every valid pixel is leaf.
+
+    Args: image; bands of the model; options for bands, values and masks; parsed mask expression of the options.
+    Returns: a dataset of one image.
+    Raises: ValueError if a file cannot be read, or if bands, mask or scale do not fit.
     """
     with Raster(source, options) as raster:
         info = raster.info
-        layout, positions = _fit(source, info, bands, options)
+        layout, band_indices = _fit(source, info, bands, options)
         rule = stated_mask(raster, expression, options.mask_files)
     if expression is not None:
         expression.band_indices(layout.bands)
@@ -30,7 +34,7 @@ def describe_image(source: ImageSource, bands: Bands, options: PackOptions, expr
     if rule is None:
         valid = "finite pixel" if info.dtype.startswith("float") else "pixel"
         notices += (f"no leaf mask: every {valid} counts as leaf; give --mask, such as 'ndvi>0.3', if that is wrong",)
-    image = Image(source, tuple(positions), rule or MaskRule(), info.height, info.width)
+    image = Image(source, tuple(band_indices), rule or MaskRule(), info.height, info.width)
     return DataSet((image,), replace(layout, notices=notices), options)
 
 
@@ -39,15 +43,13 @@ def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: PackOptio
     if info.wavelengths_nm is None and options.wavelengths_nm is None:
         if len(info.scales) != len(bands):
             raise _misfit(source, info.describe_bands(), bands, "give --bands, or --wavelengths of all its bands")
-        places = bands.places_in(info.names) if info.names else list(range(len(bands)))
-        if places is None:
+        indices = bands.indices_in(info.names) if info.names else list(range(len(bands)))
+        if indices is None:
             raise _misfit(source, info.describe_bands(), bands, "give --wavelengths of all its bands, in their order")
-        in_their_order = tuple(bands.wavelengths_nm[places.index(i)] for i in range(len(bands)))
-        options = replace(options, wavelengths_nm=in_their_order)
-        notices = (
-            f"no wavelengths stated: taken for those of the model, {bands}; give --wavelengths if that is wrong",
-        )
-    layout, positions = first_layout(source.path, info, options)
+        wavelengths_nm = tuple(bands.wavelengths_nm[indices.index(i)] for i in range(len(bands)))
+        options = replace(options, wavelengths_nm=wavelengths_nm)
+        notices = (f"no wavelengths stated: assumed those of the model, {bands}; give --wavelengths if that is wrong",)
+    layout, band_indices = first_layout(source.path, info, options)
     chosen = _nearest(layout.bands.wavelengths_nm, bands.wavelengths_nm, options.tolerance_nm)
     if chosen is None:
         hint = "give --wavelengths, a larger --tolerance-nm, or use a model trained on these bands"
@@ -62,11 +64,14 @@ def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: PackOptio
         source_offset=tuple(layout.source_offset[i] for i in chosen),
         notices=notices + layout.notices,
     )
-    return fitted, [positions[i] for i in chosen]
+    return fitted, [band_indices[i] for i in chosen]
 
 
 def _nearest(found_nm: Sequence[float], wanted_nm: Sequence[float], tolerance_nm: float) -> list[int] | None:
-    """For each wanted wavelength the nearest that was found; None when one is too far off or serves twice."""
+    """Return the index of the nearest found wavelength for each wanted one.
+
+    None if one is further away than the tolerance, or if two have the same nearest wavelength.
+    """
     nearest = [min(range(len(found_nm)), key=lambda i: abs(found_nm[i] - nm)) for nm in wanted_nm]
     too_far = any(abs(found_nm[i] - nm) > tolerance_nm for i, nm in zip(nearest, wanted_nm, strict=True))
     return None if too_far or len(set(nearest)) < len(nearest) else nearest

@@ -1,4 +1,4 @@
-"""The file that a reconstruction becomes: like the image that it was made of, and there in full or not at all."""
+"""Write a reconstruction to a file like its image: the same type, scale and nodata; the file is complete or absent."""
 
 from __future__ import annotations
 
@@ -16,24 +16,63 @@ from rasterio.windows import Window
 
 from msvae.bands import Bands
 from msvae.files import remove_abandoned, replace_file
+from msvae.rasters.layout import Layout
 from msvae.rasters.planes import Georeference
 
 BLOCK_PX = 256
-"""Side of the blocks of a GeoTIFF. Each is written whole and once: a second time it would take new room."""
+"""Side of the blocks of a GeoTIFF. Each block is written once and complete: GDAL appends a block that is rewritten."""
+EXACT_INTEGERS = 2**53
+"""Largest number up to which float64 represents every integer."""
+
+
+def fill_value(dtype: str, nodata: Any) -> Any:
+    """Return the value of pixels off the leaf: nodata, else NaN, else 0 for integer types."""
+    if nodata is not None:
+        return nodata
+    return np.nan if np.dtype(dtype).kind == "f" else 0
+
+
+def leaf_values(
+    reflectance_CHW: NDArray[np.float32], leaf_HW: NDArray[np.bool_], layout: Layout, nodata: Any
+) -> NDArray[Any]:
+    """Return reflectance as values (C, H, W) in the type and scale of the image.
+
+    Integers are rounded and clipped. Values on the leaf that would equal nodata become the next representable value.
+
+    Raises: ValueError if reflectance on the leaf is not finite.
+    """
+    dtype = np.dtype(layout.source_dtype)
+    values_CHW: NDArray[Any]
+    scale, offset = (np.array(per_band)[:, None, None] for per_band in (layout.source_scale, layout.source_offset))
+    exact_CHW = (reflectance_CHW.astype(np.float64) - offset) / scale
+    if not np.isfinite(exact_CHW[:, leaf_HW]).all():
+        raise ValueError("the model returns reflectance that is not finite; train it again, or use another checkpoint")
+    if dtype.kind == "f":
+        values_CHW = exact_CHW.astype(dtype)
+        next_to_nodata = np.nextafter(dtype.type(nodata), dtype.type(0)) if nodata else np.finfo(dtype).tiny
+    else:
+        low, high = max(np.iinfo(dtype).min, -EXACT_INTEGERS), min(np.iinfo(dtype).max, EXACT_INTEGERS)
+        exact_CHW[~np.isfinite(exact_CHW)] = 0
+        values_CHW = np.rint(exact_CHW).clip(low, high).astype(dtype)
+        next_to_nodata = nodata if nodata is None else nodata + 1 if nodata < high else nodata - 1
+    if nodata is not None:
+        values_CHW[values_CHW == nodata] = next_to_nodata
+    values_CHW[:, ~leaf_HW] = fill_value(layout.source_dtype, nodata)
+    return values_CHW
 
 
 class RasterOutput(Protocol):
-    """An image that is written block by block."""
+    """An image file that is written block by block."""
 
     def write(self, row: int, col: int, values_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
-        """Put pixels in their place; those off the leaf already hold what stands there."""
+        """Write pixels whose first row and column are given. Pixels off the leaf hold `fill_value`."""
 
     def close(self) -> None:
-        """See that everything is on disk."""
+        """Write everything to the disk."""
 
 
 class GeoTiff:
-    """A tiled, compressed GeoTIFF; BigTIFF where it may grow beyond 4 GB."""
+    """A tiled, compressed GeoTIFF. It is a BigTIFF if it may grow beyond 4 GB."""
 
     def __init__(
         self,
@@ -75,7 +114,7 @@ class GeoTiff:
             self._raster.update_tags(number, wavelength=f"{nm:g}", wavelength_units="nm")
 
     def write(self, row: int, col: int, values_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
-        """See `RasterOutput`; where nothing else can tell, a mask band says what is leaf."""
+        """Write pixels, and the leaf mask if the file has a mask band."""
         height, width = leaf_HW.shape
         window = Window(col, row, width, height)
         self._raster.write(values_CHW, window=window)
@@ -83,7 +122,7 @@ class GeoTiff:
             self._raster.write_mask(leaf_HW, window=window)
 
     def close(self) -> None:
-        """See `RasterOutput`. GDAL does not always tell that the last blocks found no room: they are read again."""
+        """Close the file and read its last block, since GDAL does not always report that the disk was full."""
         self._raster.close()
         with rasterio.open(self._path) as written:
             last = Window(written.width - 1, written.height - 1, 1, 1)
@@ -91,7 +130,7 @@ class GeoTiff:
 
 
 class Npy:
-    """An array whose axes stand in the order of `axes`, such as `hwc`."""
+    """A `.npy` array with axes in the order of `axes`, such as `hwc`."""
 
     def __init__(self, path: Path, shape_CHW: tuple[int, int, int], dtype: str, axes: str) -> None:
         self._path, self._axes = path, axes
@@ -100,15 +139,15 @@ class Npy:
         np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
 
     def write(self, row: int, col: int, values_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
-        """See `RasterOutput`."""
+        """Write pixels. The leaf mask is not stored."""
         height, width = leaf_HW.shape
-        # mapped anew each time: pages of a map that stays count as memory of the process
+        # a new mapping each time, because pages of a lasting one count as memory of the process
         array = np.lib.format.open_memmap(self._path, "r+")
         array_CHW = array.transpose([self._axes.index(axis) for axis in "chw"])
         array_CHW[:, row : row + height, col : col + width] = values_CHW
 
     def close(self) -> None:
-        """See `RasterOutput`."""
+        """Do nothing: every write is complete."""
 
 
 @contextmanager
@@ -124,4 +163,4 @@ def replace_raster(path: Path) -> Iterator[Path]:
             yield partial
     except (OSError, RasterioError) as error:
         reason = error.__cause__ or error
-        raise ValueError(f"writing {path} failed: {reason}; free space there or choose another place") from error
+        raise ValueError(f"writing {path} failed: {reason}; free space there or choose another path") from error

@@ -1,4 +1,4 @@
-"""Images of any size through a model and back into files like them, in the memory of a few windows."""
+"""Reconstruct images of any size into files of the same type, in the memory of a few windows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 
 from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
-from msvae.inference.raster_output import BLOCK_PX, GeoTiff, Npy, RasterOutput, replace_raster
-from msvae.inference.sliding_window import TiledModel
-from msvae.inference.values import fill_value, leaf_values
+from msvae.inference.raster_output import (
+    BLOCK_PX,
+    GeoTiff,
+    Npy,
+    RasterOutput,
+    fill_value,
+    leaf_values,
+    replace_raster,
+)
+from msvae.inference.sliding_window import SlidingWindow
 from msvae.messages import OnProgress
 from msvae.metrics.accumulate import Summary, summarise
 from msvae.metrics.spectral import spectral_sums
@@ -30,27 +37,25 @@ from msvae.rasters.masks import MaskedImage, parse_mask_option
 from msvae.rasters.sources import ImageSource, find_sources
 
 TILE_STEP = 64
-"""An eighth of a window, the overlap, is then whole latent cells."""
+"""Sides of windows are multiples of this, so that the overlap, an eighth of a window, is whole latent cells."""
 TIFF_ENDINGS, ARRAY_ENDING = (".tif", ".tiff"), ".npy"
-JUDGED_PX = BLOCK_PX
-"""Columns that are turned into values of the file and judged at once."""
 
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """How images go through the model.
+    """How images are reconstructed.
 
-    Raises: ValueError for a value that cannot be met.
+    Raises: ValueError if a value is not allowed.
     """
 
     tile_px: int = 1024
-    """Side of a window. Windows overlap by an eighth; what fits into one is seen whole."""
+    """Side of a window, in pixels. Windows overlap by an eighth. A smaller image is reconstructed in one window."""
     batch_size: int = 1
-    """Windows that the model takes at once."""
+    """Number of windows in a forward pass."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` is a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU if there is one."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Whether existing files are replaced."""
 
     def __post_init__(self) -> None:
         if self.tile_px < 1 or self.tile_px % TILE_STEP:
@@ -65,13 +70,15 @@ class NoLeafError(Exception):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What became of one image: its file and how near that comes, on the leaf, taken as one tile. Without leaf it has
-    neither."""
+    """Result for one image."""
 
     image: Path
     path: Path | None
+    """File of the reconstruction; None if the image has no leaf pixel."""
     summary: Summary | None
+    """Metrics of the file against the image over leaf pixels; None if the image has no leaf pixel."""
     notices: tuple[str, ...]
+    """Assumptions about bands, scale and mask that the user should check."""
 
 
 def reconstruct(
@@ -84,10 +91,15 @@ def reconstruct(
 ) -> list[Reconstruction]:
     """Write the reconstruction of an image, or of all images of a folder.
 
-    Args: folder or hub id of a model; a raster, a folder of rasters, or with `reading.band_files` a folder of band
-        files; the file to write (.tif, .npy), or a folder in which each image keeps its name, unless two would become
-        one file. `on_progress` gets windows done and in all.
-    Raises: ValueError, one line, for anything that is wrong with model, images, masks, options or output.
+    Args:
+        model_name: folder or hub id of a model.
+        image: a raster, a folder of rasters, or with `reading.band_files` a folder of band files.
+        out: the file to write (.tif, .npy), or a folder in which each image keeps its name. Names are longer if two
+            images would otherwise have the same file.
+        reading: options for bands, values and masks.
+        options: options for windows, device and output.
+        on_progress: called with the number of finished and of all windows.
+    Raises: ValueError if model, images, masks, options or output do not fit, or if no image has a leaf pixel.
     """
     expression = parse_mask_option(reading.mask)
     sources = find_sources([image], reading.band_files, reading.mask_files)
@@ -96,16 +108,16 @@ def reconstruct(
     with gdal_session(), TemporaryDirectory(prefix="msvae-masks-") as masks:
         described = [describe_image(source, model.bands, reading, expression) for source in sources]
         data_sets = [prepare_masks(each, Path(masks) / str(number)) for number, each in enumerate(described)]
-        tiled = [_tiled(model, data_set, options) for data_set in data_sets]
-        count = _counter(sum(each.num_windows for each in tiled), on_progress)
-        done = [_reconstruct_image(*each, count) for each in zip(tiled, data_sets, targets, strict=True)]
+        sliding = [_sliding_window(model, data_set, options) for data_set in data_sets]
+        count_windows = _counter(sum(each.num_windows for each in sliding), on_progress)
+        done = [_reconstruct_image(*each, count_windows) for each in zip(sliding, data_sets, targets, strict=True)]
     if not any(each.path for each in done):
         raise ValueError(f"{image} has no leaf pixel; give another --mask")
     return done
 
 
 def _targets(sources: Sequence[ImageSource], out: Path, axes: str | None, overwrite: bool) -> list[Path]:
-    """The file of each image."""
+    """Return the file to write for each image."""
     if out.suffix.lower() in (*TIFF_ENDINGS, ARRAY_ENDING) and not out.is_dir():
         if len(sources) > 1:
             raise ValueError(f"{out} is one file for {len(sources)} images; name a folder")
@@ -119,7 +131,7 @@ def _targets(sources: Sequence[ImageSource], out: Path, axes: str | None, overwr
     inputs = {file.resolve() for source in sources for file in source.files}
     for target in targets:
         if target.resolve() in inputs:
-            raise ValueError(f"{target} is an image that is read; name another OUT")
+            raise ValueError(f"{target} is also an input image; name another OUT")
         if target.exists() and not overwrite:
             raise ValueError(f"{target} exists; name another OUT or give --overwrite")
     return targets
@@ -134,9 +146,11 @@ def _is_array(source: ImageSource) -> bool:
     return all(file.suffix.lower() == ARRAY_ENDING for file in source.files)
 
 
-def _tiled(model: AutoencoderKLMultispectralAdapter, data_set: DataSet, options: ReconstructOptions) -> TiledModel:
+def _sliding_window(
+    model: AutoencoderKLMultispectralAdapter, data_set: DataSet, options: ReconstructOptions
+) -> SlidingWindow:
     image = data_set.images[0]
-    return TiledModel(model, image.height, image.width, options.tile_px, options.tile_px // 8, options.batch_size)
+    return SlidingWindow(model, image.height, image.width, options.tile_px, options.tile_px // 8, options.batch_size)
 
 
 def _counter(total: int, on_progress: OnProgress | None) -> Callable[[int], None]:
@@ -152,18 +166,19 @@ def _counter(total: int, on_progress: OnProgress | None) -> Callable[[int], None
 
 
 def _reconstruct_image(
-    tiled: TiledModel, data_set: DataSet, target: Path, count: Callable[[int], None]
+    sliding: SlidingWindow, data_set: DataSet, target: Path, count_windows: Callable[[int], None]
 ) -> Reconstruction:
     image = data_set.images[0].source.path
     try:
-        # read twice: what the model sees runs ahead of what is complete and judged
-        with replace_raster(target) as partial, data_set.open(0) as seen, data_set.open(0) as judged:
-            with closing(_open_output(partial, target, data_set, judged)) as output:
-                tally = _Tally(data_set, judged, output)
-                for cols in tiled.swaths():
-                    for row, reflectance_CHW in _whole_blocks(tiled.rows(seen, data_set.layout, cols, count)):
-                        tally.write(row, cols.start, reflectance_CHW)
-            summary = tally.summary()
+        # opened twice: the model reads windows ahead of the rows that are complete and evaluated
+        with replace_raster(target) as partial, data_set.open(0) as model_input, data_set.open(0) as original:
+            with closing(_open_output(partial, target, data_set, original)) as output:
+                writer = _EvaluatingWriter(data_set, original, output)
+                for cols in sliding.swaths():
+                    rows = sliding.rows(model_input, data_set.layout, cols, count_windows)
+                    for row, reflectance_CHW in _whole_blocks(rows):
+                        writer.write(row, cols.start, reflectance_CHW)
+            summary = writer.summary()
     except NoLeafError:
         return Reconstruction(image, None, None, ())
     return Reconstruction(image, target, summary, data_set.layout.notices)
@@ -172,16 +187,16 @@ def _reconstruct_image(
 def _whole_blocks(
     rows: Iterator[tuple[int, NDArray[np.float32]]],
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The same rows, cut at multiples of the blocks of a file; the last piece may be smaller."""
-    kept: NDArray[np.float32] | None = None
+    """Yield the same rows in pieces of `BLOCK_PX` rows; the last piece may be smaller."""
+    buffered: NDArray[np.float32] | None = None
     first = 0
     for _, rows_CHW in rows:
-        kept = rows_CHW if kept is None else np.concatenate([kept, rows_CHW], axis=1)
-        while kept.shape[1] >= BLOCK_PX:
-            yield first, kept[:, :BLOCK_PX]
-            kept, first = kept[:, BLOCK_PX:], first + BLOCK_PX
-    if kept is not None and kept.shape[1]:
-        yield first, kept
+        buffered = rows_CHW if buffered is None else np.concatenate([buffered, rows_CHW], axis=1)
+        while buffered.shape[1] >= BLOCK_PX:
+            yield first, buffered[:, :BLOCK_PX]
+            buffered, first = buffered[:, BLOCK_PX:], first + BLOCK_PX
+    if buffered is not None and buffered.shape[1]:
+        yield first, buffered
 
 
 def _open_output(partial: Path, target: Path, data_set: DataSet, image: MaskedImage) -> RasterOutput:
@@ -208,35 +223,38 @@ def _open_output(partial: Path, target: Path, data_set: DataSet, image: MaskedIm
 
 
 def _nodata(positions: Sequence[int], image: MaskedImage) -> float | int | None:
-    """The first that a band states: a GeoTIFF has one for all."""
+    """Return the nodata value of the first band that has one, because a GeoTIFF has one value for all bands."""
     return next((value for i in positions if (value := image.raster.nodata[i]) is not None), None)
 
 
-class _Tally:
-    """Writes what is complete, and keeps the sums of how near it comes to the image."""
+class _EvaluatingWriter:
+    """Writes complete rows to a file, and accumulates the metrics of the file against the image."""
 
-    def __init__(self, data_set: DataSet, image: MaskedImage, output: RasterOutput) -> None:
-        self._layout, self._image, self._output = data_set.layout, image, output
-        self._nodata = _nodata(data_set.images[0].positions, image)
-        # one array each: what lives on from each block would leave the freed outputs of layers in holes too small
+    def __init__(self, data_set: DataSet, original: MaskedImage, output: RasterOutput) -> None:
+        self._layout, self._original, self._output = data_set.layout, original, output
+        self._nodata = _nodata(data_set.images[0].positions, original)
+        # one array per metric: arrays kept from each block would fragment the memory that layers free
         self._sums: dict[str, NDArray[np.float64]] = {}
 
     def write(self, row: int, col: int, reflectance_CHW: NDArray[np.float32]) -> None:
-        """Rows of a swath whose first pixel is at `row`, `col`."""
-        for left in range(0, reflectance_CHW.shape[2], JUDGED_PX):
-            piece_CHW = reflectance_CHW[..., left : left + JUDGED_PX]
-            stored_CHW, leaf_HW = self._image.read(row, col + left, *piece_CHW.shape[1:])
-            values_CHW = leaf_values(piece_CHW, leaf_HW, self._layout, self._nodata)
+        """Write and evaluate reflectance whose first pixel is at `row` and `col`, block by block."""
+        for left in range(0, reflectance_CHW.shape[2], BLOCK_PX):
+            block_CHW = reflectance_CHW[..., left : left + BLOCK_PX]
+            stored_CHW, leaf_HW = self._original.read(row, col + left, *block_CHW.shape[1:])
+            values_CHW = leaf_values(block_CHW, leaf_HW, self._layout, self._nodata)
             self._output.write(row, col + left, values_CHW, leaf_HW)
-            self._judge(values_CHW, stored_CHW, leaf_HW)
+            self._evaluate(values_CHW, stored_CHW, leaf_HW)
 
     def summary(self) -> Summary:
-        """What the sums come to. Raises: NoLeafError."""
+        """Return the metrics over all leaf pixels that were written.
+
+        Raises: NoLeafError if there are none.
+        """
         if not self._sums["num_pixels"].any():
             raise NoLeafError
         return summarise(self._sums)
 
-    def _judge(
+    def _evaluate(
         self, values_CHW: NDArray[np.generic], stored_CHW: NDArray[np.generic], leaf_HW: NDArray[np.bool_]
     ) -> None:
         recon, target = (

@@ -151,7 +151,7 @@ def _named(info: RasterInfo, positions: Sequence[int], wavelengths_nm: Sequence[
 
 def _by_name(path: Path, info: RasterInfo, bands: Bands, in_order: bool) -> list[int]:
     """The places of bands by their names; where these tell nothing and their order is known, in that order."""
-    places = bands.places_in(info.names) if info.names else None
+    places = bands.indices_in(info.names) if info.names else None
     if places is None and info.names and not in_order:
         raise ValueError(
             f"{path} names its bands {', '.join(info.names)}, which are not those of the first image "

@@ -119,7 +119,7 @@ def test_latents_of_a_diffusion_model_are_not_unscaled_by_the_factors_of_a_backb
     AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "backbone").save_pretrained(tmp_path / "best")
     np.save(tmp_path / "drawn.npy", np.zeros((1, 16, 4, 4), np.float32))
     told = refused("decode", tmp_path / "best", tmp_path / "drawn.npy", tmp_path / "out")
-    assert "name the model that `msvae encode` put beside its latents" in told
+    assert "name the model in the folder model/ of `msvae encode`" in told
     assert "--unscaled" in told
     assert not (tmp_path / "out").exists()
 

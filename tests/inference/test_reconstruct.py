@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from msvae.inference import sliding_window
-from msvae.inference.values import leaf_values
+from msvae.inference.raster_output import leaf_values
 from msvae.rasters.layout import Layout
 
 from .conftest import no_reconstruction, read, reconstruct
@@ -141,7 +141,7 @@ def test_an_array_comes_back_as_an_array_with_its_axes(model, model_folder, writ
     np.save(tmp_path / "field.npy", read(image).transpose(1, 2, 0))
     options = ("--axes", "hwc", "--scale", 1e-4)
     output = reconstruct(model_folder, tmp_path / "field.npy", tmp_path / "out.npy", *options)
-    assert "note: no wavelengths stated: taken for those of the model" in output
+    assert "note: no wavelengths stated: assumed those of the model" in output
     reconstruct(model_folder, image, tmp_path / "out.tif")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), read(tmp_path / "out.tif").transpose(1, 2, 0))
 
@@ -173,7 +173,7 @@ def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_pa
     out = tmp_path / "out.tif"
     out.write_text("mine")
     assert "out.tif exists; name another OUT or give --overwrite" in no_reconstruction(model_folder, image, out)
-    assert "is an image that is read" in no_reconstruction(model_folder, image, image, "--overwrite")
+    assert "is also an input image" in no_reconstruction(model_folder, image, image, "--overwrite")
     assert out.read_text() == "mine"
     reconstruct(model_folder, image, out, "--overwrite")
     assert read(out).shape == (5, 64, 64)
@@ -185,7 +185,7 @@ def test_a_file_in_place_of_the_folder_is_told(model_folder, write_field, tmp_pa
     out = tmp_path / "notes" / "out.tif"
     told = no_reconstruction(model_folder, image, out)
     assert told.startswith(f"error: writing {out} failed: ")
-    assert f"File exists: '{out.parent}'; free space there or choose another place" in told
+    assert f"File exists: '{out.parent}'; free space there or choose another path" in told
 
 
 def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_path):
@@ -202,7 +202,7 @@ def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_p
 
 def test_a_full_disk_is_told_and_leaves_nothing_behind(model_folder, write_field, tmp_path, small_disk):
     image = write_field(tmp_path / "field.tif", 512, 512, "float32")
-    assert "free space there or choose another place" in no_reconstruction(model_folder, image, small_disk / "out.tif")
+    assert "free space there or choose another path" in no_reconstruction(model_folder, image, small_disk / "out.tif")
     assert not list(small_disk.iterdir())
 
 
@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(model_folder, write_field
     ("arguments", "message"),
     [
         (["--tile", "100"], "got --tile 100, expected a multiple of 64"),
-        (["--device", "cuda:9"], "got --device cuda:9, which is not there"),
+        (["--device", "cuda:9"], "got --device cuda:9, which is not available"),
         (["--mask", "ndvi>2"], "field.tif has no leaf pixel; give another --mask"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Windows cover a raster, and what they show blends into one picture."""
+"""Windows cover a raster, and their contents blend into one image."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msvae.inference.mosaic import Mosaic
-from msvae.inference.windows import WindowsAlong
+from msvae.inference.sliding_window import AxisWindows, Mosaic
 
 SIZES = {"length_px": st.integers(1, 3000), "tile_px": st.integers(1, 8).map(lambda n: 64 * n)}
 
 
 @given(**SIZES)
 def test_shares_of_all_windows_add_up_to_one_at_every_pixel(length_px, tile_px):
-    along = WindowsAlong(length_px, tile_px, tile_px // 8)
+    along = AxisWindows(length_px, tile_px, tile_px // 8)
     shown = np.zeros(along.starts[-1] + along.window_px)
     for window, start in enumerate(along.starts):
         weights = along.weights(window)
@@ -27,7 +26,7 @@ def test_shares_of_all_windows_add_up_to_one_at_every_pixel(length_px, tile_px):
 
 @given(**SIZES, cell_px=st.sampled_from([4, 8, 16]))
 def test_windows_begin_at_multiples_of_a_latent_cell_and_overlap_by_an_eighth(length_px, tile_px, cell_px):
-    along = WindowsAlong(length_px, tile_px, tile_px // 8, cell_px)
+    along = AxisWindows(length_px, tile_px, tile_px // 8, cell_px)
     assert all(start % cell_px == 0 for start in along.starts)
     assert along.starts[-1] + along.window_px - length_px in range(cell_px)
     assert max(np.diff(along.starts), default=0) <= tile_px - tile_px // 8 + cell_px // 2
@@ -35,7 +34,7 @@ def test_windows_begin_at_multiples_of_a_latent_cell_and_overlap_by_an_eighth(le
 
 @given(**SIZES)
 def test_the_border_of_a_window_is_shown_only_at_the_border_of_the_raster(length_px, tile_px):
-    along = WindowsAlong(length_px, tile_px, tile_px // 8)
+    along = AxisWindows(length_px, tile_px, tile_px // 8)
     for window in range(len(along.starts)):
         first, last = along.weights(window)[[0, -1]]
         assert (first == 0) == (window > 0)
@@ -44,7 +43,7 @@ def test_the_border_of_a_window_is_shown_only_at_the_border_of_the_raster(length
 
 @given(**SIZES, begin=st.integers(0, 2999), size=st.integers(1, 500))
 def test_every_window_that_is_seen_in_some_pixels_is_named(length_px, tile_px, begin, size):
-    along = WindowsAlong(length_px, tile_px, tile_px // 8)
+    along = AxisWindows(length_px, tile_px, tile_px // 8)
     end = min(begin + size, length_px)
     seen = {
         window
@@ -56,7 +55,7 @@ def test_every_window_that_is_seen_in_some_pixels_is_named(length_px, tile_px, b
 
 @pytest.mark.parametrize("cols", [range(0, 500), range(100, 300)])
 def test_a_picture_cut_into_windows_is_put_together_again(cols):
-    down, across = WindowsAlong(333, 64, 8), WindowsAlong(500, 128, 16)
+    down, across = AxisWindows(333, 64, 8), AxisWindows(500, 128, 16)
     picture = np.random.default_rng(0).random((3, 336, 504), dtype=np.float32)
     mosaic, rows = Mosaic(3, down, across, cols), []
     for i, row in enumerate(down.starts):
