@@ -102,7 +102,7 @@ def main() -> None:
         print(f"{'x'.join(map(str, shape))}:")
         for name, loss in contenders.items():
             print(
-                f"  {name:>14}: {medians['seed'] / medians[name]:5.2f}x the speed of the specification, "
+                f"  {name:>14}: {medians['specification'] / medians[name]:5.2f}x the speed of the specification, "
                 f"{medians[name] / medians['copy']:5.1f}x the time of the copy, "
                 f"{extra_copies(loss, *tensors):.2f} extra copies of the input, value {values[name]:.6f}"
             )
