@@ -1,10 +1,11 @@
-"""Train a small SD3 transformer on latents of leaves and draw new leaves in all bands.
+"""Train a small SD3 transformer on latents of leaves, and generate new leaves in all bands.
 
 msvae encode RUN/best SHARDS LATENTS
 python examples/latent_diffusion.py LATENTS OUT --steps 200
 
-What is here: the latents as a torch data set, rectified flow as in Stable Diffusion 3 with a loss on leaf cells alone,
-and the way from noise to reflectance. The transformer is tiny and knows no text; take a larger one and train longer.
+The example contains a torch dataset of latents, rectified flow as in Stable Diffusion 3 with a loss on leaf cells, and
+the steps from noise to reflectance. The transformer is tiny and has no text input. For real use, choose a larger one
+and train longer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Latents(Dataset):
-    """Latents of one split as a diffusion model wants them, and the leaf share of each of their cells."""
+    """Shifted and scaled latents of one split, with the leaf share of each latent cell."""
 
     def __init__(self, folder: Path) -> None:
         self.reader = LatentReader(folder)
@@ -42,7 +43,7 @@ class Latents(Dataset):
         return len(self.reader)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Latents (C, h, w), a new draw each time where moments are stored; leaf share (1, h, w)."""
+        """Return latents (C, h, w) and leaf share (1, h, w). If moments are stored, each call samples new latents."""
         manifest, sample = self.reader.manifest, self.reader[number]
         latents = torch.from_numpy(sample.latents).float()
         if manifest.kind == "moments":
@@ -54,7 +55,7 @@ class Latents(Dataset):
 
 
 def make_transformer(channels: int, cells: int) -> SD3Transformer2DModel:
-    """0.5 million parameters; Stable Diffusion 3 Medium has 24 layers and 24 heads of 64."""
+    """Return a transformer of 0.5 million parameters. Stable Diffusion 3 Medium has 24 layers and 24 heads of 64."""
     return SD3Transformer2DModel(
         sample_size=cells,
         patch_size=2 - cells % 2,
@@ -71,12 +72,12 @@ def make_transformer(channels: int, cells: int) -> SD3Transformer2DModel:
 
 
 def predict(transformer: SD3Transformer2DModel, noisy: Tensor, timestep: Tensor) -> Tensor:
-    """The velocity from latents to noise. Without text: an empty prompt of one token."""
-    no_words = torch.zeros(len(noisy), 1, TEXT_WIDTH, device=noisy.device)
+    """Return the velocity from latents to noise, for a prompt of one zero token."""
+    empty_prompt = torch.zeros(len(noisy), 1, TEXT_WIDTH, device=noisy.device)
     return transformer(
         hidden_states=noisy,
-        encoder_hidden_states=no_words,
-        pooled_projections=no_words[:, 0],
+        encoder_hidden_states=empty_prompt,
+        pooled_projections=empty_prompt[:, 0],
         timestep=timestep,
         return_dict=False,
     )[0]
@@ -85,15 +86,15 @@ def predict(transformer: SD3Transformer2DModel, noisy: Tensor, timestep: Tensor)
 def train(
     transformer: SD3Transformer2DModel, scheduler: FlowMatchEulerDiscreteScheduler, loader: DataLoader, num_steps: int
 ) -> None:
-    """Rectified flow (Esser et al. 2024): timesteps are logit-normal, the target is noise minus latents."""
+    """Train by rectified flow (Esser et al. 2024): timesteps are logit-normal, the target is noise minus latents."""
     optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-3)
     batches = endless(loader)
     for step in range(1, num_steps + 1):
         latents, leaf_share = (part.to(DEVICE) for part in next(batches))
         noise = torch.randn_like(latents)
         density = compute_density_for_timestep_sampling("logit_normal", len(latents), logit_mean=0.0, logit_std=1.0)
-        chosen = (density * scheduler.config.num_train_timesteps).long()
-        timestep, sigma = scheduler.timesteps[chosen].to(DEVICE), scheduler.sigmas[chosen].to(DEVICE)
+        indices = (density * scheduler.config.num_train_timesteps).long()
+        timestep, sigma = scheduler.timesteps[indices].to(DEVICE), scheduler.sigmas[indices].to(DEVICE)
         sigma = sigma[:, None, None, None]
         velocity = predict(transformer, (1 - sigma) * latents + sigma * noise, timestep)
         squared_error = (velocity - (noise - latents)).square().mean(dim=1, keepdim=True)
@@ -106,19 +107,19 @@ def train(
 
 
 def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """Epoch after epoch."""
+    """Yield batches of one epoch after another."""
     while True:
         yield from loader
 
 
 @torch.no_grad()
-def draw(
+def generate(
     transformer: SD3Transformer2DModel,
     scheduler: FlowMatchEulerDiscreteScheduler,
     vae: AutoencoderKLMultispectralAdapter,
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    """From noise to latents, and from those to reflectance (B, bands, H, W)."""
+    """Turn noise into latents, and return their reflectance (B, bands, H, W)."""
     latents = torch.randn(shape, device=DEVICE)
     scheduler.set_timesteps(28, device=DEVICE)
     for timestep in scheduler.timesteps:
@@ -128,10 +129,10 @@ def draw(
 
 
 def save(image: np.ndarray, vae: AutoencoderKLMultispectralAdapter, path: Path) -> None:
-    """Reflectance (bands, H, W) as a GeoTIFF that states its wavelengths, and a picture of three bands beside it."""
+    """Write reflectance (bands, H, W) as a GeoTIFF with wavelengths, and three of its bands as a PNG."""
     bands = vae.bands
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # it lies nowhere on earth
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # generated images have no location
         count, height, width = image.shape
         shape = {"count": count, "height": height, "width": width}
         with rasterio.open(path, "w", driver="GTiff", dtype="float32", **shape) as raster:
@@ -145,9 +146,9 @@ def save(image: np.ndarray, vae: AutoencoderKLMultispectralAdapter, path: Path) 
 
 
 def main() -> None:
-    """Train, draw, save."""
+    """Train a transformer, generate images, and save both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("latents", type=Path, help="what `msvae encode` made")
+    parser.add_argument("latents", type=Path, help="output folder of `msvae encode`")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--images", type=int, default=4)
@@ -162,7 +163,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     transformer.save_pretrained(arguments.out / "transformer")
     shape = (arguments.images, manifest.latent_channels, manifest.cells, manifest.cells)
-    for number, image in enumerate(draw(transformer, scheduler, vae, shape)):
+    for number, image in enumerate(generate(transformer, scheduler, vae, shape)):
         save(image, vae, arguments.out / f"drawn-{number:03d}.tif")
     print(f"{arguments.images} images of {vae.bands} are in {arguments.out}")
 

@@ -1,4 +1,4 @@
-"""Bands are told apart wherever they are named."""
+"""Names, tags and matching of bands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
         ((700.0, 700.0), ["700nm_1", "700nm_2"]),
     ],
 )
-def test_every_band_has_a_tag_of_its_own_as_short_as_may_be(wavelengths_nm, tags):
+def test_every_band_has_a_unique_and_short_tag(wavelengths_nm, tags):
     assert Bands.of_wavelengths(wavelengths_nm).tags == tags
     assert list(Bands.of_wavelengths(wavelengths_nm).names) == tags
 
@@ -33,17 +33,17 @@ def test_every_band_has_a_tag_of_its_own_as_short_as_may_be(wavelengths_nm, tags
     ],
 )
 @pytest.mark.parametrize("named", [True, False])
-def test_bands_are_found_by_name_however_it_is_spelled_else_by_role(names, indices, named):
+def test_bands_are_matched_by_name_in_any_spelling_else_by_role(names, indices, named):
     bands = Bands() if named else Bands.of_wavelengths(DEFAULT_WAVELENGTHS_NM)
     assert bands.indices_in(names) == indices
 
 
 @pytest.mark.parametrize("names", [("蓝", "绿", "红", "红边", "近红外"), ("R+", "R-", "G", "B", "N")])
-def test_equal_names_are_found_whatever_they_are_written_with(names):
+def test_equal_names_match_in_any_alphabet(names):
     bands = Bands(DEFAULT_WAVELENGTHS_NM, names)
     assert bands.indices_in(names) == [0, 1, 2, 3, 4]
     assert bands.indices_in(names[::-1]) == [4, 3, 2, 1, 0]
 
 
-def test_equal_names_come_before_what_numbers_say():
+def test_equal_names_have_priority_over_numbers_in_names():
     assert Bands((840, 560, 475), ("B3", "B2", "B1")).indices_in(("b1", "b2", "b3")) == [2, 1, 0]

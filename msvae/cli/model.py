@@ -1,6 +1,6 @@
-"""`msvae reconstruct`, `encode` and `decode`: a trained model at work.
+"""`msvae reconstruct`, `encode` and `decode`: commands that apply a trained model.
 
-The rooms below are imported inside the commands: torch takes seconds, which the other commands do not need.
+The commands import msvae.inference when they run, because it imports torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from msvae.packing.options import PackOptions
 app = typer.Typer()
 
 TIMEOUT_S = 6 * 3600.0
-"""Ranks meet when all shards are done; those that had fewer wait for the others."""
-STOPPED = "stopped; `msvae encode` goes on where it was when the same command is given again"
+"""Timeout of collectives. A rank with fewer shards waits in one until the other ranks have encoded theirs."""
+STOPPED = "stopped; run the same command again to continue"
 Model = Annotated[str, typer.Argument(help="A trained model: folder, such as RUN/best, or hub id.", metavar="MODEL")]
-Device = Annotated[str, option("Model", "cpu, cuda or cuda:1; auto is a GPU where there is one.")]
+Device = Annotated[str, option("Model", "cpu, cuda or cuda:1; auto is a GPU if there is one, else the CPU.")]
 
 
 @app.command()
@@ -97,19 +97,25 @@ def reconstruct(
 @app.command()
 def encode(
     model: Model,
-    shards: Annotated[str, typer.Argument(help="Folder or URL of a data set, or of one split.", metavar="SHARDS")],
-    out: Annotated[Path, typer.Argument(help="Folder for latents and the model with its factors.")],
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a dataset, or of one split.", metavar="SHARDS")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the latents, and for a copy of the model with their factors.")
+    ],
     kind: Annotated[
-        str, typer.Option(help="moments (mean and log variance) or sample (one draw).", metavar="moments|sample")
+        str,
+        typer.Option(
+            help="moments: mean and log variance of the posterior; sample: one sample from it.",
+            metavar="moments|sample",
+        ),
     ] = "moments",
     dtype: Annotated[str, typer.Option(help="Type of the latents.", metavar="float32|float16")] = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same samples.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Tiles that the model takes at once.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of --kind sample.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Number of tiles in a forward pass.")] = 8,
 ) -> None:
-    """Turn shards of tiles into shards of latents for diffusion training.
+    """Encode shards of tiles into shards of latents for diffusion training.
 
-    On several processes by `accelerate launch --config_file FILE --module msvae encode MODEL SHARDS OUT`, to the same
-    bytes. What was killed goes on when the same command is given again.
+    `accelerate launch --config_file FILE --module msvae encode MODEL SHARDS OUT` runs it on several processes and
+    writes the same bytes. A run that was killed continues if the same command is run again.
     """
 
     def work() -> None:
@@ -117,11 +123,11 @@ def encode(
         from msvae.inference.encode import encode as encode_shards
         from msvae.inference.encoder import EncodeOptions
 
-        asked = EncodeOptions(kind=kind, dtype=dtype, seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
+        encode_options = EncodeOptions(kind=kind, dtype=dtype, seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
         check_writable(out)
         ranks = join_ranks(TIMEOUT_S)
         with progress("tiles of this rank") if ranks.is_main else nullcontext() as advance_to:
-            manifests = encode_shards(model, shards, out, asked, ranks, advance_to)
+            manifests = encode_shards(model, shards, out, encode_options, ranks, advance_to)
         if not ranks.is_main:
             return
         for split, manifest in manifests.items():
@@ -129,29 +135,29 @@ def encode(
         manifest = next(iter(manifests.values()))
         say(
             f"{out / 'model'}: the model with shift_factor {manifest.shift_factor:.4f} and scaling_factor "
-            f"{manifest.scaling_factor:.4f} in its config.json; {model} is as it was"
+            f"{manifest.scaling_factor:.4f} in its config.json; {model} is unchanged"
         )
 
-    _on_this_rank(work)
+    _run_on_this_rank(work)
 
 
 @app.command()
 def decode(
     model: Model,
     latents: Annotated[
-        str, typer.Argument(help="Latents that `encode` made, or a .npy file (B, channels, h, w).", metavar="LATENTS")
+        str, typer.Argument(help="Output folder of `encode`, or a .npy file (B, channels, h, w).", metavar="LATENTS")
     ],
     out: Annotated[
-        Path, typer.Argument(help="Folder to make: shards of tiles, or a GeoTIFF for each latent of a file.")
+        Path, typer.Argument(help="New folder for shards of tiles, or for one GeoTIFF per latent of a .npy file.")
     ],
     unscaled: Annotated[
         bool,
-        typer.Option("--unscaled", help="The file holds latents as the encoder gives them, not shifted and scaled."),
+        typer.Option("--unscaled", help="The .npy file holds outputs of the encoder, not shifted and scaled."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Latents that the model takes at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Number of latents in a forward pass.")] = 8,
     device: Device = "auto",
 ) -> None:
-    """Turn latents back into reflectance."""
+    """Decode latents into reflectance."""
     with user_errors():
         from msvae.inference.decode import decode as decode_latents
 
@@ -162,8 +168,8 @@ def decode(
     say(f"{out}: {counted(number, 'tile')} of reflectance")
 
 
-def _on_this_rank(work: Callable[[], None]) -> None:
-    """Run what `accelerate launch` started on several ranks; without a launcher as any other command."""
+def _run_on_this_rank(work: Callable[[], None]) -> None:
+    """Run the command as one rank of `accelerate launch`, or as a single process without a launcher."""
     if "RANK" not in os.environ:
         with user_errors(STOPPED):
             return work()

@@ -1,4 +1,4 @@
-"""Latents are the same bytes on one process and on two, in real launches."""
+"""Real launches of `msvae encode` on one process and on two write the same bytes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_one_process_and_two_write_the_same_bytes(model_folder, leaf_shards, tmp
     assert len([name for name in one if name.endswith(".tar")]) > 3
 
 
-def test_an_error_is_one_line_for_all_ranks(model_folder, leaf_shards, tmp_path):
+def test_an_error_on_two_ranks_is_one_line(model_folder, leaf_shards, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     done = encode(2, model_folder, leaf_shards, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A small model for the bands of the synthetic leaves, latents of theirs, and images on Earth."""
+"""Fixtures: a small model for the bands of synthetic leaves, their latents, and georeferenced images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def model(model_folder) -> AutoencoderKLMultispectralAdapter:
 
 @pytest.fixture
 def write_field(model) -> Callable[..., Path]:
-    """Writes a field of leaves with soft structure, its mask beside it; options as for rasterio."""
+    """Return a function that writes an image of leaves and its mask file; options are those of rasterio."""
 
     def write(path: Path, height: int, width: int, dtype: str = "uint16", **profile: Any) -> Path:
         reflectance, leaf = field(model.config.band_mean, model.config.band_std, height, width)
@@ -82,7 +82,7 @@ def write_field(model) -> Callable[..., Path]:
 
 
 def field(mean: Any, std: Any, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reflectance (5, H, W) and leaf mask: rows of leaves, alike everywhere and nowhere the same."""
+    """Return reflectance (5, H, W) and leaf mask of rows of leaves that are similar everywhere, without repetition."""
     rng = np.random.default_rng(height * 10_007 + width)
     y, x = np.mgrid[:height, :width]
     waves = sum(
@@ -121,7 +121,7 @@ reconstruct, no_reconstruction = partial(run, "reconstruct"), partial(refused, "
 
 
 def samples(folder: Path) -> dict[str, dict[str, Any]]:
-    """All members by `tarfile` alone."""
+    """Read all members of the tars with `tarfile`."""
     decode = {"npy": lambda raw: np.load(io.BytesIO(raw)), "png": lambda raw: np.asarray(Image.open(io.BytesIO(raw)))}
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.tar")):

@@ -1,4 +1,4 @@
-"""`msvae decode`: latents back into reflectance."""
+"""`msvae decode`: decoding latents into reflectance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from msvae.shards.tile_codec import npy_header
 from .conftest import refused, run, samples
 
 
-def test_shards_come_back_as_shards_that_are_sound(latents, leaf_shards, tmp_path):
+def test_decoded_shards_are_valid_and_equal_the_decoder(latents, leaf_shards, tmp_path):
     run("decode", latents / "model", latents, tmp_path / "tiles")
     assert "val: sound" in run("verify", tmp_path / "tiles")
     model = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
@@ -38,7 +38,7 @@ def test_shards_come_back_as_shards_that_are_sound(latents, leaf_shards, tmp_pat
 
 
 @pytest.mark.parametrize(("inside", "given", "becomes"), [("train/notes", "..", "train"), ("val", ".", "val")])
-def test_a_split_comes_back_whatever_its_place_is_called(latents, tmp_path, monkeypatch, inside, given, becomes):
+def test_a_split_keeps_its_name_for_any_relative_path(latents, tmp_path, monkeypatch, inside, given, becomes):
     shutil.copytree(latents, tmp_path / "latents")
     (tmp_path / "latents" / "train" / "notes").mkdir()
     monkeypatch.chdir(tmp_path / "latents" / inside)
@@ -48,7 +48,7 @@ def test_a_split_comes_back_whatever_its_place_is_called(latents, tmp_path, monk
 
 
 def test_memory_stays_flat_as_a_tar_of_latents_grows(latents, tmp_path, monkeypatch):
-    """A sample takes 50 kB, of which the index keeps less than 1; the model is left out."""
+    """A sample has 50 kB, and its index entry less than 1 kB. The model is replaced by a stub."""
     tile_px, cells, peaks = 128, 16, []
     array = np.zeros((32, cells, cells), "<f4")
     member = MEMBER, npy_header(array.shape, array.dtype) + array.tobytes()
@@ -118,9 +118,9 @@ def test_latents_of_a_diffusion_model_are_not_unscaled_by_the_factors_of_a_backb
     AutoencoderKL(**{**TINY_BACKBONE, **of_backbone}).save_pretrained(tmp_path / "backbone")
     AutoencoderKLMultispectralAdapter.from_pretrained(tmp_path / "backbone").save_pretrained(tmp_path / "best")
     np.save(tmp_path / "drawn.npy", np.zeros((1, 16, 4, 4), np.float32))
-    told = refused("decode", tmp_path / "best", tmp_path / "drawn.npy", tmp_path / "out")
-    assert "name the model in the folder model/ of `msvae encode`" in told
-    assert "--unscaled" in told
+    message = refused("decode", tmp_path / "best", tmp_path / "drawn.npy", tmp_path / "out")
+    assert "name the model in the folder model/ of `msvae encode`" in message
+    assert "--unscaled" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -132,7 +132,7 @@ def test_latents_of_a_diffusion_model_are_not_unscaled_by_the_factors_of_a_backb
         (None, "is an archive of arrays; save a single one with numpy.save"),
     ],
 )
-def test_a_file_that_is_no_array_is_told(latents, tmp_path, content, message):
+def test_a_file_that_is_not_an_array_is_an_error(latents, tmp_path, content, message):
     file = tmp_path / "drawn.npy"
     if content is None:
         np.savez(tmp_path / "drawn.npz", np.zeros((1, 16, 4, 4), np.float32))

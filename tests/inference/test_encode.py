@@ -1,4 +1,4 @@
-"""`msvae encode`: shards of latents, and the factors for diffusion."""
+"""`msvae encode`: shards of latents, and the factors for a diffusion model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..conftest import ROOT
 from .conftest import every_byte, refused, run, samples
 
 
-def test_latents_are_the_posterior_of_each_tile_beside_its_mask_and_json(model, leaf_shards, latents):
+def test_latents_are_the_posterior_of_each_tile_with_its_mask_and_json(model, leaf_shards, latents):
     for split in ("train", "val", "test"):
         tiles, encoded = samples(leaf_shards / split), samples(latents / split)
         scale = json.loads((leaf_shards / split / "manifest.json").read_text())["scale"][0]
@@ -38,7 +38,7 @@ def test_latents_are_the_posterior_of_each_tile_beside_its_mask_and_json(model, 
 
 
 def test_factors_are_mean_and_spread_over_leaf_cells_of_the_training_split(latents, model_folder):
-    """Draws from the posterior have the variance of its means plus its own."""
+    """The variance of posterior samples is the variance of the means plus the posterior variance."""
     weights, values, squares = [], [], []
     for sample in samples(latents / "train").values():
         mean, logvar = np.split(sample["latents.npy"].astype(np.float64), 2)
@@ -58,7 +58,7 @@ def test_factors_are_mean_and_spread_over_leaf_cells_of_the_training_split(laten
         assert (manifest["format"], manifest["scaling_factor"]) == ("msvae-latents", config["scaling_factor"])
 
 
-def test_the_model_beside_them_is_complete(latents, model, leaf_shards):
+def test_the_model_next_to_the_latents_is_complete(latents, model, leaf_shards):
     again = AutoencoderKLMultispectralAdapter.from_pretrained(latents / "model")
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -67,7 +67,7 @@ def test_the_model_beside_them_is_complete(latents, model, leaf_shards):
     ("inside", "given", "becomes"),
     [("train/notes", "..", "train"), ("val", ".", "val"), ("", "val", "val"), ("", "model", "train")],
 )
-def test_no_name_of_a_split_costs_latents_or_mixes_them_with_the_model(
+def test_a_split_of_any_name_is_encoded_and_kept_apart_from_the_model(
     model_folder, leaf_shards, latents, tmp_path, monkeypatch, inside, given, becomes
 ):
     shards = tmp_path / "shards"
@@ -106,7 +106,7 @@ def test_half_precision_rounds_and_keeps_the_factors(model_folder, leaf_shards, 
     assert factors[0]["scaling_factor"] == factors[1]["scaling_factor"]
 
 
-def test_a_data_set_for_torch_gives_every_sample_and_notices_damage(latents, tmp_path):
+def test_the_torch_dataset_returns_every_sample_and_detects_damage(latents, tmp_path):
     reader = LatentReader(latents / "train")
     expected = samples(latents / "train")
     assert [sample.key for sample in reader] == list(expected)
@@ -135,7 +135,7 @@ def test_plain_webdataset_reads_them(latents):
         np.testing.assert_array_equal(found[key], sample["latents.npy"])
 
 
-def test_keys_of_others_survive_whatever_their_length_and_letters(model_folder, leaf_shards, latents, tmp_path):
+def test_keys_of_any_length_and_alphabet_survive(model_folder, leaf_shards, latents, tmp_path):
     wds = pytest.importorskip("webdataset")
     keys = {"leaf" * 40: 0, "field/" * 20 + "leaf": 1, "Blätter_ü": 2}
     encoded = samples(latents / "train")
@@ -166,7 +166,7 @@ def test_keys_of_others_survive_whatever_their_length_and_letters(model_folder, 
         np.testing.assert_array_equal(plain[key], found[key])
 
 
-def test_another_model_is_refused_and_the_same_has_nothing_to_do(
+def test_another_model_is_refused_and_the_same_model_changes_nothing(
     model_folder, other_model, leaf_shards, latents, tmp_path
 ):
     before = every_byte(latents)
@@ -180,7 +180,7 @@ def test_another_model_is_refused_and_the_same_has_nothing_to_do(
 
 
 @pytest.mark.parametrize("command", ["encode", "decode"])
-def test_too_little_memory_is_told_with_the_option_that_helps(
+def test_an_out_of_memory_error_names_the_option_to_reduce(
     command, latents, model_folder, leaf_shards, tmp_path, monkeypatch
 ):
     def exhausted(*_: object, **__: object) -> torch.Tensor:
@@ -188,13 +188,13 @@ def test_too_little_memory_is_told_with_the_option_that_helps(
 
     monkeypatch.setattr(f"msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.{command}", exhausted)
     given = (model_folder, leaf_shards) if command == "encode" else (latents / "model", latents)
-    told = refused(command, *given, tmp_path / "out")
-    assert "too little memory on cpu for " in told
-    assert told.endswith("; give a smaller --batch-size\n")
+    message = refused(command, *given, tmp_path / "out")
+    assert "too little memory on cpu for " in message
+    assert message.endswith("; give a smaller --batch-size\n")
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes_and_another_model_may_not(
+def test_a_killed_run_continues_to_the_same_bytes_and_refuses_another_model(
     model_folder, other_model, leaf_shards, latents, tmp_path
 ):
     out, work = tmp_path / "out", tmp_path / ".out.partial" / "data"

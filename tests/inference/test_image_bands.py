@@ -1,4 +1,4 @@
-"""Which bands of an image a model is given, and what is said where they do not fit."""
+"""Matching of the bands of an image with those of a model, and errors if they do not match."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import no_reconstruction, read, reconstruct
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 
-def test_bands_are_chosen_by_wavelength_and_misfits_name_both(model_folder, write_field, tmp_path):
+def test_bands_are_matched_by_wavelength_and_an_error_names_both_sides(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     with rasterio.open(image) as before:
         values, profile = before.read(), before.profile
@@ -40,7 +40,7 @@ COLOURS = ("blue", "green", "red", "red_edge", "nir")
 
 
 @pytest.mark.parametrize("spelled", [COLOURS, ("Blue", "Green", "Red", "RedEdge", "NIR")])
-def test_bands_are_found_by_name_where_an_image_states_no_wavelengths(model_folder, tmp_path, spelled):
+def test_bands_are_matched_by_name_if_an_image_states_no_wavelengths(model_folder, tmp_path, spelled):
     stored = np.random.default_rng(4).integers(300, 5000, (5, 40, 40), dtype=np.uint16)
     for path, names, order in (("as_model.tif", COLOURS, range(5)), ("turned.tif", spelled, range(4, -1, -1))):
         shape = {"driver": "GTiff", "count": 5, "height": 40, "width": 40, "dtype": "uint16", "nodata": 0}
@@ -61,6 +61,6 @@ def test_an_image_that_names_other_bands_than_the_model_is_refused(model_folder,
         for band, name in enumerate(("B2", "B3", "B4", "B5", "B8"), start=1):
             raster.set_band_description(band, name)
             raster.update_tags(band, wavelength="", wavelength_units="")
-    told = no_reconstruction(model_folder, image, tmp_path / "out.tif")
-    assert "holds 5 bands (B2, B3, B4, B5, B8), the model expects" in told
-    assert told.endswith("give --wavelengths of all its bands, in their order\n")
+    message = no_reconstruction(model_folder, image, tmp_path / "out.tif")
+    assert "holds 5 bands (B2, B3, B4, B5, B8), the model expects" in message
+    assert message.endswith("give --wavelengths of all its bands, in their order\n")

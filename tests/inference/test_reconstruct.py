@@ -1,4 +1,4 @@
-"""`msvae reconstruct`: an image of any size comes back as it was, but for what the model made of its leaves."""
+"""`msvae reconstruct`: an image of any size becomes an equal file with reconstructed leaf pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 
 
 def in_one_pass(model, values, scale, leaf):
-    """Reflectance (C, H, W) by the model alone, the sides padded to multiples of 8 with what is no leaf."""
+    """Return reflectance (C, H, W) of one call of the model; sides are padded to multiples of 8 without leaf."""
     height, width = leaf.shape
     padded = torch.zeros(1, len(values), -(-height // 8) * 8, -(-width // 8) * 8)
     padded[0, :, :height, :width] = torch.from_numpy(values * scale)
@@ -38,7 +38,7 @@ def in_one_pass(model, values, scale, leaf):
 @pytest.mark.parametrize(
     ("dtype", "nodata"), [("uint16", None), ("uint16", 0), ("float32", -9999.0), ("float32", None)]
 )
-def test_type_scale_nodata_bands_and_place_are_kept(model_folder, write_field, tmp_path, dtype, nodata):
+def test_type_scale_nodata_bands_and_georeference_are_kept(model_folder, write_field, tmp_path, dtype, nodata):
     image = write_field(tmp_path / "field.tif", 70, 51, dtype, nodata=nodata)
     reconstruct(model_folder, image, tmp_path / "out.tif")
     with rasterio.open(image) as before, rasterio.open(tmp_path / "out.tif") as after:
@@ -52,7 +52,7 @@ def test_type_scale_nodata_bands_and_place_are_kept(model_folder, write_field, t
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [("uint16", 1e-4), ("float32", 1.0)])
-def test_an_image_that_fits_into_a_window_is_what_the_model_makes_of_it(
+def test_an_image_that_fits_into_a_window_equals_one_call_of_the_model(
     model, model_folder, write_field, tmp_path, dtype, scale
 ):
     image = write_field(tmp_path / "field.tif", 70, 51, dtype)
@@ -68,7 +68,7 @@ def test_an_image_that_fits_into_a_window_is_what_the_model_makes_of_it(
 
 
 def test_windows_come_within_one_percent_of_one_pass_and_have_no_seams(model, model_folder, write_field, tmp_path):
-    """Relative RMS difference on the leaf; and at the borders of windows it changes no faster than elsewhere."""
+    """The relative RMS difference on the leaf is small, and it has no larger steps at the borders of windows."""
     image = write_field(tmp_path / "field.tif", 452, 387, "float32")
     reconstruct(model_folder, image, tmp_path / "out.tif", "--tile", 192)
     leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
@@ -85,7 +85,7 @@ def test_windows_come_within_one_percent_of_one_pass_and_have_no_seams(model, mo
         assert max(borders) < 4 * profile.mean(), axis
 
 
-def test_background_changes_no_bit_and_comes_back_as_nodata(model_folder, write_field, tmp_path):
+def test_the_background_changes_no_bit_and_becomes_nodata(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 150, 90, "float32")
     leaf = np.asarray(Image.open(tmp_path / "field_mask.png"))
     other = Path(shutil.copy(image, tmp_path / "other.tif"))
@@ -102,8 +102,8 @@ def test_background_changes_no_bit_and_comes_back_as_nodata(model_folder, write_
     assert np.isfinite(found[:, leaf]).all()
 
 
-def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, write_field, tmp_path, monkeypatch):
-    """Inside the file: one beside it, as old GDAL makes, would not come along."""
+def test_integers_without_nodata_have_a_mask_band_of_the_leaf(model_folder, write_field, tmp_path, monkeypatch):
+    """The mask is inside the file, because a file next to it, as old GDAL writes, is easily lost."""
     monkeypatch.setenv("GDAL_TIFF_INTERNAL_MASK", "NO")
     image = write_field(tmp_path / "field.tif", 300, 280)
     reconstruct(model_folder, image, tmp_path / "out.tif")
@@ -114,13 +114,13 @@ def test_integers_without_nodata_say_by_a_mask_band_what_is_leaf(model_folder, w
         assert not raster.read()[:, ~leaf].any()
 
 
-def test_without_a_mask_everything_is_reconstructed_and_said(model_folder, write_field, tmp_path):
+def test_without_a_mask_every_pixel_is_reconstructed_with_a_note(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     (tmp_path / "field_mask.png").unlink()
     assert "note: no leaf mask: every pixel counts as leaf" in reconstruct(model_folder, image, tmp_path / "out.tif")
 
 
-def test_a_wide_raster_is_made_in_runs_that_change_nothing(model_folder, write_field, tmp_path, monkeypatch):
+def test_swaths_of_a_wide_raster_do_not_change_the_result(model_folder, write_field, tmp_path, monkeypatch):
     image = write_field(tmp_path / "field.tif", 130, 700)
     reconstruct(model_folder, image, tmp_path / "at-once.tif", "--tile", 128)
     monkeypatch.setattr(sliding_window, "MOSAIC_BYTES", 1)
@@ -128,7 +128,7 @@ def test_a_wide_raster_is_made_in_runs_that_change_nothing(model_folder, write_f
     np.testing.assert_array_equal(read(tmp_path / "at-once.tif"), read(tmp_path / "in-runs.tif"))
 
 
-def test_batches_of_windows_change_nothing_that_is_seen(model_folder, write_field, tmp_path):
+def test_the_batch_size_changes_integers_by_one_at_most(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 130, 200)
     for batch_size in (1, 3):
         reconstruct(model_folder, image, tmp_path / f"{batch_size}.tif", "--tile", 64, "--batch-size", batch_size)
@@ -136,7 +136,7 @@ def test_batches_of_windows_change_nothing_that_is_seen(model_folder, write_fiel
     assert np.abs(difference).max() <= 1
 
 
-def test_an_array_comes_back_as_an_array_with_its_axes(model, model_folder, write_field, tmp_path):
+def test_an_array_becomes_an_array_with_the_same_axes(model, model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 70, 51)
     np.save(tmp_path / "field.npy", read(image).transpose(1, 2, 0))
     options = ("--axes", "hwc", "--scale", 1e-4)
@@ -146,7 +146,7 @@ def test_an_array_comes_back_as_an_array_with_its_axes(model, model_folder, writ
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), read(tmp_path / "out.tif").transpose(1, 2, 0))
 
 
-def test_a_folder_becomes_a_folder(model_folder, write_field, tmp_path):
+def test_a_folder_of_images_becomes_a_folder(model_folder, write_field, tmp_path):
     (tmp_path / "fields").mkdir()
     for name in ("a", "b"):
         write_field(tmp_path / "fields" / f"{name}.tif", 64, 64)
@@ -155,7 +155,7 @@ def test_a_folder_becomes_a_folder(model_folder, write_field, tmp_path):
     assert "is one file for 2 images" in no_reconstruction(model_folder, tmp_path / "fields", tmp_path / "out.tif")
 
 
-def test_images_of_a_folder_keep_their_names_and_none_replaces_another(model_folder, write_field, tmp_path):
+def test_images_of_a_folder_keep_their_names_and_do_not_replace_each_other(model_folder, write_field, tmp_path):
     fields, name = tmp_path / "fields", "DJI_20240612_0001.Field-North.ortho.reflectance.calibrated"
     fields.mkdir()
     for stem in ("plot.7", name):
@@ -168,7 +168,7 @@ def test_images_of_a_folder_keep_their_names_and_none_replaces_another(model_fol
     assert len(list((tmp_path / "both").iterdir())) == 3
 
 
-def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_path):
+def test_existing_files_are_replaced_only_with_overwrite(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     out = tmp_path / "out.tif"
     out.write_text("mine")
@@ -179,16 +179,16 @@ def test_what_is_there_is_not_replaced_unasked(model_folder, write_field, tmp_pa
     assert read(out).shape == (5, 64, 64)
 
 
-def test_a_file_in_place_of_the_folder_is_told(model_folder, write_field, tmp_path):
+def test_a_file_in_the_place_of_the_output_folder_is_an_error(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     (tmp_path / "notes").write_text("mine")
     out = tmp_path / "notes" / "out.tif"
-    told = no_reconstruction(model_folder, image, out)
-    assert told.startswith(f"error: writing {out} failed: ")
-    assert f"File exists: '{out.parent}'; free space there or choose another path" in told
+    message = no_reconstruction(model_folder, image, out)
+    assert message.startswith(f"error: writing {out} failed: ")
+    assert f"File exists: '{out.parent}'; free space there or choose another path" in message
 
 
-def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_path):
+def test_a_damaged_raster_is_an_error_and_leaves_no_file(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 300, 300, compress="deflate")
     content = bytearray(image.read_bytes())
     middle = len(content) // 2
@@ -200,7 +200,7 @@ def test_a_damaged_raster_leaves_nothing_behind(model_folder, write_field, tmp_p
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_behind(model_folder, write_field, tmp_path, small_disk):
+def test_a_full_disk_is_an_error_and_leaves_no_file(model_folder, write_field, tmp_path, small_disk):
     image = write_field(tmp_path / "field.tif", 512, 512, "float32")
     assert "free space there or choose another path" in no_reconstruction(model_folder, image, small_disk / "out.tif")
     assert not list(small_disk.iterdir())
@@ -214,13 +214,13 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(model_folder, write_field
         (["--mask", "ndvi>2"], "field.tif has no leaf pixel; give another --mask"),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(model_folder, write_field, tmp_path, arguments, message):
+def test_wrong_options_are_errors_of_one_line(model_folder, write_field, tmp_path, arguments, message):
     image = write_field(tmp_path / "field.tif", 64, 64)
     assert message in no_reconstruction(model_folder, image, tmp_path / "out.tif", *arguments)
     assert not list(tmp_path.glob("*out.tif"))
 
 
-def test_an_image_without_leaf_among_others_is_named_and_stops_none(model_folder, write_field, tmp_path):
+def test_an_image_without_leaf_is_named_and_the_others_are_written(model_folder, write_field, tmp_path):
     fields = tmp_path / "fields"
     fields.mkdir()
     for name in ("a", "b", "c"):
@@ -231,18 +231,18 @@ def test_an_image_without_leaf_among_others_is_named_and_stops_none(model_folder
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "c.tif"]
 
 
-def test_too_little_memory_is_told_with_the_option_that_helps(model_folder, write_field, tmp_path, monkeypatch):
+def test_an_out_of_memory_error_names_the_option_to_reduce(model_folder, write_field, tmp_path, monkeypatch):
     def exhausted(*_: object, **__: object) -> torch.Tensor:
         return torch.empty(2**50)
 
     image = write_field(tmp_path / "field.tif", 64, 64)
     monkeypatch.setattr("msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.decode", exhausted)
-    told = no_reconstruction(model_folder, image, tmp_path / "out.tif")
-    assert "too little memory on cpu for 1 window of 64 x 64 (" in told
-    assert told.endswith("; give a smaller --batch-size or --tile\n")
+    message = no_reconstruction(model_folder, image, tmp_path / "out.tif")
+    assert "too little memory on cpu for 1 window of 64 x 64 (" in message
+    assert message.endswith("; give a smaller --batch-size or --tile\n")
 
 
-def test_a_bare_backbone_is_no_model(tmp_path, write_field):
+def test_a_bare_backbone_is_refused(tmp_path, write_field):
     from diffusers import AutoencoderKL
 
     from msvae.model.build import TINY_BACKBONE
@@ -253,7 +253,7 @@ def test_a_bare_backbone_is_no_model(tmp_path, write_field):
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_a_hidden_file_that_the_next_removes(model_folder, write_field, tmp_path):
+def test_the_hidden_file_of_a_killed_run_is_removed_by_the_next_run(model_folder, write_field, tmp_path):
     image, out = write_field(tmp_path / "field.tif", 900, 900), tmp_path / "out"
     command = [sys.executable, "-m", "msvae", "reconstruct", model_folder, image, out / "field.tif", "--tile", "64"]
     running = subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL)
@@ -286,7 +286,7 @@ def test_integers_are_rounded_clipped_and_never_nodata_on_the_leaf(dtype, nodata
     assert values[0, 0, 3] == (nodata or 0)
 
 
-def test_pixels_that_are_points_stay_points(model_folder, write_field, tmp_path):
+def test_the_area_or_point_tag_is_kept(model_folder, write_field, tmp_path):
     image = write_field(tmp_path / "field.tif", 64, 64)
     with rasterio.open(image, "r+") as raster:
         raster.update_tags(AREA_OR_POINT="Point")

@@ -1,4 +1,4 @@
-"""A raster far larger than memory is reconstructed in bounded memory."""
+"""Peak memory of `msvae reconstruct` does not grow with the raster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .conftest import ON_EARTH
 
 SMALL_PX, GROWTH = 512, 4
 MAX_GROWTH_MB = 64
-"""The raster grows by 37 MB on disk and its float copy by 75; GDAL's cache and two slabs of rows may fill."""
+"""Allowance for the cache of GDAL and two slabs of rows. The raster grows by 37 MB, and its float copy by 75 MB."""
 RECONSTRUCT = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands of docs/using.md and the example, run as a user would."""
+"""The commands of docs/using.md and the example run as written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..conftest import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")]
 
 
-def test_every_command_of_the_page_runs(model_folder, leaf_images, leaf_shards, rice, tmp_path, monkeypatch):
+def test_every_command_of_using_md_runs(model_folder, leaf_images, leaf_shards, rice, tmp_path, monkeypatch):
     shutil.copytree(model_folder, tmp_path / "runs" / "leaves" / "best")
     shutil.copytree(leaf_images, tmp_path / "leaves")
     shutil.copytree(leaf_shards, tmp_path / "shards" / "leaves")
@@ -50,7 +50,7 @@ def test_every_command_of_the_page_runs(model_folder, leaf_images, leaf_shards, 
         assert (tmp_path / name).is_file(), name
 
 
-def test_the_example_trains_on_latents_and_draws_an_image_of_all_bands(model_folder, leaf_shards, tmp_path):
+def test_the_example_trains_on_latents_and_writes_images_of_all_bands(model_folder, leaf_shards, tmp_path):
     msvae = [sys.executable, "-m", "msvae"]
     subprocess.run([*msvae, "encode", model_folder, leaf_shards, tmp_path / "latents"], check=True, cwd=ROOT)
     command = [sys.executable, ROOT / "examples" / "latent_diffusion.py", tmp_path / "latents", tmp_path / "drawn"]

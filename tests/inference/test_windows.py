@@ -13,7 +13,7 @@ SIZES = {"length_px": st.integers(1, 3000), "tile_px": st.integers(1, 8).map(lam
 
 
 @given(**SIZES)
-def test_shares_of_all_windows_add_up_to_one_at_every_pixel(length_px, tile_px):
+def test_weights_of_all_windows_add_up_to_one_at_every_pixel(length_px, tile_px):
     along = AxisWindows(length_px, tile_px, tile_px // 8)
     shown = np.zeros(along.starts[-1] + along.window_px)
     for window, start in enumerate(along.starts):
@@ -25,7 +25,7 @@ def test_shares_of_all_windows_add_up_to_one_at_every_pixel(length_px, tile_px):
 
 
 @given(**SIZES, cell_px=st.sampled_from([4, 8, 16]))
-def test_windows_begin_at_multiples_of_a_latent_cell_and_overlap_by_an_eighth(length_px, tile_px, cell_px):
+def test_windows_start_at_multiples_of_a_latent_cell_and_overlap_by_an_eighth(length_px, tile_px, cell_px):
     along = AxisWindows(length_px, tile_px, tile_px // 8, cell_px)
     assert all(start % cell_px == 0 for start in along.starts)
     assert along.starts[-1] + along.window_px - length_px in range(cell_px)
@@ -33,7 +33,7 @@ def test_windows_begin_at_multiples_of_a_latent_cell_and_overlap_by_an_eighth(le
 
 
 @given(**SIZES)
-def test_the_border_of_a_window_is_shown_only_at_the_border_of_the_raster(length_px, tile_px):
+def test_the_border_of_a_window_has_weight_only_at_the_border_of_the_raster(length_px, tile_px):
     along = AxisWindows(length_px, tile_px, tile_px // 8)
     for window in range(len(along.starts)):
         first, last = along.weights(window)[[0, -1]]
@@ -42,7 +42,7 @@ def test_the_border_of_a_window_is_shown_only_at_the_border_of_the_raster(length
 
 
 @given(**SIZES, begin=st.integers(0, 2999), size=st.integers(1, 500))
-def test_every_window_that_is_seen_in_some_pixels_is_named(length_px, tile_px, begin, size):
+def test_touching_lists_every_window_with_weight_in_the_pixels(length_px, tile_px, begin, size):
     along = AxisWindows(length_px, tile_px, tile_px // 8)
     end = min(begin + size, length_px)
     seen = {
@@ -54,7 +54,7 @@ def test_every_window_that_is_seen_in_some_pixels_is_named(length_px, tile_px, b
 
 
 @pytest.mark.parametrize("cols", [range(0, 500), range(100, 300)])
-def test_a_picture_cut_into_windows_is_put_together_again(cols):
+def test_the_windows_of_an_image_blend_into_the_same_image(cols):
     down, across = AxisWindows(333, 64, 8), AxisWindows(500, 128, 16)
     picture = np.random.default_rng(0).random((3, 336, 504), dtype=np.float32)
     mosaic, rows = Mosaic(3, down, across, cols), []

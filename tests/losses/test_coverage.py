@@ -1,4 +1,4 @@
-"""What a leaf mask may be, and how coverage is counted."""
+"""Checks of a leaf mask, and statistics of coverage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_coverage_equals_counting_by_hand(leaf_pixels):
     assert stats["empty_tiles"] == leaf_pixels.count(0)
     assert stats["min_coverage"] == pytest.approx(min(leaf_pixels) / 20)
     assert stats["max_coverage"] == pytest.approx(max(leaf_pixels) / 20)
-    # in whole pixels, because a float such as 0.3 lies beside its bin's edge
+    # computed from whole pixels, because a float such as 0.3 is not exactly the edge of its bin
     bins = [min(9, count * 10 // 20) for count in leaf_pixels]
     assert stats["histogram"] == [bins.count(i) for i in range(10)]
 
@@ -83,7 +83,7 @@ def test_statistics_of_micro_batches_join_to_those_of_the_whole():
     assert whole["max_coverage"] == max(part["max_coverage"] for part in parts)
 
 
-def test_every_tile_lies_in_one_bin():
+def test_every_tile_is_in_one_bin_of_the_histogram():
     coverage = torch.from_numpy(np.linspace(0, 1, 1001))
     stats = tile_stats(coverage)
     assert int(stats["empty_tiles"]) == 1

@@ -1,4 +1,4 @@
-"""Which terms are computed, how micro batches join, and what compilers and devices see."""
+"""The objective: chosen terms, sums over micro batches, compilation, and host synchronisation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def posterior(leaf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @given(st.integers(0, 1000), masks, masks)
 def test_shares_of_micro_batches_add_up_to_the_loss_of_the_whole(seed, first, second):
-    """Not a mean of means: a nearly empty micro batch weighs as little as its leaf."""
+    """The loss is not a mean of means: the weight of a micro batch is its number of leaf elements."""
     weights = {term: 0.5 + i for i, term in enumerate(TERMS)}
     parts = [random_tiles(seed, 5, first), random_tiles(seed + 1, 5, second)]
     parts = [(recon, target, leaf.expand_as(target)) for recon, target, leaf in parts]
@@ -44,12 +44,12 @@ def test_shares_of_micro_batches_add_up_to_the_loss_of_the_whole(seed, first, se
     own = sums(*whole)
     for term in TERMS:
         assert torch.equal(own[term].count, counts[term]), term
-        if term != "kl":  # each part draws its own posterior
+        if term != "kl":  # each part has its own posterior
             assert float(own[term].overall()) == pytest.approx(float(joined[term].overall()), rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("chosen", [("mse",), ("sam",), ("l1", "index"), ("huber", "kl"), TERMS])
-def test_a_term_that_is_off_is_not_computed(chosen, monkeypatch):
+def test_a_term_that_is_not_chosen_is_not_computed(chosen, monkeypatch):
     computed = []
     for name, function in (
         ("l1", "absolute_error"),
@@ -99,7 +99,7 @@ def whole_loss(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) ->
     return total + 0 * (stats["coverage"] + stats["histogram"].sum() + stats["min_coverage"])
 
 
-def test_losses_compile_whole_and_once_for_any_coverage():
+def test_losses_compile_in_one_graph_and_once_for_any_coverage():
     def loss(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
         sums = ALL.sums(recon, target, leaf, UNIT)
         return torch.stack([masked_sum.overall() for masked_sum in sums.values()]).sum() + mask_stats(leaf)["coverage"]
@@ -115,7 +115,7 @@ def test_losses_compile_whole_and_once_for_any_coverage():
 
 
 def test_losses_never_wait_for_the_device():
-    """On the meta device there are no values, so whatever asks for one fails."""
+    """Tensors on the meta device have no values, so every host synchronisation fails."""
     recon, target, leaf = (tensor.to("meta") for tensor in random_tiles(0, 5, "random"))
     whole_loss(recon.requires_grad_(), target, leaf).backward()
     ALL.counts(target, leaf)

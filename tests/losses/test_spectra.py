@@ -41,7 +41,7 @@ def test_error_and_angle_equal_the_reference(seed, bands, mask, side, dtype):
 
 
 @pytest.mark.parametrize("block_pixels", [16, 50, 128, 300])
-def test_the_cut_into_blocks_changes_nothing(monkeypatch, block_pixels):
+def test_the_block_size_does_not_change_the_result(monkeypatch, block_pixels):
     recon, target, leaf = random_tiles(4, 5, "random", (16, 24))
     results = []
     for pixels in (2**16, block_pixels):
@@ -54,7 +54,7 @@ def test_the_cut_into_blocks_changes_nothing(monkeypatch, block_pixels):
         torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_the_way_of_gpus_and_compilers_gives_the_same(monkeypatch):
+def test_the_code_path_of_gpus_and_compilers_has_the_same_result(monkeypatch):
     recon, target, leaf = random_tiles(4, 5, "one band", (16, 24))
     target[0, 2, 3, 4] = math.nan
     results = []
@@ -69,12 +69,14 @@ def test_the_way_of_gpus_and_compilers_gives_the_same(monkeypatch):
 
 
 def test_the_angle_is_of_a_pixels_bands_not_of_a_bands_pixels():
-    """The original code flattened band by band: its "spectra" were pixels of one band."""
+    """The code of the specification flattens band by band, so its "spectra" are pixels of one band."""
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # pixels (1, 0) and (0, 1)
     recon = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(1, 2, 1, 2)  # pixels (0, 1) and (1, 0)
     everything = torch.ones(1, 1, 1, 2, dtype=torch.bool)
     assert float(error_and_angle(recon, target, everything)[1].total) == pytest.approx(math.pi)
-    scaled = target * torch.tensor([3.0, 0.5]).view(1, 1, 1, 2)  # brightness differs by pixel: no angle at all
+    scaled = target * torch.tensor([3.0, 0.5]).view(
+        1, 1, 1, 2
+    )  # only the brightness of each pixel differs, so the angle is 0
     assert float(error_and_angle(scaled, target, everything)[1].total) == pytest.approx(0, abs=1e-6)
 
 
@@ -96,7 +98,7 @@ def test_equal_opposite_and_zero_spectra_have_finite_angles_and_gradients(u, v, 
     error, angle = error_and_angle(spectrum, torch.tensor(v).view(1, 2, 1, 1).to(dtype), PIXEL)
     (error.total.sum() + angle.total).backward()
     angle_rad = angle.total.item()
-    if min(map(abs, u)) in (0, 0.25, 0.5):  # others are not exact in half precision
+    if min(map(abs, u)) in (0, 0.25, 0.5):  # other values are not exact in half precision
         assert angle_rad == pytest.approx(expected, abs=1e-6)
     assert math.isfinite(angle_rad)
     assert spectrum.grad is not None
@@ -112,8 +114,8 @@ def test_small_angles_keep_their_digits():
 
 @pytest.mark.parametrize("bands", [1, 2, 5, 60])
 @pytest.mark.parametrize("factor", [0.7, 1.0, 3.0, -0.3])
-def test_parallel_spectra_have_no_gradient_of_the_angle_but_near_ones_have(bands, factor):
-    """What rounding leaves between them has no direction to learn from; with one band there is never an angle."""
+def test_the_angle_has_no_gradient_at_parallel_spectra_but_near_them(bands, factor):
+    """The rounding error between parallel spectra is no direction; with one band the angle is always 0 or pi."""
     generator = torch.Generator().manual_seed(bands)
     target = torch.rand(1, bands, 16, 16, generator=generator) + 0.05
     recon = (target * factor).requires_grad_()
@@ -129,7 +131,7 @@ def test_parallel_spectra_have_no_gradient_of_the_angle_but_near_ones_have(bands
         assert (gradient.norm(dim=1) > 0).all()
 
 
-def test_a_broken_reconstruction_is_not_a_perfect_one():
+def test_a_nan_reconstruction_has_a_nan_loss_and_gradient():
     broken = torch.full((1, 3, 1, 1), math.nan, requires_grad=True)
     error, angle = error_and_angle(broken, torch.ones(1, 3, 1, 1), PIXEL)
     assert error.total.isnan().all()
@@ -155,7 +157,7 @@ def test_gradients_of_angle_and_error_are_right(mask):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_judged_in_single_precision_under_autocast(dtype):
+def test_losses_of_half_precision_are_computed_in_float32_under_autocast(dtype):
     recon, target, leaf = random_tiles(5, 5, "random")
     half = recon.to(dtype).requires_grad_()
     single = half.detach().float().requires_grad_()
@@ -184,7 +186,7 @@ def test_background_never_reaches_a_loss_or_its_gradient(junk, in_blocks, monkey
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_on_the_leaf_of_the_target_is_left_out_and_counted(junk):
+def test_non_finite_leaf_values_of_the_target_are_ignored_and_counted(junk):
     recon, target, leaf = random_tiles(2, 3, "full")
     target[0, 1, 2, 3] = junk
     error, angle = error_and_angle(recon.requires_grad_(), target, leaf)

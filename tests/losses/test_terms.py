@@ -1,4 +1,4 @@
-"""Every further term against a float64 reference, written without the code under test."""
+"""Every other term against a float64 reference that does not use the code under test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAIRS = [(4, 2), (4, 3), (1, 0)]
 
 
 def per_band(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor):
-    """(band, reconstructed values, target values, unit), float64."""
+    """Yield (band, reconstructed values, target values, unit) in float64."""
     for band, unit in enumerate(UNIT.double().tolist()):
         yield band, band_values(recon, leaf, band), band_values(target, leaf, band), unit
 
@@ -29,7 +29,7 @@ def per_band(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor):
 @given(st.integers(0, 1000), masks, dtypes)
 def test_errors_per_band_equal_the_reference(seed, mask, dtype):
     recon, target, leaf = random_tiles(seed, 5, mask, dtype=dtype)
-    recon = recon * 2 - 0.6  # some of it under 0 and above 1
+    recon = recon * 2 - 0.6  # some values are below 0 or above 1
     valid = valid_elements(target, leaf)
     unit = UNIT.to(dtype) if dtype == torch.float64 else UNIT
     absolute = terms.absolute_error(recon, target, valid, unit)
@@ -45,7 +45,7 @@ def test_errors_per_band_equal_the_reference(seed, mask, dtype):
 
 
 @given(st.integers(0, 1000), masks)
-def test_the_signature_is_each_tiles_own_mean_leaf_spectrum(seed, mask):
+def test_the_signature_error_compares_mean_leaf_spectra_of_each_tile(seed, mask):
     recon, target, leaf = random_tiles(seed, 5, mask)
     result = terms.signature_error(recon, target, valid_elements(target, leaf), UNIT)
     expected, pixels = np.zeros(5), np.zeros(5)
@@ -86,7 +86,7 @@ def test_equal_opposite_and_zero_spectra_have_finite_cosine_distances(u, expecte
 @given(st.integers(0, 1000), masks, dtypes)
 def test_index_error_equals_the_reference(seed, mask, dtype):
     recon, target, leaf = random_tiles(seed, 5, mask, dtype=dtype)
-    recon = recon - 0.3  # some of it under 0, which counts as 0
+    recon = recon - 0.3  # some values are below 0, which counts as 0
     result = terms.index_error(recon, target, valid_elements(target, leaf), PAIRS)
     everywhere = leaf.expand_as(target)
     for i, (a, b) in enumerate(PAIRS):

@@ -1,4 +1,4 @@
-"""Tiles and leaf masks, and leaf pixels of them in float64 for references."""
+"""Random tiles and leaf masks, and their leaf pixels in float64 for references."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def random_tiles(
     side: tuple[int, int] = (8, 16),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reconstruction, target (2, C, H, W) and leaf mask (2, 1|C, H, W); "one band" lacks band 0 in places."""
+    """Return reconstruction and target (2, C, H, W) and leaf mask (2, 1|C, H, W).
+
+    In the mask "one band", band 0 is missing at some pixels.
+    """
     generator = torch.Generator().manual_seed(seed)
     recon, target = ((torch.rand(2, bands, *side, generator=generator) + 0.05).to(dtype) for _ in range(2))
     leaf = torch.zeros(2, 1, *side, dtype=torch.bool)
@@ -35,12 +38,12 @@ def random_tiles(
 
 
 def band_values(image: torch.Tensor, leaf: torch.Tensor, band: int) -> np.ndarray:
-    """Leaf values of one band, float64."""
+    """Return the leaf values of one band in float64."""
     return image[:, band][leaf.expand_as(image)[:, band]].double().numpy()
 
 
 def leaf_spectra(image: torch.Tensor, leaf: torch.Tensor) -> np.ndarray:
-    """(pixels, bands) float64: one row a pixel that is leaf in every band."""
+    """Return the spectra of pixels that are leaf in every band, (pixels, bands) float64."""
     array, chosen = image.double().numpy(), leaf.all(dim=1).numpy()
     return np.array([array[b, :, y, x] for b, y, x in zip(*np.nonzero(chosen), strict=True)]).reshape(
         -1, array.shape[1]
@@ -48,5 +51,5 @@ def leaf_spectra(image: torch.Tensor, leaf: torch.Tensor) -> np.ndarray:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Half precision is judged in float32, so only float64 is held to more."""
+    """Return the relative tolerance: losses are computed in float32, or in float64 for float64 tiles."""
     return 1e-10 if dtype == torch.float64 else 2e-5

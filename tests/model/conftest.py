@@ -1,4 +1,4 @@
-"""A small backbone, leaf statistics, tiles, and models around the backbone."""
+"""Fixtures: a small backbone, leaf statistics, tiles, and models around the backbone."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def load(folder: Path, **options: object) -> AutoencoderKLMultispectralAdapter:
     return AutoencoderKLMultispectralAdapter.from_pretrained(folder, **options)
 
 
-def awaken(model: AutoencoderKLMultispectralAdapter) -> None:
-    """Give weights to the parts that begin at zero, as training does."""
+def randomise_new_parts(model: AutoencoderKLMultispectralAdapter) -> None:
+    """Set convolutions of adapters and attention, which start at zero, to random values."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""A model hub in memory: the few endpoints of huggingface.co that pushing and loading need, over real HTTP."""
+"""A model hub in memory that serves over HTTP the endpoints of huggingface.co for pushing and loading models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Files = dict[str, bytes]
 
 @contextmanager
 def serve(repos: dict[str, Files]) -> Iterator[str]:
-    """Serve `repos`, {hub id, or hub id@revision: {path: content}}, which pushes change; gives the address."""
+    """Serve `repos`, {hub id or hub id@revision: {path: content}}, and yield the URL. Pushes change `repos`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Hub,), {"repos": repos}))
     Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -39,9 +39,9 @@ class _Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         owner, name, *rest = self.path.split("?")[0].removeprefix("/api/models").strip("/").split("/")
         revision = rest[1] if rest else "main"
-        for place, files in self.repos.items():
-            repo, _, branch = place.partition("@")
-            commit = _sha1(place.encode())
+        for location, files in self.repos.items():
+            repo, _, branch = location.partition("@")
+            commit = _sha1(location.encode())
             if repo == f"{owner}/{name}" and revision in (branch or "main", commit):
                 return self._answer_about(repo, files, commit, rest)
         self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
@@ -61,19 +61,19 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        place = self.path.strip("/").split("/")
-        if place == ["api", "repos", "create"]:
+        path = self.path.strip("/").split("/")
+        if path == ["api", "repos", "create"]:
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"
             self.repos.setdefault(repo, {})
             self._answer_json({"url": f"http://{self.headers['Host']}/{repo}"})
-        elif place == ["api", "validate-yaml"]:
+        elif path == ["api", "validate-yaml"]:
             self._answer_json({"errors": [], "warnings": []})
-        elif place[4] == "preupload":
+        elif path[4] == "preupload":
             files = json.loads(body)["files"]
             self._answer_json({"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in files]})
-        elif place[4] == "commit":
-            repo = f"{place[2]}/{place[3]}"
+        elif path[4] == "commit":
+            repo = f"{path[2]}/{path[3]}"
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.repos[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])

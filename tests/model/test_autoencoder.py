@@ -11,21 +11,19 @@ from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
 from msvae.leaf_statistics import LeafStatistics
 from msvae.model.initialise import pca_projection, rgb_projection
 
-from .conftest import PLACEMENTS, awaken, leaf_tiles, load
+from .conftest import PLACEMENTS, leaf_tiles, load, randomise_new_parts
 
 
 class TestPromise1:
-    """No background pixel contributes to loss, gradient, latent or reconstructed leaf pixel: bit for bit."""
+    """Losses, gradients, latents and reconstructed leaf pixels are bit-identical for any background."""
 
     @pytest.mark.parametrize("junk", ["random", math.nan, math.inf, 1e30])
     @pytest.mark.parametrize("placement", PLACEMENTS)
     @pytest.mark.parametrize("training", [True, False])
-    def test_whatever_stands_in_the_background_changes_no_bit(
-        self, backbone_folder, statistics, junk, placement, training
-    ):
+    def test_the_background_does_not_change_any_result(self, backbone_folder, statistics, junk, placement, training):
         model = load(backbone_folder, adapter_placement=placement, adapter_init="random", statistics=statistics)
         model.train(training)
-        awaken(model)
+        randomise_new_parts(model)
         sample, leaf = leaf_tiles()
         noise = torch.rand_like(sample) * 9 if junk == "random" else torch.full_like(sample, junk)
         results = []
@@ -40,7 +38,7 @@ class TestPromise1:
             assert clean.isfinite().all()
             assert torch.equal(clean, dirty)
 
-    def test_keep_shows_the_background(self, backbone_folder):
+    def test_background_keep_encodes_the_background(self, backbone_folder):
         model = load(backbone_folder, background="keep")
         sample, leaf = leaf_tiles()
         other = torch.where(leaf, sample, 0.9)
@@ -50,9 +48,9 @@ class TestPromise1:
 
 
 class TestSeed:
-    """What the user's specification shows, word for word."""
+    """The code examples of the user's specification work as written."""
 
-    def test_forward_takes_a_mask_or_none(self, backbone_folder):
+    def test_forward_accepts_masks_of_any_type_or_none(self, backbone_folder):
         model = load(backbone_folder, adapter_placement="both", use_spectral_attention=True, use_sam_loss=True)
         sample, leaf = leaf_tiles()
         for mask in (leaf, leaf.float(), leaf.expand_as(sample), None):
@@ -97,7 +95,7 @@ class TestSeed:
     def test_band_importance_is_keyed_by_wavelength_and_follows_the_data(self, backbone_folder):
         model = load(backbone_folder)
         assert list(model.get_band_importance()) == list(DEFAULT_WAVELENGTHS_NM)
-        awaken(model)
+        randomise_new_parts(model)
         sample, leaf = leaf_tiles()
         assert model.get_band_importance(sample, leaf) != model.get_band_importance(sample * 0.1, leaf)
         junk = torch.where(leaf, sample, math.nan)
@@ -107,7 +105,7 @@ class TestSeed:
 @pytest.mark.parametrize("background", ["fill", "keep"])
 def test_attention_sees_the_mean_spectrum_of_the_leaf(backbone_folder, statistics, background):
     model = load(backbone_folder, statistics=statistics, adapter_init="pca", background=background)
-    awaken(model)
+    randomise_new_parts(model)
     sample, leaf = leaf_tiles(batch=1)
     spectrum = sample[0].double().numpy()[:, leaf[0, 0].numpy()].mean(axis=1)
     standardised = (spectrum - statistics.mean) / statistics.std
@@ -149,7 +147,7 @@ class TestInitialisation:
         np.testing.assert_allclose(np.moveaxis(actual[:, 3:], 1, -1), expected, atol=1e-4)
 
     @pytest.mark.parametrize("project", [pca_projection, rgb_projection])
-    def test_fewer_channels_than_three_still_work(self, statistics, project):
+    def test_projections_of_three_bands_invert_each_other(self, statistics, project):
         wavelengths = (475.0, 550.0, 660.0)
         few = LeafStatistics(
             num_pixels=9,

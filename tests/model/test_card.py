@@ -1,4 +1,4 @@
-"""The model card: README.md of every saved model, and what lands on the hub."""
+"""The model card: README.md of every saved model, in folders and on the hub."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def card_of(model: AutoencoderKLMultispectralAdapter, folder: Path) -> ModelCard
     return ModelCard.load(folder / "README.md")
 
 
-def test_it_names_bands_numbers_adapters_and_backbone(pipeline_folder, tmp_path):
+def test_the_card_lists_bands_metrics_adapters_and_backbone(pipeline_folder, tmp_path):
     for placement in PLACEMENTS:
         model = load(pipeline_folder, adapter_placement=placement)
         model.register_to_config(metrics=METRICS)
@@ -64,7 +64,7 @@ def test_it_names_bands_numbers_adapters_and_backbone(pipeline_folder, tmp_path)
 @pytest.mark.parametrize(
     ("readme", "asked"), [("", ""), ("", "vae"), ("vae", ""), ("vae", "vae")], ids=lambda place: place or "pipeline"
 )
-def test_the_licence_is_found_beside_the_backbone_or_its_pipeline(pipeline_folder, readme, asked):
+def test_the_licence_is_read_from_the_card_of_the_backbone_or_its_pipeline(pipeline_folder, readme, asked):
     (pipeline_folder / "README.md").rename(pipeline_folder / readme / "README.md")
     config = load(pipeline_folder / asked).config
     assert config.backbone == "some-pipeline"
@@ -72,7 +72,7 @@ def test_the_licence_is_found_beside_the_backbone_or_its_pipeline(pipeline_folde
 
 
 @pytest.mark.parametrize("readme", [None, "# Words alone", "---\ntags: [vae]\n---\n", "---\nlicense: [\n---\n"])
-def test_an_unknown_licence_is_said_to_be_unknown(backbone_folder, tmp_path, readme):
+def test_the_card_states_that_a_licence_is_unknown(backbone_folder, tmp_path, readme):
     folder = Path(shutil.copytree(backbone_folder, tmp_path / "backbone"))
     if readme is not None:
         (folder / "README.md").write_text(readme)
@@ -82,7 +82,7 @@ def test_an_unknown_licence_is_said_to_be_unknown(backbone_folder, tmp_path, rea
     assert "No metrics were stored" in card.text
 
 
-def test_a_model_made_from_scratch_owes_no_licence(tmp_path):
+def test_a_model_trained_from_scratch_has_no_licence(tmp_path):
     model = AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, wavelengths_nm=(560.0,), band_names=("a|b",))
     card = card_of(model, tmp_path)
     assert "trained from scratch, so no licence applies to it" in card.text
@@ -90,7 +90,7 @@ def test_a_model_made_from_scratch_owes_no_licence(tmp_path):
     assert "# Multispectral VAE: 1 band, 560 to 560 nm" in card.text
 
 
-def test_what_it_says_survives_saving_and_can_be_corrected_on_loading(pipeline_folder, tmp_path):
+def test_entries_of_the_card_survive_saving_and_can_be_changed_on_loading(pipeline_folder, tmp_path):
     model = load(pipeline_folder)
     model.register_to_config(metrics=METRICS)
     first = card_of(model, tmp_path / "first").content
@@ -103,7 +103,7 @@ def test_what_it_says_survives_saving_and_can_be_corrected_on_loading(pipeline_f
     assert "No metrics were stored" in card.text
 
 
-def test_training_on_from_a_saved_model_forgets_its_numbers(backbone_folder, leaf_shards, tmp_path):
+def test_further_training_of_a_saved_model_resets_its_metrics(backbone_folder, leaf_shards, tmp_path):
     model = load(backbone_folder)
     model.register_to_config(metrics=METRICS, factors_of_leaves=True)
     model.save_pretrained(tmp_path)
@@ -116,7 +116,7 @@ def test_training_on_from_a_saved_model_forgets_its_numbers(backbone_folder, lea
     assert trained_on.config.backbone == model.config.backbone
 
 
-def test_a_card_written_by_hand_is_kept_and_a_generated_one_renewed(backbone_folder, tmp_path):
+def test_a_card_written_by_a_person_is_kept_and_a_generated_card_is_overwritten(backbone_folder, tmp_path):
     model = load(backbone_folder)
     model.save_pretrained(tmp_path)
     model.register_to_config(metrics=METRICS)
@@ -126,12 +126,12 @@ def test_a_card_written_by_hand_is_kept_and_a_generated_one_renewed(backbone_fol
     assert (tmp_path / "README.md").read_text() == "# My leaves"
 
 
-def test_only_the_main_process_writes_it(backbone_folder, tmp_path):
+def test_only_the_main_process_writes_the_card(backbone_folder, tmp_path):
     load(backbone_folder).save_pretrained(tmp_path, is_main_process=False)
     assert [path.name for path in tmp_path.iterdir()] == ["diffusion_pytorch_model.safetensors"]
 
 
-def test_its_python_runs(backbone_folder, tmp_path, monkeypatch):
+def test_the_python_example_of_the_card_runs(backbone_folder, tmp_path, monkeypatch):
     card = card_of(load(backbone_folder), tmp_path / "saved")
     monkeypatch.chdir(tmp_path / "saved")
     names = run_python_of(card)
@@ -175,7 +175,7 @@ class TestHub:
     @pytest.fixture(scope="class")
     @staticmethod
     def hub(backbone_folder, tmp_path_factory) -> tuple[dict[str, Files], str]:
-        """What a hub holds after models were pushed to it in another process, and what that process said."""
+        """Return the files of a hub after another process pushed models to it, and the output of that process."""
         folder = tmp_path_factory.mktemp("hub")
         backbone = {f"vae/{path.name}": path.read_bytes() for path in backbone_folder.iterdir()}
         config = backbone["vae/config.json"]
@@ -204,7 +204,7 @@ class TestHub:
         return repos, done.stdout
 
     @pytest.mark.parametrize("name", ["pushed", "saved"])
-    def test_both_ways_to_the_hub_bring_the_card(self, hub, name):
+    def test_push_to_hub_and_save_pretrained_upload_the_card(self, hub, name):
         files = hub[0][f"me/{name}"]
         assert {"config.json", "README.md"} < files.keys()
         card = ModelCard(files["README.md"].decode())
@@ -213,12 +213,12 @@ class TestHub:
         assert (card.data.base_model, card.data.license_name) == ("someone/backbone", "leaf-licence")
         assert card.data.license_link == "https://huggingface.co/someone/backbone/blob/main/LICENSE.md"
 
-    def test_a_push_into_a_pipeline_leaves_the_card_of_the_pipeline_alone(self, hub):
+    def test_a_push_to_a_subfolder_does_not_change_the_card_of_the_pipeline(self, hub):
         files = hub[0]["me/part"]
         assert "README.md" not in files
         assert 'from_pretrained("me/part", subfolder="vae")' in files["vae/README.md"].decode()
 
-    def test_a_card_written_by_hand_stays_on_the_hub(self, hub):
+    def test_a_card_written_by_a_person_stays_on_the_hub(self, hub):
         files = hub[0]["me/by-hand"]
         assert "# My leaves" in files["README.md"].decode()
         assert "diffusion_pytorch_model.safetensors" in files

@@ -1,4 +1,4 @@
-"""The model as diffusers knows an AutoencoderKL: slicing, tiling, gradient checkpointing, latents, offloading."""
+"""Features of AutoencoderKL in the model: slicing, tiling, gradient checkpointing, latents, offloading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.model.build import TINY_BACKBONE
 
-from .conftest import PLACEMENTS, awaken, leaf_statistics, leaf_tiles, load
+from .conftest import PLACEMENTS, leaf_statistics, leaf_tiles, load, randomise_new_parts
 
 FOUR_LATENT_CHANNELS = {
     "latent_channels": 4,
@@ -25,8 +25,8 @@ FOUR_LATENT_CHANNELS = {
 SIXTEEN_LATENT_CHANNELS = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 
 
-def plain(model: AutoencoderKLMultispectralAdapter) -> AutoencoderKL:
-    """The backbone of a model as diffusers' own class."""
+def backbone_of(model: AutoencoderKLMultispectralAdapter) -> AutoencoderKL:
+    """Return the backbone of a model as an AutoencoderKL."""
     names = inspect.signature(AutoencoderKL.__init__).parameters
     backbone = AutoencoderKL(**{name: value for name, value in model.config.items() if name in names})
     backbone.load_state_dict(
@@ -43,24 +43,24 @@ def enable(model: AutoencoderKL, setting: str) -> None:
         assert (model.tile_sample_min_size, model.tile_latent_min_size) == (32, 4)
 
 
-def large_picture() -> tuple[torch.Tensor, torch.Tensor]:
+def large_image() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     return torch.rand(2, 5, 64, 88, generator=generator), torch.rand(2, 1, 64, 88, generator=generator) > 0.5
 
 
 @pytest.mark.parametrize("latents", [FOUR_LATENT_CHANNELS, SIXTEEN_LATENT_CHANNELS])
 @pytest.mark.parametrize("setting", ["whole", "slicing", "tiling"])
-def test_between_the_adapters_it_computes_what_autoencoder_kl_does(tmp_path, statistics, setting, latents):
+def test_the_backbone_between_the_adapters_equals_autoencoder_kl(tmp_path, statistics, setting, latents):
     AutoencoderKL(**{**TINY_BACKBONE, **latents}).save_pretrained(tmp_path)
     model = load(tmp_path, statistics=statistics)
-    awaken(model)
-    backbone = plain(model)
+    randomise_new_parts(model)
+    backbone = backbone_of(model)
     between = []
     model.input_adapter.register_forward_hook(lambda _, inputs, output: between.append(output))
     model.output_adapter.register_forward_pre_hook(lambda _, inputs: between.append(inputs[0]))
     enable(model, setting)
     enable(backbone, setting)
-    sample, leaf = large_picture()
+    sample, leaf = large_image()
     with torch.no_grad():
         posterior = model.encode(sample, mask=leaf).latent_dist
         decoded = model.decode(posterior.mode()).sample
@@ -73,9 +73,9 @@ def test_between_the_adapters_it_computes_what_autoencoder_kl_does(tmp_path, sta
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_tiles_of_a_picture_hide_the_background_too(backbone_folder, placement):
+def test_tiled_encoding_hides_the_background(backbone_folder, placement):
     model = load(backbone_folder, adapter_placement=placement)
-    sample, leaf = large_picture()
+    sample, leaf = large_image()
     whole = model.encode(sample, mask=leaf).latent_dist.mean
     model.enable_tiling()
     tiled = [model.encode(seen, mask=leaf).latent_dist.mean for seen in (sample, torch.where(leaf, sample, torch.nan))]
@@ -87,7 +87,7 @@ def test_tiles_of_a_picture_hide_the_background_too(backbone_folder, placement):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(backbone_folder, frozen):
     model = load(backbone_folder).train()
-    awaken(model)
+    randomise_new_parts(model)
     if frozen:
         model.freeze_backbone()
     sample, leaf = leaf_tiles()
@@ -104,7 +104,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(backbone_folder, frozen
 
 
 @pytest.mark.parametrize("latents", [FOUR_LATENT_CHANNELS, SIXTEEN_LATENT_CHANNELS])
-def test_what_scales_latents_survives(tmp_path, latents):
+def test_scaling_and_shift_factors_of_the_backbone_are_kept(tmp_path, latents):
     AutoencoderKL(**{**TINY_BACKBONE, **latents}).save_pretrained(tmp_path / "backbone")
     model = load(tmp_path / "backbone")
     model.save_pretrained(tmp_path / "saved")
@@ -127,7 +127,7 @@ def test_any_number_of_bands_works(backbone_folder, tmp_path, num_bands, placeme
 
 
 @pytest.mark.parametrize("how", ["rgb", "pca"])
-def test_projections_of_300_bands_begin_finite_and_near_the_leaf(backbone_folder, how):
+def test_projections_of_300_bands_are_finite_and_close_to_the_input(backbone_folder, how):
     wavelengths = tuple(float(nm) for nm in np.linspace(400, 1000, 300))
     statistics = leaf_statistics([0.3] * 300)
     model = load(backbone_folder, wavelengths_nm=wavelengths, adapter_init=how, statistics=statistics)
@@ -136,11 +136,11 @@ def test_projections_of_300_bands_begin_finite_and_near_the_leaf(backbone_folder
     standardised = torch.tensor(noise / np.array(statistics.std)[:, None], dtype=torch.float32)[None, :, :, None]
     passed = model.output_adapter(model.input_adapter(standardised))
     assert passed.isfinite().all()
-    # five directions vary, three pass
+    # five directions vary, and the adapter passes three of them
     assert (passed - standardised).square().mean() < 0.5 * standardised.square().mean()
 
 
-def test_a_model_that_is_offloaded_comes_back_before_it_works(backbone_folder, statistics):
+def test_an_offloaded_model_returns_to_its_device_before_it_computes(backbone_folder, statistics):
     model = load(backbone_folder, statistics=statistics)
     sample, _ = leaf_tiles()
     latents = model.encode(sample).latent_dist.mode()

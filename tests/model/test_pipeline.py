@@ -1,4 +1,4 @@
-"""Stable Diffusion 3, tiny and with random weights, around a model of five bands."""
+"""Tiny Stable Diffusion 3 pipelines with random weights and a model of five bands as VAE."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def decoded(pipeline: DiffusionPipeline) -> torch.Tensor:
         return pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
 
 
-def test_it_denoises_into_reflectance_of_every_band(pipeline, monkeypatch):
+def test_a_pipeline_generates_reflectance_of_every_band(pipeline, monkeypatch):
     expected = decoded(pipeline)
     assert expected.shape == (1, 5, 64, 64)
     assert expected.isfinite().all()
@@ -105,7 +105,7 @@ def test_it_denoises_into_reflectance_of_every_band(pipeline, monkeypatch):
     np.testing.assert_array_equal(images(pipeline, "np"), expected.permute(0, 2, 3, 1).numpy())
 
 
-def test_it_starts_from_a_leaf_without_changing_its_reflectance(pipeline, monkeypatch):
+def test_an_image_to_image_pipeline_encodes_unchanged_reflectance(pipeline, monkeypatch):
     from_image = StableDiffusion3Img2ImgPipeline.from_pipe(pipeline, vae=pipeline.vae)
     from_image.image_processor = reflectance_processor(from_image)
     from_image.set_progress_bar_config(disable=True)
@@ -117,7 +117,7 @@ def test_it_starts_from_a_leaf_without_changing_its_reflectance(pipeline, monkey
 
 
 @pytest.mark.parametrize("loader", [DiffusionPipeline, StableDiffusion3Pipeline])
-def test_a_saved_pipeline_finds_its_vae(pipeline, saved, loader):
+def test_a_saved_pipeline_loads_its_vae(pipeline, saved, loader):
     again = loader.from_pretrained(saved, **WITHOUT_T5)
     again.set_progress_bar_config(disable=True)
     assert type(again.vae) is AutoencoderKLMultispectralAdapter
@@ -127,7 +127,7 @@ def test_a_saved_pipeline_finds_its_vae(pipeline, saved, loader):
     assert loader.from_pretrained(saved, vae=other, **WITHOUT_T5).vae is other
 
 
-def test_a_saved_pipeline_names_what_import_msvae_brings(saved):
+def test_a_saved_pipeline_names_a_class_of_import_msvae(saved):
     library, name = json.loads((saved / "model_index.json").read_text())["vae"]
     assert library == "msvae"
     assert getattr(msvae, name) is AutoencoderKLMultispectralAdapter
@@ -140,7 +140,7 @@ def test_a_saved_pipeline_loads_in_half_precision(saved, statistics):
     assert images(half, "pt").isfinite().all()
 
 
-def test_the_python_of_its_page_runs(saved, tmp_path, monkeypatch):
+def test_the_python_examples_of_the_page_run(saved, tmp_path, monkeypatch):
     shutil.copytree(saved, tmp_path / "pipelines" / "leaves")
     shutil.copytree(saved / "vae", tmp_path / "runs" / "leaves" / "best")
     monkeypatch.chdir(tmp_path)

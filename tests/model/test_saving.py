@@ -1,4 +1,4 @@
-"""Models in folders: what was written comes back, and what cannot be trusted is refused."""
+"""Saving and loading: saved models load exactly, and files that cannot be trusted are refused."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from msvae import AutoencoderKLMultispectralAdapter
 
-from .conftest import PLACEMENTS, assert_same_weights, awaken, leaf_tiles, load
+from .conftest import PLACEMENTS, assert_same_weights, leaf_tiles, load, randomise_new_parts
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HALVES = (torch.bfloat16, torch.float16)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_saved_model_comes_back_bit_for_bit(backbone_folder, statistics, placement, tmp_path):
+def test_a_saved_model_loads_bit_for_bit(backbone_folder, statistics, placement, tmp_path):
     model = load(backbone_folder, adapter_placement=placement, statistics=statistics, adapter_init="pca")
-    awaken(model)
+    randomise_new_parts(model)
     model.save_pretrained(tmp_path / "saved")
     again = load(tmp_path / "saved")
     assert_same_weights(model, again)
@@ -31,7 +31,7 @@ def test_a_saved_model_comes_back_bit_for_bit(backbone_folder, statistics, place
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_variant_is_written_and_read_beside_the_full_weights(backbone_folder, tmp_path, dtype):
+def test_a_variant_is_saved_next_to_the_full_weights_and_loaded(backbone_folder, tmp_path, dtype):
     model = load(backbone_folder)
     model.save_pretrained(tmp_path)
     model.to(dtype).save_pretrained(tmp_path, variant="half")
@@ -44,14 +44,14 @@ def test_a_variant_is_written_and_read_beside_the_full_weights(backbone_folder, 
     assert_same_weights(load(tmp_path), load(backbone_folder))
 
 
-def test_a_variant_that_is_not_there_is_an_error_that_names_its_file(backbone_folder, tmp_path):
+def test_a_missing_variant_is_an_error_that_names_its_file(backbone_folder, tmp_path):
     load(backbone_folder).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.fp16\.safetensors"):
         load(tmp_path, variant="fp16")
 
 
 @pytest.mark.parametrize("variant", [None, "half"])
-def test_shards_come_back_bit_for_bit(backbone_folder, statistics, tmp_path, variant):
+def test_sharded_weights_load_bit_for_bit(backbone_folder, statistics, tmp_path, variant):
     model = load(backbone_folder, statistics=statistics)
     model.save_pretrained(tmp_path, max_shard_size="200KB", variant=variant)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
@@ -65,7 +65,7 @@ def test_shards_come_back_bit_for_bit(backbone_folder, statistics, tmp_path, var
 @pytest.mark.parametrize("option", ["torch_dtype", "dtype"])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("own", [True, False])
-def test_weights_come_in_the_precision_asked_for(backbone_folder, statistics, tmp_path, own, dtype, option):
+def test_weights_load_in_the_requested_precision(backbone_folder, statistics, tmp_path, own, dtype, option):
     folder = backbone_folder
     if own:
         folder = tmp_path / "saved"
@@ -79,7 +79,7 @@ def test_weights_come_in_the_precision_asked_for(backbone_folder, statistics, tm
 
 
 class TestHalfPrecision:
-    """Weights are rounded to 8 or 11 bits; the statistics of reflectance never are."""
+    """Half precision rounds weights to 8 or 11 bits, but never the leaf statistics."""
 
     @pytest.fixture(params=["to", "bfloat16", "half", "loaded"])
     def model(self, request, backbone_folder, statistics) -> AutoencoderKLMultispectralAdapter:
@@ -88,7 +88,7 @@ class TestHalfPrecision:
         model = load(backbone_folder, statistics=statistics)
         return model.to(torch.bfloat16) if request.param == "to" else getattr(model, request.param)()
 
-    def test_it_does_not_round_what_leaves_the_model(self, model, statistics):
+    def test_decoded_reflectance_is_not_rounded(self, model, statistics):
         with torch.no_grad():
             for parameter in model.output_adapter.parameters():
                 parameter.zero_()
@@ -96,7 +96,7 @@ class TestHalfPrecision:
         expected = torch.tensor(statistics.mean)[:, None, None].expand(5, 16, 16)
         assert torch.equal(decoded[0], expected)
 
-    def test_it_does_not_round_before_subtracting_the_mean(self, model, statistics):
+    def test_reflectance_is_not_rounded_before_the_mean_is_subtracted(self, model, statistics):
         seen = []
         model.input_adapter.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         near_mean = np.array(statistics.mean) + 0.01 * np.array(statistics.std)
@@ -104,11 +104,11 @@ class TestHalfPrecision:
         assert seen[0].dtype == model.dtype
         np.testing.assert_allclose(seen[0].detach().double(), 0.01, rtol=1e-2)
 
-    def test_it_may_be_taken_back(self, model, statistics):
+    def test_a_cast_back_to_float32_restores_the_statistics(self, model, statistics):
         assert model.float().leaf_mean.tolist() == torch.tensor(statistics.mean).tolist()
 
 
-def test_statistics_survive_a_start_without_memory(backbone_folder, statistics):
+def test_statistics_survive_the_meta_device(backbone_folder, statistics):
     config = load(backbone_folder, statistics=statistics).config
     with torch.device("meta"):
         model = AutoencoderKLMultispectralAdapter(**config)
@@ -153,11 +153,11 @@ def test_a_truncated_file_is_an_error_that_names_it(backbone_folder, tmp_path):
 
 
 class TestDataIsData:
-    """Promise 7 for weights: whatever is pickled stays on the disk."""
+    """Promise 7 for weights: pickled files are never loaded."""
 
     @pytest.fixture(params=["backbone", "own"])
     def pickled(self, request, backbone_folder, tmp_path) -> Path:
-        """A folder with sound pickled weights, which diffusers would read with a warning."""
+        """Return a folder with valid pickled weights, which diffusers would load with a warning."""
         folder = tmp_path / "pickled"
         if request.param == "own":
             load(backbone_folder).save_pretrained(folder)
@@ -168,22 +168,22 @@ class TestDataIsData:
         return folder
 
     @pytest.mark.parametrize("options", [{}, {"use_safetensors": None}, {"use_safetensors": False}])
-    def test_pickled_weights_are_refused_with_the_way_out(self, pickled, options):
+    def test_pickled_weights_are_refused_with_the_conversion_to_use(self, pickled, options):
         with pytest.raises(ValueError, match=r"Pickled weights \(\.bin\) are not read.*convert them to safetensors"):
             load(pickled, **options)
 
-    def test_they_are_refused_beside_safetensors_too(self, backbone_folder):
+    def test_pickled_weights_are_refused_next_to_safetensors(self, backbone_folder):
         with pytest.raises(ValueError, match="use_safetensors is False"):
             load(backbone_folder, use_safetensors=False)
 
-    def test_an_index_of_shards_cannot_lead_to_them(self, pickled):
+    def test_an_index_of_shards_cannot_name_pickled_weights(self, pickled):
         tensors = torch.load(pickled / "diffusion_pytorch_model.bin", weights_only=True)
         weight_map = dict.fromkeys(tensors, "diffusion_pytorch_model.bin")
         (pickled / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         with pytest.raises(ValueError, match=r"index\.json names diffusion_pytorch_model\.bin"):
             load(pickled)
 
-    def test_none_are_written(self, backbone_folder, tmp_path):
+    def test_pickled_weights_are_never_written(self, backbone_folder, tmp_path):
         with pytest.raises(ValueError, match="weights are saved as safetensors alone"):
             load(backbone_folder).save_pretrained(tmp_path / "saved", safe_serialization=False)
         assert not (tmp_path / "saved").exists()
@@ -195,7 +195,7 @@ def test_a_saved_model_refuses_other_bands(backbone_folder, tmp_path):
         load(tmp_path / "saved", adapter_placement="input")
 
 
-def test_what_holds_no_weights_may_change_on_loading(backbone_folder, tmp_path):
+def test_options_without_weights_can_change_on_loading(backbone_folder, tmp_path):
     load(backbone_folder, use_sam_loss=False).save_pretrained(tmp_path / "saved")
     names = ("blue", "green", "red", "red_edge", "nir")
     again = load(tmp_path / "saved", use_sam_loss=True, background="keep", band_names=names)
@@ -203,12 +203,12 @@ def test_what_holds_no_weights_may_change_on_loading(backbone_folder, tmp_path):
     assert "sam" in again(sample=leaf_tiles()[0])[1]
 
 
-def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):
+def test_a_missing_model_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match="nowhere is neither a folder nor a hub id with a model"):
         load(tmp_path / "nowhere")
 
 
-def test_no_path_of_this_machine_is_stored(backbone_folder, tmp_path):
+def test_no_local_path_is_stored(backbone_folder, tmp_path):
     load(backbone_folder).save_pretrained(tmp_path / "saved")
     load(tmp_path / "saved").save_pretrained(tmp_path / "again")
     for folder in ("saved", "again"):

@@ -1,4 +1,4 @@
-"""What training asks of the model: what is trained, what a frozen part costs, and what compilers and devices see."""
+"""The model in training: trainable parameters, cost of frozen parts, compilation, and host synchronisation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tiles(coverage: float, batch: int = 2, side: int = 32) -> tuple[torch.Tensor
 
 
 def saved_bytes(model: AutoencoderKLMultispectralAdapter) -> int:
-    """What one forward pass keeps for its backward pass, parameters left out."""
+    """Return the bytes that one forward pass saves for its backward pass, without parameters."""
     kept: dict[int, int] = {}
     own = {parameter.data_ptr() for parameter in model.parameters()}
 
@@ -119,12 +119,12 @@ def test_the_whole_forward_compiles_in_one_graph_and_once_for_any_coverage(backe
                 torch.stack([losses[term] for term in TERMS]).sum().backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4 * float(gradients[1].abs().max()))
-        # what is measured while training changes the model's config, and must not make it compile again
+        # validation changes the config of the model, which must not cause a recompilation
         model.register_to_config(band_importance=[1.0 + i] * 5)
 
 
 def test_forward_and_backward_never_wait_for_the_device():
-    """On the meta device there are no values, so whatever asks for one fails."""
+    """Tensors on the meta device have no values, so every host synchronisation fails."""
     model = model_of()
     model.choose_losses(TERMS)
     model.to("meta")
@@ -170,7 +170,7 @@ def test_every_public_call_checks_the_mask_once(monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["residual", "convolution"])
-def test_adapters_have_the_form_and_width_that_are_asked_for(form, tmp_path):
+def test_adapters_have_the_configured_form_and_width(form, tmp_path):
     model = model_of(adapter_form=form, adapter_width=6)
     convolutions = [m for m in model.input_adapter.convolutions if isinstance(m, torch.nn.Conv2d)]
     assert [(c.in_channels, c.out_channels) for c in convolutions] == [(5, 6), (6, 6), (6, 3)]
@@ -188,7 +188,7 @@ def test_adapters_have_the_form_and_width_that_are_asked_for(form, tmp_path):
     assert torch.equal(again.input_adapter(sample), adapted)
 
 
-def test_convolutions_alone_cannot_begin_as_a_projection(tmp_path):
+def test_an_adapter_form_without_linear_map_has_none_and_an_unknown_form_is_an_error(tmp_path):
     AutoencoderKL(**SMALL).save_pretrained(tmp_path)
     load = AutoencoderKLMultispectralAdapter.from_pretrained
     assert load(tmp_path, adapter_form="convolution").input_adapter.linear is None
@@ -197,7 +197,7 @@ def test_convolutions_alone_cannot_begin_as_a_projection(tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_band_importance_is_what_was_last_measured(batch, tmp_path):
+def test_band_importance_is_the_last_measured_one(batch, tmp_path):
     model = model_of()
     assert set(model.get_band_importance().values()) == {1.0}, "attention begins neutral"
     model.register_to_config(band_importance=[0.5, 1.0, 1.5, 0.25, 2.0])
