@@ -46,7 +46,7 @@ class AutoencoderKLMultispectralAdapter(
         adapter_placement: `both` (default) puts an adapter before the encoder and after the decoder. `input` or
             `output` adds one adapter; on the other side the first or last convolution is widened to C bands.
         adapter_form: `residual` (default) is a linear map plus three convolutions, the last initialised to zero;
-            `convolution` is the three convolutions alone.
+            `convolution` is the three convolutions without the linear map.
         adapter_width: channels of the convolutions in the adapters.
         use_spectral_attention: weight the bands by a function of their mean spectrum, before and after the backbone.
         use_sam_loss: compute the spectral angle in the losses; see `choose_losses`.
@@ -55,13 +55,13 @@ class AutoencoderKLMultispectralAdapter(
         band_mean, band_std: mean and standard deviation of reflectance over training leaves, one value per band; None
             means 0 and 1.
         band_importance: mean attention weight of each band, as measured by the last validation.
-        factors_of_leaves: `scaling_factor` and `shift_factor` were measured on leaves by `msvae encode`; by default
-            they are those of the backbone.
+        factors_of_leaves: True if `msvae encode` measured `scaling_factor` and `shift_factor` on leaves; False
+            (default) if they are those of the backbone.
         backbone, backbone_licence: source of the backbone and licence entries of its model card; None for a model that
             was trained from scratch.
         metrics: metrics of the validation split by name, for the model card.
 
-    Raises: ValueError if an argument is unknown or does not have one value per band.
+    Raises: ValueError if placement or form is unknown, or if names or statistics do not have one value per band.
 
     Example::
 
@@ -236,7 +236,7 @@ class AutoencoderKLMultispectralAdapter(
             mask: leaf mask (B, 1|C, H, W), bool, integer or float (leaf above 0.5), or None if all pixels are leaf.
             sample_posterior: sample the latents from the posterior; by default they are its mode.
             generator: one random generator for all tiles, or a list of one per tile.
-            sums_only: return `sums` as the only loss. Training divides them by the counts of a global batch.
+            sums_only: return only `sums`, without means and `mask_stats`, for callers that have counted the batch.
         Returns: reconstructed reflectance (B, C, H, W), and the dictionary of `compute_losses`.
         Raises: ValueError if shape, type or device of `sample` or `mask` are wrong.
         """

@@ -99,12 +99,12 @@ def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in _HUB_OPTIONS if name in options}
 
 
-def _check_unchanged(path: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _check_unchanged(path: str, saved: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
     """Check that the options of a call equal the config of a saved model.
 
     Raises: ValueError if an option would need other weights.
     """
-    for name, value in asked.items():
+    for name, value in requested.items():
         stored = saved.get(name)
         if name == "band_names" and stored is None:
             stored = list(Bands.named(saved["wavelengths_nm"]).names)
