@@ -1,5 +1,5 @@
-# Sourced by the other scripts. `prepare_environment [EXTRA]` makes or reuses .venv in the repository, installs msvae
-# with pinned versions, and puts its `msvae`, `accelerate` and `python` first on PATH.
+# Other scripts source this file. `prepare_environment [EXTRA]` creates or reuses .venv in the repository, installs
+# msvae with pinned versions, and puts its `msvae`, `accelerate` and `python` first on PATH.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -12,7 +12,7 @@ find_python() {
             return
         fi
     done
-    echo "error: no Python 3.11 or newer on PATH; install it and run this again" >&2
+    echo "error: no Python 3.11 or newer on PATH; install it, then run this command again" >&2
     return 1
 }
 
@@ -21,12 +21,12 @@ prepare_environment() {
     state=$root/.venv/.installed-${extra:-base}
     wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)
     if [ "$(cat "$state" 2>/dev/null)" != "$wanted" ]; then
-        echo "preparing the environment in $root/.venv: minutes the first time"
+        echo "preparing the environment in $root/.venv; the first time needs some minutes"
         [ ! -t 1 ] || quiet=
         [ -x "$root/.venv/bin/python" ] || { python=$(find_python) && "$python" -m venv "$root/.venv"; } || return 1
         "$root/.venv/bin/python" -m pip install $quiet --disable-pip-version-check \
             --constraint "$root/constraints.txt" --editable "$root${extra:+[$extra]}" || {
-            echo "error: the installation failed; mend what the lines above say and run this again" >&2
+            echo "error: the installation failed; fix the error printed above, then run this command again" >&2
             return 1
         }
         echo "$wanted" >"$state"

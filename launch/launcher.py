@@ -1,6 +1,6 @@
-"""accelerate's launcher for node.sh: heeds SIGUSR2 alone, which it hands on to the ranks, and leaves none behind.
+"""Run accelerate for node.sh: forward only SIGUSR2 to the ranks, and leave no process behind.
 
-A scheduler may signal every process of a machine; torchrun would then end the ranks before they have saved.
+A scheduler may signal every process of a machine. torchrun would then end the ranks before they have saved.
 """
 
 import contextlib
@@ -13,9 +13,9 @@ import psutil
 def main() -> None:
     """Run `accelerate` with the arguments of this script."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-        # a handler, for what is ignored would be ignored by ranks, too
+        # a handler that does nothing: ranks would inherit SIG_IGN
         signal.signal(number, lambda *_: None)
-    # late, so that a signal that comes while libraries are read is heard
+    # imported after the handlers are set, so that a signal during the slow imports is handled
     from accelerate.commands.accelerate_cli import main as accelerate
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         accelerate()
     except SignalException:
-        sys.exit(1)  # ranks and node.sh have said why
+        sys.exit(1)  # ranks and node.sh have printed the reason
     except ChildFailedError as summary:
         sys.exit(str(summary))
     finally:

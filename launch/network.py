@@ -1,6 +1,6 @@
-"""For node.sh: where on the network this machine is, seen from where all meet. Says `ADDRESS INTERFACE ,is_host=0|1`.
+"""Find the address and interface of this machine for node.sh. Prints `ADDRESS INTERFACE ,is_host=0|1`.
 
-Waits until the meeting point has a name, and on other machines until it answers.
+Waits until the name of the rendezvous host resolves and, on other machines, until the host accepts connections.
 """
 
 import argparse
@@ -12,17 +12,17 @@ from typing import TypeVar
 
 import psutil
 
-SAY_AFTER_S = 10.0
-NOT_THERE = 69
-"""Exit code that asks for another try, as that of ranks which lost others."""
-ELSEWHERE = "192.0.2.1"
-"""An address that is nobody's (RFC 5737): packets to it would leave by the default route."""
+MESSAGE_AFTER_S = 10.0
+UNREACHABLE = 69
+"""Exit code that asks the scheduler to try again, equal to that of ranks that lost other ranks."""
+REMOTE_ADDRESS = "192.0.2.1"
+"""A documentation address that no machine has (RFC 5737): packets to it would use the default route."""
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def main() -> int:
-    """Print the line, whose last word is an option of torchrun's rendezvous; none where all are on this machine."""
+    """Print the line. Its last word is an option of torchrun's rendezvous, which a single machine does not need."""
     parser = argparse.ArgumentParser()
     parser.add_argument("host")
     parser.add_argument("port", type=int)
@@ -33,34 +33,36 @@ def main() -> int:
     if arguments.interface and arguments.interface not in interfaces:
         return fail(f"--interface is '{arguments.interface}', expected one of {', '.join(sorted(interfaces))}")
     deadline_s = time.monotonic() + arguments.wait_s
-    place, tried = f"{arguments.host}:{arguments.port}", f"within {arguments.wait_s:g} s"
-    meeting = patiently(lambda: resolve(arguments.host), f"a name server to know {arguments.host}", deadline_s)
-    if meeting is None:
+    host, waited = f"{arguments.host}:{arguments.port}", f"within {arguments.wait_s:g} s"
+    host_address = retry(lambda: resolve(arguments.host), f"the name {arguments.host} to resolve", deadline_s)
+    if host_address is None:
         return fail(
-            f"{arguments.host} was not known {tried}; give --at an address, or a name that all machines know",
-            NOT_THERE,
+            f"{arguments.host} did not resolve {waited}; set --at to an address, or to a name that all machines "
+            "can resolve",
+            UNREACHABLE,
         )
-    loopback, is_host = meeting.startswith("127."), any(meeting in found for found in interfaces.values())
-    if not (loopback or is_host) and not patiently(
-        lambda: answers(meeting, arguments.port), f"{place} ({meeting}) to answer", deadline_s
+    is_loopback = host_address.startswith("127.")
+    is_host = any(host_address in addresses for addresses in interfaces.values())
+    if not (is_loopback or is_host) and not retry(
+        lambda: accepts_connections(host_address, arguments.port), f"{host} ({host_address}) to answer", deadline_s
     ):
         return fail(
-            f"{place} ({meeting}) did not answer {tried}; see that the same command runs on the machine with that "
-            "address, and that no firewall stands between",
-            NOT_THERE,
+            f"{host} ({host_address}) did not answer {waited}; check that the same command runs on the machine with "
+            "that address, and that no firewall blocks the port",
+            UNREACHABLE,
         )
-    # /etc/hosts may give a machine's own name a loopback address, at which others cannot find it
-    elsewhere = loopback and arguments.host not in ("localhost", meeting)
-    own = source_address(ELSEWHERE if elsewhere else meeting)
+    # /etc/hosts may map a machine's own name to a loopback address, which other machines cannot reach
+    is_own_name = is_loopback and arguments.host not in ("localhost", host_address)
+    own = source_address(REMOTE_ADDRESS if is_own_name else host_address)
     if arguments.interface:
         own = interfaces[arguments.interface][0]
-    interface = next(name for name, found in interfaces.items() if own in found)
-    print(own, interface, f",is_host={int(is_host or loopback)}" if elsewhere or not loopback else "")
+    interface = next(name for name, addresses in interfaces.items() if own in addresses)
+    print(own, interface, f",is_host={int(is_host or is_loopback)}" if is_own_name or not is_loopback else "")
     return 0
 
 
 def addresses_by_interface() -> dict[str, list[str]]:
-    """IPv4 addresses of this machine."""
+    """Return the IPv4 addresses of this machine, by interface."""
     found = {
         name: [entry.address for entry in entries if entry.family == socket.AF_INET]
         for name, entries in psutil.net_if_addrs().items()
@@ -69,7 +71,7 @@ def addresses_by_interface() -> dict[str, list[str]]:
 
 
 def resolve(host: str) -> str | None:
-    """IPv4 address of a name."""
+    """Return the IPv4 address of a name, or None if the name does not resolve."""
     try:
         return socket.gethostbyname(host)
     except OSError:
@@ -77,14 +79,14 @@ def resolve(host: str) -> str | None:
 
 
 def source_address(address: str) -> str:
-    """From where packets to an address would come."""
+    """Return the own address from which packets to `address` would be sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # sends nothing
+        probe.connect((address, 9))  # sends no packet
         return str(probe.getsockname()[0])
 
 
-def answers(address: str, port: int) -> bool:
-    """Whether something listens there."""
+def accepts_connections(address: str, port: int) -> bool:
+    """Return True if a program listens on this port."""
     try:
         socket.create_connection((address, port), timeout=5.0).close()
     except OSError:
@@ -92,19 +94,19 @@ def answers(address: str, port: int) -> bool:
     return True
 
 
-def patiently(look: Callable[[], Found], what: str, deadline_s: float) -> Found:
-    """What a look finds, repeated until it finds something or time is over."""
-    began_s, said = time.monotonic(), False
-    while not (found := look()) and time.monotonic() < deadline_s:
-        if not said and time.monotonic() - began_s > SAY_AFTER_S:
-            said = True
-            print(f"waiting for {what}", file=sys.stderr, flush=True)
+def retry(attempt: Callable[[], Result], awaited: str, deadline_s: float) -> Result:
+    """Repeat `attempt` until its result is true or the deadline has passed, and return the last result."""
+    began_s, printed = time.monotonic(), False
+    while not (result := attempt()) and time.monotonic() < deadline_s:
+        if not printed and time.monotonic() - began_s > MESSAGE_AFTER_S:
+            printed = True
+            print(f"waiting for {awaited}", file=sys.stderr, flush=True)
         time.sleep(0.5)
-    return found
+    return result
 
 
 def fail(message: str, exit_code: int = 2) -> int:
-    """One line, and the exit code."""
+    """Print the error on one line, and return the exit code."""
     print(f"error: {message}", file=sys.stderr)
     return exit_code
 

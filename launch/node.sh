@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
-# One machine's part of a run: finds its place on the network, starts the ranks, asks them to save when it is asked to
-# stop, and ends with the exit code that the ranks mean. slurm.sbatch, kubernetes.yaml and skypilot.yaml start this.
+# Starts the ranks of one machine: finds the address and interface of the machine, launches the ranks, asks them to save
+# when a signal asks it to stop, and exits with the code of the ranks. slurm.sbatch, kubernetes.yaml and skypilot.yaml
+# run this script.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-usage: bash launch/node.sh [options] train/train.py --config configs/train/sd3.yaml …    the same on every machine
-       bash launch/node.sh [options] --module msvae doctor --config …    looks at the machines before a run
+usage: bash launch/node.sh [options] train/train.py --config configs/train/sd3.yaml …    run the same on every machine
+       bash launch/node.sh [options] --module msvae doctor --config …    check the machines before a run
 
-  --nodes N|MIN:MAX  machines that take part (1); with MIN:MAX a run begins with MIN, and goes on when some come or go
-  --at HOST[:PORT]   the machine where all meet, by a name or an address that all know; its port is 29500. Needed from
-                     two machines on
-  --processes P      ranks on this machine; without, one a GPU, or one where there is none
-  --engine NAME      a file of configs/accelerate/; without, multi_node, or cpu where there is no GPU
-  --interface NAME   network interface; without, the one that leads to HOST
-  --restarts N       times that ranks start again by themselves after one was lost (0, with MIN:MAX 5)
-  --wait SECONDS     how long to wait for HOST (600)
+  --nodes N|MIN:MAX  number of machines (1); with MIN:MAX, the run starts with MIN machines, and continues when machines
+                     join or leave
+  --at HOST[:PORT]   machine where all machines meet: a name or an address that all of them can resolve. The default
+                     port is 29500. Required for two or more machines
+  --processes P      ranks on this machine (default: one per GPU, or one if there is no GPU)
+  --engine NAME      a file in configs/accelerate/ (default: multi_node, or cpu if there is no GPU)
+  --interface NAME   network interface (default: the interface of the route to HOST)
+  --restarts N       restarts of the ranks after one was lost (default: 0; 5 with MIN:MAX)
+  --wait SECONDS     longest wait for HOST (600)
 
-exit code: 0 finished; 75 asked to stop, and 69 other machines lost or not there: run the same command again; 2 an error
-that is told in one line, which a person must mend; others as the launcher ended (docs/faults.md)
+exit code: 0 finished; 75 asked to stop, 69 other machines lost or unreachable: run the same command again; 2 an error
+that you must fix, printed on one line; any other code is the code of the launcher (docs/faults.md)
 USAGE
 }
 
@@ -28,16 +30,16 @@ fail() {
 }
 
 asked=''
-# shellcheck disable=SC2317 # called by traps
+# shellcheck disable=SC2317 # traps call this function
 ask_to_stop() {
-    [ -n "${!:-}" ] || exit 75 # no launcher yet
+    [ -n "${!:-}" ] || exit 75 # the launcher has not started
     [ -z "$asked" ] || return 0
     asked=yes
     echo "$(uname -n): asked to stop by SIG$1: the ranks finish their step and save" >&2
     kill -USR2 "$!" 2>/dev/null || true
 }
 for signal in TERM USR1 INT HUP; do
-    # shellcheck disable=SC2064 # the signal of now
+    # shellcheck disable=SC2064 # expand the signal now
     trap "ask_to_stop $signal" "$signal"
 done
 
@@ -46,36 +48,36 @@ while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit ;;
         --nodes | --at | --processes | --engine | --interface | --restarts | --wait)
-            [ $# -ge 2 ] || fail "$1 wants a value"
+            [ $# -ge 2 ] || fail "$1 needs a value"
             name=${1#--}
             [ "$name" != wait ] || name=wait_s
             printf -v "$name" %s "$2"
             shift 2 ;;
-        --module) break ;; # accelerate knows it
+        --module) break ;; # an option of accelerate
         -*) usage >&2; fail "unknown option $1" ;;
         *) break ;;
     esac
 done
-[ $# -gt 0 ] || { usage >&2; fail "no script to run; give train/train.py and its options"; }
-[ "$1" = --module ] || [ -f "$1" ] || fail "$1 is no file here ($PWD); run this where the repository lies"
+[ $# -gt 0 ] || { usage >&2; fail "no script to run; add train/train.py and its options"; }
+[ "$1" = --module ] || [ -f "$1" ] || fail "the file $1 does not exist in $PWD; run this in the repository"
 [[ $nodes =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "--nodes is '$nodes', expected a number such as 2, or 2:4"
 [ "${nodes%:*}" -le "${nodes#*:}" ] || fail "--nodes is '$nodes', expected the smaller number first"
 for number in "$processes" "$restarts" "$wait_s"; do
-    [[ $number =~ ^[0-9]*$ ]] || fail "'$number' is no number; --processes, --restarts and --wait want one"
+    [[ $number =~ ^[0-9]*$ ]] || fail "got '$number', expected a number for --processes, --restarts and --wait"
 done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ ! -d "$root/.venv" ] || PATH=$root/.venv/bin:$PATH
 [ -f "$root/configs/accelerate/${engine:-cpu}.yaml" ] ||
     fail "--engine is '$engine', expected the name of a file in configs/accelerate/, such as zero2"
-command -v accelerate >/dev/null || fail "accelerate is not on PATH; install msvae, or activate its environment"
+command -v accelerate >/dev/null || fail "accelerate is not on PATH; install msvae or activate its environment"
 
 [[ $at =~ ^([^:]*)(:([1-9][0-9]*))?$ ]] || fail "--at is '$at', expected HOST or HOST:PORT"
 at=${BASH_REMATCH[1]} port=${BASH_REMATCH[3]:-29500}
 if [ "$nodes" = 1 ]; then
-    at=127.0.0.1 port=0 # any free one
+    at=127.0.0.1 port=0 # any free port
 elif [ -z "$at" ]; then
-    fail "--nodes is $nodes and nothing says where they meet; give --at HOST"
+    fail "--nodes is $nodes but --at is missing; set --at HOST to the machine where all meet"
 fi
 found=$(python "$root/launch/network.py" "$at" "$port" --interface "$interface" --wait-s "$wait_s")
 read -r address interface is_host <<<"$found"
@@ -89,7 +91,7 @@ echo "$(uname -n): ranks $processes, engine $engine, machines $nodes, meeting at
 codes=$(mktemp -d)
 trap 'rm -rf "$codes"' EXIT
 elastic=$([ "${nodes%:*}" = "${nodes#*:}" ] || echo 5)
-# every option of torchrun can be given as PET_…; accelerate hands on those that it has no option for
+# torchrun reads every option from PET_…; these are the options that accelerate does not have
 export PET_NNODES=$nodes PET_RDZV_ENDPOINT=$at:$port PET_RDZV_ID=msvae PET_LOCAL_ADDR=$address
 export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-120} PET_SIGNALS_TO_HANDLE=SIGUSR2
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-=$interface}
@@ -102,12 +104,12 @@ launcher=$!
 while true; do
     status=0
     wait "$launcher" || status=$?
-    kill -0 "$launcher" 2>/dev/null || break # else a signal has ended the wait, not the launcher
+    kill -0 "$launcher" 2>/dev/null || break # otherwise a signal ended the wait, and the launcher still runs
 done
 
 [ "$status" -ne 0 ] || exit 0
 for code in 2 75 69; do
     ! grep -qsx "$code" "$codes"/* || exit "$code"
 done
-[ -z "$asked" ] || { echo "warning: the ranks had not all saved when they ended" >&2; exit 75; }
+[ -z "$asked" ] || { echo "warning: some ranks ended before they had saved" >&2; exit 75; }
 exit "$status"

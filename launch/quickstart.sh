@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# From nothing to a trained and judged multispectral VAE, on synthetic leaves or on your own images.
+# Installs msvae, packs images, trains a multispectral VAE and evaluates it, on synthetic leaves or on your own images.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
 usage: bash launch/quickstart.sh [--images GLOB…] [--out DIR] [--steps N] [-- PACK-OPTIONS…]
 
-  --images GLOB…  rasters or folders of them; without, 24 synthetic leaf images are made
-  --out DIR       where everything is written (runs/quickstart); an earlier quickstart there is replaced, once the
-                  images of the new one are packed
-  --steps N       optimizer steps instead of those of configs/train/quickstart.yaml
-  -- OPTIONS      handed to `msvae pack`, such as --mask 'ndvi>0.10' --tile 128
+  --images GLOB…  rasters, or folders of rasters (default: 24 new synthetic leaf images)
+  --out DIR       folder for all results (default: runs/quickstart); an earlier quickstart there is replaced as soon as
+                  the images of the new one are packed
+  --steps N       number of optimizer steps (default: that of configs/train/quickstart.yaml)
+  -- OPTIONS      options of `msvae pack`, such as --mask 'ndvi>0.10' --tile 128
 USAGE
 }
 
@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
         --images)
             shift
             while [ $# -gt 0 ] && [[ $1 != --* ]]; do
-                # a quoted pattern is expanded here, an unquoted one was by the shell
+                # expand a quoted pattern here; the shell has already expanded an unquoted one
                 if [ ! -e "$1" ] && compgen -G "$1" >/dev/null; then
                     mapfile -t -O ${#images[@]} images < <(compgen -G "$1" | sort)
                 else
@@ -33,8 +33,8 @@ while [ $# -gt 0 ]; do
                 fi
                 shift
             done
-            [ ${#images[@]} -gt 0 ] || fail "--images names nothing; give rasters or folders of them" ;;
-        --out) [ $# -ge 2 ] || fail "--out wants a folder"; out=$2; shift 2 ;;
+            [ ${#images[@]} -gt 0 ] || fail "--images has no value; add rasters, or folders of rasters" ;;
+        --out) [ $# -ge 2 ] || fail "--out needs a folder"; out=$2; shift 2 ;;
         --steps) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--steps is '${2:-}', expected a number of 1 or more"; steps=(--train.max_steps "$2"); shift 2 ;;
         --help | -h) usage; exit ;;
         --) shift; pack_options=("$@"); break ;;
@@ -42,19 +42,19 @@ while [ $# -gt 0 ]; do
     esac
 done
 if [ -e "$out" ] && [ ! -e "$out/.quickstart" ] && { [ ! -d "$out" ] || [ -n "$(ls -A "$out")" ]; }; then
-    fail "$out exists and was not made by quickstart; name another folder with --out"
+    fail "$out exists and was not written by quickstart; choose another folder with --out"
 fi
 
 for image in ${images[@]+"${images[@]}"}; do
     case "$(realpath -m "$image")/" in
-        "$(realpath -m "$out")"/*) fail "$image lies in $out, which quickstart replaces; name another --out" ;;
+        "$(realpath -m "$out")"/*) fail "$image is inside $out, which quickstart replaces; choose another --out" ;;
     esac
 done
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
 
-[ -d "$out" ] || trap 'rm -rf "$out"' EXIT # without shards there is nothing worth keeping
+[ -d "$out" ] || trap 'rm -rf "$out"' EXIT # a folder without shards is not worth keeping
 mkdir -p "$out" || fail "cannot write $out; choose a writable folder with --out"
 touch "$out/.quickstart"
 if [ ${#images[@]} -eq 0 ]; then
@@ -77,19 +77,19 @@ launch() {
 
 tiles_per_step=$((2 * processes > 4 ? 2 * processes : 4))
 validation=null
-judged=$out/shards/train
+evaluation_split=$out/shards/train
 for split in val test; do
-    [ ! -d "$out/shards/$split" ] || judged=$out/shards/$split
+    [ ! -d "$out/shards/$split" ] || evaluation_split=$out/shards/$split
 done
 [ ! -d "$out/shards/val" ] || validation=$out/shards/val
 
 printf -v watch '%q --logdir %q' "$root/.venv/bin/tensorboard" "$out/run/tensorboard"
-echo "training with $processes processes; watch it with: $watch"
+echo "training with $processes processes; to follow it, run: $watch"
 launch "$root/train/train.py" --config "$root/configs/train/quickstart.yaml" --data.train "$out/shards/train" \
     --data.val "$validation" --data.global_batch_size "$tiles_per_step" --out "$out/run" ${steps[@]+"${steps[@]}"}
-model=$out/run/best # by its loss on the validation split
+model=$out/run/best # the model with the lowest validation loss
 [ -d "$model" ] || model=$out/run/model
-launch "$root/train/evaluate.py" --model "$model" --data "$judged" --out "$out"
+launch "$root/train/evaluate.py" --model "$model" --data "$evaluation_split" --out "$out"
 
 echo "model: $model"
-echo "curves and pictures of the run: $watch"
+echo "to see curves and pictures of the run: $watch"

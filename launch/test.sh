@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything a change must pass: lint, types, import layers, tests. Arguments go to pytest, such as -m slow; without any,
-# two files of tests run at once.
+# Runs every check that a change must pass: lint, types, import layers, tests. Arguments are passed to pytest, such as
+# -m slow. Without arguments, two test files run at the same time.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment dev

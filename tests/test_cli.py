@@ -171,13 +171,13 @@ def quickstart(tmp_path: Path, *arguments: object) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--images"], "error: --images names nothing"),
+        (["--images"], "error: --images has no value"),
         (["--steps", "0"], "error: --steps is '0', expected a number of 1 or more"),
         (["--imagse", "x"], "error: unknown option --imagse"),
         (["--images", "nothing"], "error: nothing does not exist"),
         (["--images", "nothing", "--", "--mask", "ndvi>0.1"], "error: nothing does not exist"),
-        (["--images", "mine/images", "--out", "mine"], "error: mine/images lies in mine, which quickstart replaces"),
-        (["--images", "taken/thesis.txt", "--out", "taken"], "error: taken exists and was not made by quickstart"),
+        (["--images", "mine/images", "--out", "mine"], "error: mine/images is inside mine, which quickstart replaces"),
+        (["--images", "taken/thesis.txt", "--out", "taken"], "error: taken exists and was not written by quickstart"),
     ],
 )
 def test_quickstart_refuses_what_it_cannot_mean_and_leaves_nothing(tmp_path, arguments, message):

@@ -139,16 +139,20 @@ def test_with_a_minimum_and_a_maximum_a_run_goes_on_when_a_machine_is_lost(leaf_
 
 def test_what_cannot_be_launched_is_told_in_one_line():
     for words, message in (
-        ([], "no script to run; give train/train.py and its options"),
+        ([], "no script to run; add train/train.py and its options"),
         (["--nodes", "two", "train/train.py"], "--nodes is 'two', expected a number such as 2, or 2:4"),
         (["--nodes", "3:2", "train/train.py"], "--nodes is '3:2', expected the smaller number first"),
-        (["--nodes", "2", "train/train.py"], "--nodes is 2 and nothing says where they meet; give --at HOST"),
+        (
+            ["--nodes", "2", "train/train.py"],
+            "--nodes is 2 but --at is missing; set --at HOST to the machine where all meet",
+        ),
         (["--engine", "zero9", "train/train.py"], "--engine is 'zero9', expected the name of a file in configs/"),
         (["--fast", "train/train.py"], "unknown option --fast"),
-        (["train/trian.py"], "train/trian.py is no file here"),
+        (["train/trian.py"], "the file train/trian.py does not exist in "),
         (
             ["--nodes", "2", "--at", "nobody.invalid", "--wait", "1", "train/train.py"],
-            "nobody.invalid was not known within 1 s; give --at an address, or a name that all machines know",
+            "nobody.invalid did not resolve within 1 s; set --at to an address, or to a name that all machines can "
+            "resolve",
         ),
         (
             ["--nodes", "2", "--at", "127.0.0.1", "--interface", "moon0", "train/train.py"],
