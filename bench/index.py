@@ -21,7 +21,7 @@ import numpy as np
 import webdataset as wds
 
 from msvae.shards.audit.walk import walk
-from msvae.shards.tar import ShardWriter
+from msvae.shards.writer import ShardWriter
 
 ROUNDS = 5
 

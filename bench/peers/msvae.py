@@ -16,8 +16,8 @@ from msvae.shards.loader import Loader
 from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
-from msvae.shards.tar import ShardWriter
-from msvae.shards.tile_codec import Compression
+from msvae.shards.sample_codec import Compression
+from msvae.shards.writer import ShardWriter
 from peers.stream import BANDS, BATCH, SCALE, TILE_PX, Batch, Stream, make_tile, rows_per_shard
 
 

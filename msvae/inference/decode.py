@@ -22,12 +22,12 @@ from msvae.rasters.npy import mapped_array
 from msvae.rasters.planes import Georeference
 from msvae.shards import mask_png
 from msvae.shards.latents import LatentReader, LatentSample
+from msvae.shards.leaf_accumulators import LeafValues
 from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
-from msvae.shards.leaf_values import LeafValues
 from msvae.shards.manifest import Manifest, ShardEntry, Shards
+from msvae.shards.sample_codec import ENDINGS, encode
 from msvae.shards.splits import SPLITS, splits_to_make
-from msvae.shards.tar import ShardWriter
-from msvae.shards.tile_codec import ENDINGS, encode
+from msvae.shards.writer import ShardWriter
 
 
 def decode(

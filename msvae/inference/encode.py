@@ -34,7 +34,7 @@ from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.shards.reader import ShardReader
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.stores.opening import open_store
-from msvae.shards.tar import ShardWriter, shard_entry
+from msvae.shards.writer import ShardWriter, shard_entry
 
 MODEL_FOLDER = "model"
 

@@ -19,7 +19,7 @@ from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.latents import LatentStatistics
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
-from msvae.shards.tile_codec import npy_header
+from msvae.shards.sample_codec import npy_header
 
 Kind = Literal["moments", "sample"]
 Precision = Literal["float32", "float16"]

@@ -10,8 +10,8 @@ from typing import Literal
 
 from msvae.bands import Bands
 from msvae.rasters.options import ReadOptions
+from msvae.shards.sample_codec import Compression
 from msvae.shards.splits import SPLITS as SPLITS
-from msvae.shards.tile_codec import Compression
 
 TILE_STEP_PX = 8
 """The backbone halves a tile three times."""

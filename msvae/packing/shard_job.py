@@ -17,9 +17,9 @@ from msvae.packing.options import SPLITS
 from msvae.packing.split import SplitTiles
 from msvae.packing.tiling import Tile
 from msvae.packing.work import WorkFolder
-from msvae.shards.leaf_values import LeafValues
+from msvae.shards.leaf_accumulators import LeafValues
 from msvae.shards.manifest import index_name
-from msvae.shards.tar import ShardWriter
+from msvae.shards.writer import ShardWriter
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, Valid
 from msvae.bands import Bands
 from msvae.shards import mask_png
 from msvae.shards.manifest import MANIFEST_NAME, ShardIndex, Shards
+from msvae.shards.sample_codec import npy_header
 from msvae.shards.stores.opening import open_store
 from msvae.shards.stores.store import MissingError, Store
-from msvae.shards.tile_codec import npy_header
 
 MEMBER = "latents.npy"
 

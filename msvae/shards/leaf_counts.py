@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.leaf_statistics import LeafStatistics
-from msvae.shards.leaf_values import LeafValues
+from msvae.shards.leaf_accumulators import LeafValues
 
 COVERAGE_BINS = 10
 MAX_BYTES_IN_FLIGHT = 2**30

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from msvae.shards import mask_png
 from msvae.shards.cache import SpanCache
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex
+from msvae.shards.sample_codec import decompress_into, npy_header
 from msvae.shards.stores.opening import open_store
 from msvae.shards.stores.remote import Patience
 from msvae.shards.stores.store import FileError
-from msvae.shards.tile_codec import decompress_into, npy_header
 
 MAX_OPEN_INDEXES = 256
 MAX_EXTRA_BYTES = 2**20

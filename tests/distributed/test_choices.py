@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
-from msvae.shards.tar import ShardWriter
+from msvae.shards.writer import ShardWriter
 
 from ..conftest import ROOT, tiny_run
 

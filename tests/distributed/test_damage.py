@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
-from msvae.shards.tar import ShardWriter
+from msvae.shards.writer import ShardWriter
 from msvae.training import checkpoints as folder
 
 from ..conftest import ROOT, disk_of, launch_command, tiny_run

@@ -18,8 +18,8 @@ from msvae.model.build import TINY_BACKBONE
 from msvae.shards import mask_png
 from msvae.shards.latents import MEMBER
 from msvae.shards.manifest import Shards
-from msvae.shards.tar import ShardWriter
-from msvae.shards.tile_codec import npy_header
+from msvae.shards.sample_codec import npy_header
+from msvae.shards.writer import ShardWriter
 
 from .conftest import refused, run, samples
 

@@ -16,7 +16,7 @@ from rasterio.transform import Affine, from_origin
 from msvae.packing import job
 from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
-from msvae.shards.tar import ShardWriter
+from msvae.shards.writer import ShardWriter
 
 FIVE_NM = (475.0, 560.0, 668.0, 717.0, 840.0)
 

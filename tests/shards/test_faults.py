@@ -17,7 +17,7 @@ from msvae.packing.options import PackOptions
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
-from msvae.shards.tile_codec import decompress_into, encode
+from msvae.shards.sample_codec import decompress_into, encode
 
 from .test_reader import CPU
 

@@ -11,7 +11,7 @@ from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.stores.opening import open_store
-from msvae.shards.tar import ShardWriter
+from msvae.shards.writer import ShardWriter
 
 UNIT = LeafStatistics(num_pixels=1, mean=[1], std=[1], minimum=[1], maximum=[1], covariance=[[1]])
 
@@ -68,7 +68,7 @@ def test_the_same_bytes_inside_one_split_are_a_notice(split):
 
 
 def test_equal_checksums_of_other_bytes_are_no_leak(split, monkeypatch):
-    monkeypatch.setattr("msvae.shards.tar.crc32c", lambda *_: 7)
+    monkeypatch.setattr("msvae.shards.writer.crc32c", lambda *_: 7)
     train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
     val = split("val", ("b_r0_c0", "b.tif", (0, 0, 8, 8), 2))
     assert leaks(train=train, val=val) == []

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from msvae.cli import app
 from msvae.shards.audit.verify import verify_data_set
 from msvae.shards.reader import ShardReader
-from msvae.shards.tar import ShardWriter
+from msvae.shards.writer import ShardWriter
 
 from .conftest import npy, png
 

@@ -13,11 +13,11 @@ from typing import Any
 from msvae.bands import Bands
 from msvae.leaf_statistics import LeafStatistics
 from msvae.messages import OnProgress, counted
+from msvae.shards.audit.across_shards import ByteProgress, in_order
 from msvae.shards.audit.hashed_stream import HashedStream
 from msvae.shards.audit.keys import KeyRegister
-from msvae.shards.audit.members import Decoded, Endings, choose, decode, group
 from msvae.shards.audit.tar_folders import existing_manifest, output_folder, tar_names, tar_stores
-from msvae.shards.audit.threads import ByteProgress, in_order
+from msvae.shards.audit.tar_samples import Decoded, Endings, choose, decode, group
 from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import walk
 from msvae.shards.leaf_counts import LeafCounts

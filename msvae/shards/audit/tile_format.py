@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msvae.shards.manifest import Manifest
-from msvae.shards.tile_codec import ENDINGS, Compression, decompress_into, npy_header
+from msvae.shards.sample_codec import ENDINGS, Compression, decompress_into, npy_header
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 MASK_MODES = ("1", "L", "I", "I;16")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from msvae.leaf_statistics import LeafStatistics
 from msvae.messages import OnProgress, counted
+from msvae.shards.audit.across_shards import ByteProgress, in_order
 from msvae.shards.audit.keys import KeyRegister
 from msvae.shards.audit.leaks import check_leaks
-from msvae.shards.audit.threads import ByteProgress, in_order
 from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
 from msvae.shards.leaf_counts import LeafCounts
 from msvae.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, ShardIndex, index_name

@@ -11,7 +11,7 @@ from crc32c import crc32c
 
 from msvae.messages import counted
 from msvae.shards.audit.hashed_stream import HashedStream
-from msvae.shards.audit.members import Endings, Part, Sample, decode, group
+from msvae.shards.audit.tar_samples import Endings, Part, Sample, decode, group
 from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import Member, walk
 from msvae.shards.leaf_counts import LeafCounts

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from msvae.shards.leaf_values import LeafValues
+from msvae.shards.leaf_accumulators import LeafValues
 
 SCALE, OFFSET = [0.001, -0.5, 2.0], [0.0, 1.0, -3.0]
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

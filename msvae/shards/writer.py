@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from msvae.files import partial_path, write_text
 from msvae.shards import mask_png
 from msvae.shards.manifest import COLUMNS, ShardEntry, ShardIndex, index_name
-from msvae.shards.tile_codec import ENDINGS, Compression, encode
+from msvae.shards.sample_codec import ENDINGS, Compression, encode
 
 MAX_KEY_CHARS = 80
 """A USTAR name has 100 bytes; the longest member ending takes 13."""
