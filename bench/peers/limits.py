@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from msvae.shards.manifest import Manifest, ShardIndex
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 from peers.stream import BATCH, SCALE, TILE_SHAPE
 
 NUM_COPIES = 20

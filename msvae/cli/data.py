@@ -19,12 +19,11 @@ from msvae.shards.audit.indexing import IndexedSplit, IndexOptions, index_data_s
 from msvae.shards.audit.verify import verify_data_set
 from msvae.shards.audit.verify_shard import Fault
 from msvae.shards.manifest import Manifest
-from msvae.shards.overview import Coverage, measure_coverage
 from msvae.shards.reader import ShardReader
 from msvae.shards.reflectance import brightness_notice
 from msvae.shards.schedule import Cluster, Schedule
 from msvae.shards.schedule import simulate as plan
-from msvae.shards.splits import find_splits
+from msvae.shards.splits import Coverage, find_splits, measure_coverage
 
 app = typer.Typer()
 

@@ -16,7 +16,7 @@ from msvae.model.build import build_model
 from msvae.shards.manifest import Manifest
 from msvae.shards.order import permutation
 from msvae.shards.reader import ShardReader
-from msvae.shards.stores.remote import Patience
+from msvae.shards.stores.remote import RetryPolicy
 
 MAX_SHARDS = 64
 """Number of shards that a rank reads from. Ranks choose different shards, so that together they check more."""
@@ -24,7 +24,7 @@ READING_S = 2.0
 """Duration of the speed test, in seconds."""
 SLOW_SHARE = 0.5
 """A rank is slow if it reads at less than this share of the median speed."""
-FEW_RETRIES = Patience(attempts=2, timeout_s=10.0)
+FEW_RETRIES = RetryPolicy(attempts=2, timeout_s=10.0)
 FLOAT_BYTES = 4
 
 
@@ -34,7 +34,7 @@ def collect_shards(context: Context, location: str) -> OwnFacts:
     Returns: facts of the split. `bad` is the first unreadable shard and their number, if there is one.
     """
     began_s = time.monotonic()
-    reader = ShardReader(location, patience=FEW_RETRIES)
+    reader = ShardReader(location, retry=FEW_RETRIES)
     opened_s = time.monotonic() - began_s
     sizes = reader.samples_per_shard
     filled = [shard for shard in permutation(len(sizes), context.rank).tolist() if sizes[shard]]

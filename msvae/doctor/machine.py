@@ -21,7 +21,7 @@ from msvae.distributed.setup import check_writable, launched_precision
 from msvae.doctor.inputs import FEW_RETRIES, FLOAT_BYTES, parameter_counts
 from msvae.doctor.row import Context, Facts, Level, OwnFacts, Row, failed, list_ranks, size, value_range
 from msvae.messages import counted
-from msvae.shards.stores.writable import WritableStore
+from msvae.shards.stores.remote import WritableStore
 
 TF32_SINCE = (8, 0)
 BF16_SINCE = (8, 0)

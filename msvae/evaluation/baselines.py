@@ -18,9 +18,9 @@ from msvae.metrics.codecs import Codec, Coded, at_rate
 from msvae.metrics.pca import MAX_BLOCKS, BlockScatter, components, fill, through_components
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.manifest import MANIFEST_NAME
-from msvae.shards.order import MicroBatchPlan, SampleRef
+from msvae.shards.order import in_micro_batches, stored_order
 from msvae.shards.reader import ShardReader
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 from msvae.shards.stores.store import MissingError
 
 MAX_FITTED_TILES = 512
@@ -125,13 +125,9 @@ class AtRate:
 
 def _spread_tiles(reader: ShardReader, rate: Rate, ranks: Ranks) -> Loader:
     """This rank's share of tiles evenly spread over a split, few enough for exact sums."""
-    rows = [(shard, row) for shard, count in enumerate(reader.samples_per_shard) for row in range(count)]
+    samples = stored_order(reader.samples_per_shard)
     blocks_per_tile = (reader.manifest.tile_px // rate.block_px) ** 2
-    num_tiles = max(1, min(len(rows), MAX_FITTED_TILES, MAX_BLOCKS // blocks_per_tile))
-    slots: list[int] = np.unique(np.linspace(0, len(rows) - 1, num_tiles).astype(int)).tolist()
-    mine = slots[ranks.rank :: ranks.world_size]
-    chunks = (mine[start : start + BATCH_SIZE] for start in range(0, len(mine), BATCH_SIZE))
-    plans = (
-        MicroBatchPlan(i, tuple(SampleRef(*rows[slot], slot) for slot in chunk)) for i, chunk in enumerate(chunks)
-    )
+    num_tiles = max(1, min(len(samples), MAX_FITTED_TILES, MAX_BLOCKS // blocks_per_tile))
+    slots: list[int] = np.unique(np.linspace(0, len(samples) - 1, num_tiles).astype(int)).tolist()
+    plans = in_micro_batches((samples[slot] for slot in slots[ranks.rank :: ranks.world_size]), BATCH_SIZE)
     return Loader(reader, plans, batch_size=BATCH_SIZE, num_workers=1, device=ranks.device)

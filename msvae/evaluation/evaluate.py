@@ -29,9 +29,9 @@ from msvae.metrics.detail import EDGE_PX
 from msvae.metrics.pca import MAX_NUMBERS
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.manifest import MANIFEST_NAME
-from msvae.shards.origins import Origin, origins
 from msvae.shards.reader import ShardReader
-from msvae.shards.stores.opening import open_store
+from msvae.shards.splits import TileOrigin, tile_origins
+from msvae.shards.stores import open_store
 from msvae.shards.stores.store import MissingError
 
 BATCH_SIZE = 8
@@ -52,7 +52,7 @@ def evaluate(model_folder: Path, data: str, out: Path, ranks: Ranks) -> None:
     untrained = load_for(untrained_folder(model_folder), evaluator, ranks)
     say = _announcer(ranks)
     say(f"looking at {split}: {counted(evaluator.reader.manifest.num_samples, 'tile')}")
-    found = [Origin(*origin) for origin in ranks.broadcast_object(lambda: origins(evaluator.reader))]
+    found = [TileOrigin(*origin) for origin in ranks.broadcast_object(lambda: tile_origins(evaluator.reader))]
     judge = Judge(evaluator, units_of(found), ranks, say)
     rate = Rate.of(model, evaluator.reader.manifest)
     judged, extras = _judge_all(judge, model, untrained, rate, ranks, say)

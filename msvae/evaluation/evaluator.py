@@ -18,7 +18,7 @@ from msvae.metrics.tile_sums import LeafPixels
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.report.composites import Example
 from msvae.shards.loader import Batch, Loader
-from msvae.shards.order import MicroBatchPlan, SampleRef, evaluation_plans
+from msvae.shards.order import MicroBatchPlan, evaluation_plans, in_micro_batches, stored_order
 from msvae.shards.reader import ShardReader
 
 WEIGHTS = "band weights"
@@ -91,7 +91,7 @@ class TileColumns:
 
     def put(self, batch: Batch, sums: Mapping[str, Tensor]) -> None:
         """Those of the tiles of a batch, (B,) or (B, K)."""
-        slots = [sample.slot for sample in batch.plan.samples]
+        slots = batch.slots
         for name, values in sums.items():
             self.values[name][slots] = values.to(self.values[name])
 
@@ -148,8 +148,8 @@ class Evaluator:
     @torch.no_grad()
     def examples(self, reconstruct: Reconstruct, slots: Sequence[int]) -> list[Example]:
         """Chosen tiles of the split and their reconstructions, made one by one on the calling rank alone."""
-        places = [(shard, row) for shard, count in enumerate(self.reader.samples_per_shard) for row in range(count)]
-        plans = (MicroBatchPlan(slot, (SampleRef(*places[slot], slot),)) for slot in slots)
+        samples = stored_order(self.reader.samples_per_shard)
+        plans = in_micro_batches((samples[slot] for slot in slots), batch_size=1)
         return [
             Example.of_tensors(batch.keys[0], batch.tiles[0], reconstruct(batch)[0], batch.leaf_mask[0, 0])
             for batch in self._load(plans)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from msvae.bands import Bands
 from msvae.evaluation.measurement import Judged
 from msvae.metrics.aggregate import Sums, measures
-from msvae.shards.origins import Origin
+from msvae.shards.splits import TileOrigin
 
 Row = dict[str, Any]
 
 
-def write_tables(out: Path, judged: Judged, origins: Sequence[Origin], bands: Bands) -> dict[str, list[Row]]:
+def write_tables(out: Path, judged: Judged, origins: Sequence[TileOrigin], bands: Bands) -> dict[str, list[Row]]:
     """Write `images.csv`, `groups.csv` and `tiles.csv`; returns their rows."""
     units = judged.units
     names: dict[str, list[Row]] = {

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.shards.origins import Origin
+from msvae.shards.splits import TileOrigin
 
 MAX_UNITS = 1000
 """Beyond, several images share a place, which keeps memory small and intervals as they are."""
@@ -40,7 +40,7 @@ class Units:
         return self.drawn_of_tile % self.num_units
 
 
-def units_of(origins: Sequence[Origin]) -> Units:
+def units_of(origins: Sequence[TileOrigin]) -> Units:
     """Images are drawn. Where there is one alone its blocks are, else its tiles, which are less independent."""
     images, image_of_tile = _numbered([origin.image for origin in origins])
     groups, group_of_tile = _numbered([origin.group for origin in origins])

@@ -20,12 +20,10 @@ from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.rasters.gdal import gdal_session
 from msvae.rasters.npy import mapped_array
 from msvae.rasters.planes import Georeference
-from msvae.shards import mask_png
 from msvae.shards.latents import LatentReader, LatentSample
-from msvae.shards.leaf_accumulators import LeafValues
-from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
+from msvae.shards.leaf_accumulators import COVERAGE_BINS, LeafValues, coverage_bin
 from msvae.shards.manifest import Manifest, ShardEntry, Shards
-from msvae.shards.sample_codec import ENDINGS, encode
+from msvae.shards.sample_codec import ENDINGS, encode_mask, encode_tile
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.writer import ShardWriter
 
@@ -163,8 +161,8 @@ def _decode_split(
     for shard, entry in enumerate(reader.manifest.shards):
         with ShardWriter(folder / entry.name) as writer:
             for sample, tile_CHW in _decoded(decoder, reader, shard):
-                member = ENDINGS["none"], encode(tile_CHW, "none")
-                writer.append(sample.key, member, mask_png.encode(sample.leaf_mask), sample.about)
+                member = ENDINGS["none"], encode_tile(tile_CHW, "none")
+                writer.append(sample.key, member, encode_mask(sample.leaf_mask), sample.about)
                 values.add(tile_CHW, sample.leaf_mask)
                 histogram[coverage_bin(int(sample.leaf_mask.sum()), sample.leaf_mask.size)] += 1
                 count_tile()

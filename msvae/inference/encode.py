@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +26,14 @@ from msvae.inference.load import load_model
 from msvae.messages import OnProgress
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.packing.work import WorkFolder, work_folder
-from msvae.shards import mask_png
 from msvae.shards.latents import MEMBER, LatentManifest
 from msvae.shards.loader import Loader
 from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
-from msvae.shards.order import MicroBatchPlan, SampleRef
+from msvae.shards.order import SampleRef, in_micro_batches
 from msvae.shards.reader import ShardReader
+from msvae.shards.sample_codec import encode_mask
 from msvae.shards.splits import SPLITS, splits_to_make
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 from msvae.shards.writer import ShardWriter, shard_entry
 
 MODEL_FOLDER = "model"
@@ -162,7 +162,13 @@ def _encode_shards(
     done, total = 0, sum(shard.num_samples for shard in latent_shards)
     for split, of_split in groupby(latent_shards, key=lambda shard: shard.split):
         reader, by_number = readers[split], {shard.shard: shard for shard in of_split}
-        plans = (plan for shard in by_number.values() for plan in _plans(shard, encoder.options.batch_size))
+        plans = chain.from_iterable(
+            in_micro_batches(
+                (SampleRef(shard.shard, row, slot=row) for row in range(shard.num_samples)),
+                encoder.options.batch_size,
+            )
+            for shard in by_number.values()
+        )
         loader = Loader(
             reader, plans, batch_size=encoder.options.batch_size, num_workers=2, device=encoder.model.device
         )
@@ -171,19 +177,13 @@ def _encode_shards(
             with ShardWriter(shard.tar(work)) as writer:
                 for batch in batches:
                     for sample, tile in zip(batch.plan.samples, encoder.encode(batch), strict=True):
-                        mask = mask_png.encode(tile.leaf_mask)
-                        writer.append(tile.key, (MEMBER, tile.npy), mask, reader.about(number, sample.row))
+                        mask = encode_mask(tile.leaf_mask)
+                        writer.append(tile.key, (MEMBER, tile.npy), mask, reader.json_member(number, sample.row))
                         sums.append(tile.sums)
                     done += len(batch.keys)
                     if on_progress is not None:
                         on_progress(done, total)
                 write_text(shard.sums(work), json.dumps(np.sum(sums, axis=0).tolist()))
-
-
-def _plans(shard: LatentShard, batch_size: int) -> Iterator[MicroBatchPlan]:
-    for batch_index, first in enumerate(range(0, shard.num_samples, batch_size)):
-        rows = range(first, min(first + batch_size, shard.num_samples))
-        yield MicroBatchPlan(batch_index, tuple(SampleRef(shard.shard, row, slot) for slot, row in enumerate(rows)))
 
 
 def _statistics_split(readers: dict[str, ShardReader]) -> str:

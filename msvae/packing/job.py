@@ -34,11 +34,10 @@ from msvae.rasters.gdal import gdal_session
 from msvae.rasters.masks import parse_mask_option
 from msvae.rasters.sources import find_sources, passed_over
 from msvae.shards.audit.leaks import check_leaks
-from msvae.shards.leaf_accumulators import LeafValues
-from msvae.shards.leaf_counts import COVERAGE_BINS, coverage_bin
+from msvae.shards.leaf_accumulators import COVERAGE_BINS, LeafValues, coverage_bin
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 from msvae.shards.writer import shard_entry
 
 TaskT = TypeVar("TaskT")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from msvae.messages import counted
 from msvae.report.contact_sheet import contact_sheet
-from msvae.shards.overview import reflectance_tiles
 from msvae.shards.reader import ShardReader
+from msvae.shards.splits import reflectance_tiles
 
 SHEET_NAME = "contact-sheet.png"
 TILES_A_SPLIT = 18

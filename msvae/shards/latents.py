@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
 
 from msvae.bands import Bands
-from msvae.shards import mask_png
 from msvae.shards.manifest import MANIFEST_NAME, ShardIndex, Shards
-from msvae.shards.sample_codec import npy_header
-from msvae.shards.stores.opening import open_store
+from msvae.shards.sample_codec import decode_mask_into, npy_header
+from msvae.shards.stores import open_store
 from msvae.shards.stores.store import MissingError, Store
 
 MEMBER = "latents.npy"
@@ -155,7 +154,7 @@ class LatentReader:
             raise ValueError(f"{place} is no {self.manifest.dtype} array of {self.manifest.shape}; encode again")
         latents = np.frombuffer(parts["bands"], dtype, offset=len(header)).reshape(shape).copy()
         leaf_mask = np.empty((self.manifest.tile_px,) * 2, np.bool_)
-        mask_png.decode_into(parts["mask"], leaf_mask)
+        decode_mask_into(parts["mask"], leaf_mask)
         return LatentSample(index.keys[row], latents, leaf_mask, parts["json"])
 
     def _index(self, shard: int) -> ShardIndex:

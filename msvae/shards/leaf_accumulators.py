@@ -1,7 +1,7 @@
-"""Statistics of the leaf pixels of many tiles, gathered shard by shard and joined in shard order.
+"""Accumulators for statistics of leaf pixels: filled tile by tile, then joined in shard order.
 
-Of 8 and 16 bit tiles every number is exact; of float32 tiles percentiles lie within 0.2 % of the value.
-Legend: C bands, P pixels.
+Statistics of 8 and 16 bit tiles are exact. For float32 tiles, percentiles are within 0.2 % of the value.
+Dimensions: C bands, P pixels.
 """
 
 from __future__ import annotations
@@ -16,26 +16,100 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.leaf_statistics import LeafStatistics
-from msvae.shards.statistics import LeafMoments
 
+COVERAGE_BINS = 10
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 FLOAT_KEY_BITS = 17
-"""Sign, exponent and 8 bits of the mantissa: values in one bin differ by less than 1/256."""
+"""Bits of the bin of a float: sign, exponent and 8 bits of the mantissa. Values in a bin differ by under 1/256."""
 MAX_EXACT_PIXELS = 2**20
-"""Products of 16 bit values over so many pixels sum up exactly in float64 (2^52)."""
+"""Largest number of pixels over which products of 16 bit values have an exact sum in float64 (below 2^52)."""
+MAX_BYTES_IN_FLIGHT = 2**30
+"""Memory limit of the accumulators of shards that are read at the same time or wait to be joined."""
+
+
+def coverage_bin(leaf_pixels: int, num_pixels: int) -> int:
+    """Return the bin of a tile's coverage among ten equal bins from 0 to 1. The last bin includes 1."""
+    return min(leaf_pixels * COVERAGE_BINS // num_pixels, COVERAGE_BINS - 1)
+
+
+class LeafCounts:
+    """`LeafValues` of the finite leaf pixels, the coverage of tiles, and counts of bad pixels and empty tiles.
+
+    Args:
+        dtype: type of the tiles.
+        scale, offset: one entry per band, reflectance = stored * scale + offset.
+    """
+
+    def __init__(self, dtype: str, scale: Sequence[float], offset: Sequence[float]) -> None:
+        self._values = LeafValues(dtype, scale, offset)
+        self.coverage_histogram = [0] * COVERAGE_BINS
+        self.leaf_pixels = 0
+        self.nonfinite_pixels = 0
+        """Number of leaf pixels with NaN or infinity in any band. The statistics exclude them."""
+        self.empty_tiles = 0
+
+    def add(self, tile_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> int:
+        """Add one tile in its stored type. Returns: the number of its leaf pixels that are not finite."""
+        num_leaf = int(np.count_nonzero(leaf_HW))
+        self.coverage_histogram[coverage_bin(num_leaf, leaf_HW.size)] += 1
+        self.empty_tiles += num_leaf == 0
+        finite_HW = leaf_HW
+        if tile_CHW.dtype.kind == "f":
+            finite_HW = leaf_HW & np.isfinite(tile_CHW).all(axis=0)
+        num_finite = int(np.count_nonzero(finite_HW))
+        self._values.add(tile_CHW, finite_HW)
+        self.leaf_pixels += num_leaf
+        self.nonfinite_pixels += num_leaf - num_finite
+        return num_leaf - num_finite
+
+    def join(self, other: LeafCounts) -> None:
+        """Add the content of another accumulator."""
+        self._values.join(other._values)
+        self.leaf_pixels += other.leaf_pixels
+        self.nonfinite_pixels += other.nonfinite_pixels
+        self.empty_tiles += other.empty_tiles
+        self.coverage_histogram = [
+            a + b for a, b in zip(self.coverage_histogram, other.coverage_histogram, strict=True)
+        ]
+
+    def share_above(self, reflectance: float) -> float:
+        """Return the share of the finite leaf values, over all bands, above a reflectance."""
+        return self._values.share_above(reflectance)
+
+    def threads_that_fit(self, num_threads: int) -> int:
+        """Return the number of threads, at most `num_threads`, for which one accumulator per shard fits into memory.
+
+        Histograms of floats with hundreds of bands need hundreds of MiB.
+        """
+        # `in_order` keeps two shards per thread and one more, and one accumulator sums them up
+        fitting = (MAX_BYTES_IN_FLIGHT // self._values.num_bytes - 2) // 2
+        return max(1, min(num_threads, fitting))
+
+    def statistics(self) -> LeafStatistics:
+        """Return the statistics for the manifest.
+
+        Raises: ValueError if no leaf pixel is finite.
+        """
+        if self.leaf_pixels == self.nonfinite_pixels:
+            raise ValueError(
+                "no finite leaf pixel in any tile: all masks are empty, or white does not mean leaf in them"
+            )
+        return self._values.result(self.coverage_histogram)
 
 
 class LeafValues:
-    """Leaf pixels of tiles in their stored type: how often each value occurs, and how bands vary together.
+    """Histogram of the stored values of each band, and products of bands for their covariance.
 
-    Args: dtype: of the tiles; scale, offset: one entry a band, reflectance = stored * scale + offset.
+    Args:
+        dtype: type of the tiles.
+        scale, offset: one entry per band, reflectance = stored * scale + offset.
     """
 
     def __init__(self, dtype: str, scale: Sequence[float], offset: Sequence[float]) -> None:
         self._dtype, self._scale, self._offset = np.dtype(dtype), list(scale), list(offset)
         num_keys = 2**FLOAT_KEY_BITS if self._is_float else 2 ** (8 * self._dtype.itemsize)
         self._counts = np.zeros((len(self._scale), num_keys), np.int64)
-        # Python integers: sums of products outgrow 64 bits
+        # Python integers, because sums of products exceed 64 bits
         self._products: NDArray[np.object_] = np.zeros((len(self._scale),) * 2, object)
         self._moments = LeafMoments(len(self._scale))
 
@@ -45,11 +119,11 @@ class LeafValues:
 
     @property
     def num_bytes(self) -> int:
-        """Of memory."""
+        """Size of the histograms in memory."""
         return self._counts.nbytes
 
     def share_above(self, reflectance: float) -> float:
-        """Share of all values, over all bands, above a reflectance; of float32 tiles within 0.2 % of it."""
+        """Return the share of all values, over all bands, above a reflectance (for float32 within 0.2 % of it)."""
         above = 0
         for counts, scale, offset in zip(self._counts, self._scale, self._offset, strict=True):
             keys = np.flatnonzero(counts)
@@ -58,7 +132,7 @@ class LeafValues:
         return above / max(1, int(self._counts.sum()))
 
     def add(self, stored_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
-        """Take in the leaf pixels of one tile."""
+        """Add the leaf pixels of one tile (C, H, W) in its stored type."""
         leaf = np.flatnonzero(leaf_HW)
         if not len(leaf):
             return
@@ -77,13 +151,13 @@ class LeafValues:
             self._products += products.astype(np.int64).astype(object)
 
     def join(self, other: LeafValues) -> None:
-        """Take in all that another has gathered. For float32 the order decides the last bits."""
+        """Add the content of another accumulator. For float32 the order of these calls affects the last bits."""
         self._counts += other._counts
         self._products += other._products
         self._moments.join(other._moments)
 
     def save(self, path: Path) -> None:
-        """Write what has been gathered to an `.npz` file."""
+        """Write the content to an `.npz` file."""
         band, key = np.nonzero(self._counts)
         np.savez(
             path,
@@ -95,7 +169,7 @@ class LeafValues:
         )
 
     def join_saved(self, path: Path) -> None:
-        """Take in what another has saved."""
+        """Add the content of a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as saved:
             self._counts[saved["band"], saved["key"]] += saved["count"]
             self._products += np.vectorize(int, otypes=[object])(saved["products"])
@@ -106,7 +180,7 @@ class LeafValues:
             self._moments.join(moments)
 
     def result(self, coverage_histogram: Sequence[int]) -> LeafStatistics:
-        """Statistics of reflectance over all leaf pixels; variances are those of the population."""
+        """Return statistics of reflectance over all leaf pixels, with variances of the population."""
         moments = self._moments.result() if self._is_float else self._exact_moments()
         num_bands = range(len(self._scale))
         percentiles = {
@@ -146,7 +220,7 @@ class LeafValues:
         )
 
     def _percentile(self, band: int, percent: float) -> float:
-        """Between the two nearest ranks, as NumPy's default."""
+        """Return a percentile, interpolated between the two nearest ranks as NumPy does by default."""
         below = np.cumsum(self._counts[band])
         scale, offset = self._scale[band], self._offset[band]
         rank = (percent if scale >= 0 else 100 - percent) / 100 * (int(below[-1]) - 1)
@@ -156,19 +230,19 @@ class LeafValues:
 
 
 def _keys(values_CP: NDArray[Any]) -> NDArray[Any]:
-    """The bin of each value, a number from 0; larger values never have smaller ones."""
+    """Return the bin of each value, an integer from 0 that never decreases with the value."""
     if values_CP.dtype.kind == "u":
         return values_CP
     if values_CP.dtype.kind == "i":
         return values_CP.view(np.uint16) ^ np.uint16(0x8000)
-    # The bits of a float, read as an integer, are in its order once negative ones are turned round.
+    # the bits of floats, read as integers, sort like the floats after those of negative floats are inverted
     bits = values_CP.astype(np.float32, copy=False).view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
     return ordered >> np.uint32(32 - FLOAT_KEY_BITS)
 
 
 def _values_of_keys(keys: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The value of each bin; of float32 the middle of the bin."""
+    """Return the value of each bin. For float32 it is the centre of the bin."""
     if dtype.kind == "u":
         return keys
     if dtype.kind == "i":
@@ -176,3 +250,54 @@ def _values_of_keys(keys: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[
     middle = (2 * keys.astype(np.uint32) + np.uint32(1)) << np.uint32(31 - FLOAT_KEY_BITS)
     bits = np.where(middle >> 31, middle & np.uint32(0x7FFFFFFF), ~middle)
     return bits.view(np.float32).astype(np.float64)
+
+
+class LeafMoments:
+    """Mean, extremes and covariance of all added pixels in one pass (Chan, Golub, LeVeque 1979), in float64."""
+
+    def __init__(self, num_bands: int) -> None:
+        self._num_pixels = 0
+        self._mean = np.zeros(num_bands)
+        self._comoment = np.zeros((num_bands, num_bands))
+        self._minimum = np.full(num_bands, np.inf)
+        self._maximum = np.full(num_bands, -np.inf)
+
+    def add(self, reflectance_CP: NDArray[np.float64]) -> None:
+        """Add the leaf pixels (C, P) of one tile."""
+        added = reflectance_CP.shape[1]
+        if added == 0:
+            return
+        tile = LeafMoments(len(self._mean))
+        tile._num_pixels = added
+        tile._mean = reflectance_CP.mean(axis=1)
+        centred_CP = reflectance_CP - tile._mean[:, None]
+        # einsum instead of a matrix product, because its sums do not depend on the number of threads
+        tile._comoment = np.einsum("ip,jp->ij", centred_CP, centred_CP)
+        tile._minimum, tile._maximum = reflectance_CP.min(axis=1), reflectance_CP.max(axis=1)
+        self.join(tile)
+
+    def join(self, other: LeafMoments) -> None:
+        """Add the content of another accumulator."""
+        if other._num_pixels == 0:
+            return
+        total = self._num_pixels + other._num_pixels
+        delta = other._mean - self._mean
+        self._comoment += other._comoment
+        self._comoment += np.outer(delta, delta) * (self._num_pixels * other._num_pixels / total)
+        self._mean += delta * (other._num_pixels / total)
+        self._minimum = np.minimum(self._minimum, other._minimum)
+        self._maximum = np.maximum(self._maximum, other._maximum)
+        self._num_pixels = total
+
+    def result(self) -> LeafStatistics:
+        """Return the statistics, with variances of the population (divided by the number of pixels)."""
+        assert self._num_pixels > 0, "no leaf pixel was added"
+        covariance = self._comoment / self._num_pixels
+        return LeafStatistics(
+            num_pixels=self._num_pixels,
+            mean=self._mean.tolist(),
+            std=np.sqrt(np.diag(covariance)).tolist(),
+            minimum=self._minimum.tolist(),
+            maximum=self._maximum.tolist(),
+            covariance=covariance.tolist(),
+        )

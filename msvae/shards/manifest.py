@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from msvae.bands import Bands
 from msvae.leaf_statistics import LeafStatistics
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 from msvae.shards.stores.store import MissingError, Store
 
 MANIFEST_NAME = "manifest.json"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from msvae.messages import counted
 from msvae.shards.manifest import Manifest
-from msvae.shards.order import WINDOW_SHARDS, permutation
+from msvae.shards.order import SHUFFLE_WINDOW_SHARDS, permutation
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Schedule:
     """Most that a node must hold at once to fetch each of them whole and once."""
 
 
-def training_windows(
-    samples_per_shard: NDArray[np.int64], seed: int, window_shards: int = WINDOW_SHARDS
+def shuffle_windows(
+    samples_per_shard: NDArray[np.int64], seed: int, window_shards: int = SHUFFLE_WINDOW_SHARDS
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Shard and row of all training samples in order, epoch after epoch, a window at a time: `SampleOrder` at once."""
     for epoch in count():
@@ -104,7 +104,7 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
     held_SN, node_shards = np.zeros((steps + 1, nodes), np.int64), np.zeros(nodes, np.int64)
     node_shard_bytes = np.zeros(nodes, np.int64)
     start = 0
-    for shards, _ in training_windows(sizes, seed):
+    for shards, _ in shuffle_windows(sizes, seed):
         shards = shards[: steps * batch - start]
         places = np.arange(start, start + len(shards))
         ranks = places % batch // (batch // cluster.world_size)

@@ -12,8 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from msvae.shards.cache import SpanCache
 from msvae.shards.order import SampleOrder, training_plans
-from msvae.shards.reader import ShardReader
-from msvae.shards.samples import SampleReads
+from msvae.shards.reader import BatchReader, ShardReader
 
 
 @dataclass
@@ -49,7 +48,7 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
 
     def __iter__(self) -> Iterator[dict[str, str | bytes]]:
         reader = ShardReader(self.location, self.cache)
-        reads = SampleReads(reader, self.max_bad_samples)
+        batch_reader = BatchReader(reader, self.max_bad_samples)
         plans = training_plans(
             SampleOrder(reader.samples_per_shard, self.seed),
             global_batch_size=self.global_batch_size,
@@ -65,7 +64,7 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
                 return
             if number % num_workers == worker:
                 for reference in plan.samples:
-                    sample, bad = reads.read(reference, reader.members)
+                    sample, bad = batch_reader.read(reference, reader.members)
                     if bad is not None:
                         warnings.warn(f"{bad.replaced_by} stands for {bad.key}: {bad.reason}", stacklevel=2)
                     yield sample

@@ -14,9 +14,8 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from msvae.files import partial_path, write_text
-from msvae.shards import mask_png
 from msvae.shards.manifest import COLUMNS, ShardEntry, ShardIndex, index_name
-from msvae.shards.sample_codec import ENDINGS, Compression, encode
+from msvae.shards.sample_codec import ENDINGS, Compression, encode_mask, encode_tile
 
 MAX_KEY_CHARS = 80
 """A USTAR name has 100 bytes; the longest member ending takes 13."""
@@ -63,8 +62,8 @@ class ShardWriter:
         """Append one sample: tile (C, H, W), leaf mask (H, W), and what is known about them."""
         assert "." not in key and "/" not in key and len(key) <= MAX_KEY_CHARS, key
         assert tile.shape[1:] == leaf_mask.shape, (tile.shape, leaf_mask.shape)
-        tile_member = ENDINGS[self._compression], encode(tile, self._compression)
-        self.append(key, tile_member, mask_png.encode(leaf_mask), json_bytes(about))
+        tile_member = ENDINGS[self._compression], encode_tile(tile, self._compression)
+        self.append(key, tile_member, encode_mask(leaf_mask), json_bytes(about))
 
     def append(self, key: str, array: tuple[str, bytes], mask: bytes, about: bytes) -> None:
         """Append one sample as the bytes of its members: the array with its ending, the mask, and JSON or nothing."""

@@ -13,16 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
-from msvae.shards.stores.remote import Patience
+from msvae.shards.stores.remote import RetryPolicy, Version, WritableStore
 from msvae.shards.stores.store import MissingError
-from msvae.shards.stores.writable import Version, WritableStore
 
 NAME = "run.lock"
 RENEW_S = 30.0
 ABANDONED_S = 100.0
 """Three renewals missed, and the time that they may take. Counted by who waits, so clocks need not agree."""
 LOOK_S = 2.0
-UPLOADS = Patience(attempts=9, first_wait_s=0.5)
+UPLOADS = RetryPolicy(attempts=9, first_wait_s=0.5)
 """Some two minutes: nobody waits for an upload, so a short outage of the store need not end the run."""
 
 
@@ -62,7 +61,7 @@ class StoreLock:
     """Of a URL: an object that a thread renews. One that is not renewed was left behind, and is taken over."""
 
     def __init__(self, url: str) -> None:
-        self._store = WritableStore(url, Patience())
+        self._store = WritableStore(url, RetryPolicy())
         self._id, self._renewals, self._lost = uuid.uuid4().hex, 0, False
         self._turn, self._ended = threading.Lock(), threading.Event()
         self._version, self._held_at_s = self._take(), time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from msvae.runs import METRICS, VALIDATION
-from msvae.shards.stores.writable import WritableStore
+from msvae.shards.stores.remote import WritableStore
 from msvae.training import checkpoints
 from msvae.training.lock import StoreLock
 

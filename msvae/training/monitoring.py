@@ -13,7 +13,6 @@ from msvae.losses.coverage import tile_stats
 from msvae.messages import counted
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
-from msvae.shards.samples import sample_name
 
 NUM_NAMED = 3
 """Tiles that a warning names."""
@@ -87,10 +86,10 @@ class DataWatch:
         """Names of the samples found bad for the first time. All ranks know of all of them, so they stop together."""
         new = []
         for row, slot in bad_ST.nonzero().tolist():
-            place = self._order.samples(steps[row] - 1, bad_ST.shape[1], range(slot, slot + 1))[0][:2]
+            place = self._order.samples(steps[row] - 1, bad_ST.shape[1], [slot])[0][:2]
             if place not in self._bad:
                 self._bad.add(place)
-                new.append(sample_name(self._reader, *place))
+                new.append(self._reader.sample_name(*place))
         if new and len(self._bad) > self._config.max_bad_samples:
             raise ValueError(
                 f"{counted(len(self._bad), 'sample')} could not be read, more than data.max_bad_samples "
@@ -115,8 +114,8 @@ class DataWatch:
 
     def _named(self, step: int, coverage_T: Tensor, slots: list[int]) -> str:
         """Keys of tiles of the global batch of a step, which has position `step - 1`."""
-        places = [self._order.samples(step - 1, len(coverage_T), range(slot, slot + 1))[0] for slot in slots]
-        names = [sample_name(self._reader, place.shard, place.row) for place in places]
+        samples = self._order.samples(step - 1, len(coverage_T), slots)
+        names = [self._reader.sample_name(sample.shard, sample.row) for sample in samples]
         return ", ".join(f"{name} ({coverage_T[slot]:.3f})" for name, slot in zip(names, slots, strict=True))
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
-from msvae.shards.stores.writable import WritableStore
+from msvae.shards.stores.remote import WritableStore
 from msvae.training.lock import ABANDONED_S, UPLOADS, FolderLock, Lock, StoreLock
 from msvae.training.mirror import Mirror
 

@@ -12,7 +12,6 @@ from msvae.config import Config
 from msvae.losses.objective import can_compare
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
-from msvae.shards.samples import sample_name
 
 NUM_NAMED = 8
 """Samples that an error names."""
@@ -68,7 +67,7 @@ class SkippedSteps:
 
     def _too_many(self, step: int) -> str:
         places = self._order.samples(step - 1, self._global_batch_size, range(self._global_batch_size))
-        names = [sample_name(self._reader, place.shard, place.row) for place in places[:NUM_NAMED]]
+        names = [self._reader.sample_name(place.shard, place.row) for place in places[:NUM_NAMED]]
         more = f" and {len(places) - NUM_NAMED} more" if len(places) > NUM_NAMED else ""
         return (
             f"the losses or gradients of {self._in_a_row} steps in a row, up to step {step}, were not finite and "

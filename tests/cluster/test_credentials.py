@@ -11,9 +11,8 @@ import pytest
 
 from msvae.config import load_config
 from msvae.credentials import check_no_credentials, hide_credentials
-from msvae.shards.stores.opening import open_store
-from msvae.shards.stores.remote import Patience
-from msvae.shards.stores.writable import WritableStore
+from msvae.shards.stores import open_store
+from msvae.shards.stores.remote import RetryPolicy, WritableStore
 
 from ..conftest import ROOT, tiny_run
 from ..servers import BUCKET, set_credentials
@@ -92,7 +91,7 @@ def test_the_error_of_a_store_with_wrong_credentials_does_not_show_them(planted,
     ],
 )
 def test_a_url_with_credentials_is_refused_without_repeating_them(url):
-    for use in (check_no_credentials, open_store, lambda url: WritableStore(url, Patience())):
+    for use in (check_no_credentials, open_store, lambda url: WritableStore(url, RetryPolicy())):
         with pytest.raises(ValueError, match="holds credentials or a query") as refused:
             use(url)
         assert "scientist-password" not in str(refused.value)

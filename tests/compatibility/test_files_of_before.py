@@ -48,7 +48,7 @@ def test_the_shard_reader_returns_the_pixels_masks_and_json_of_earlier_shards(sp
         sample = expected[reader.read_into(*place, tile, leaf_mask)]
         np.testing.assert_array_equal(tile, sample["tile"])
         np.testing.assert_array_equal(leaf_mask, sample["mask"])
-        assert json.loads(reader.about(*place)) == sample["json"]
+        assert json.loads(reader.json_member(*place)) == sample["json"]
 
 
 @pytest.mark.parametrize("folder", ["run/best", "latents/model"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +11,12 @@ from msvae.evaluation.baselines import training_split
 from msvae.evaluation.runs import differing, names_of
 from msvae.evaluation.summary import cautions, summary_lines, verdict
 from msvae.evaluation.units import MAX_UNITS, units_of
-from msvae.shards.origins import Origin, origins
 from msvae.shards.reader import ShardReader
+from msvae.shards.splits import TileOrigin, tile_origins
 
 
-def tiles(*images: str, group: str | None = None) -> list[Origin]:
-    return [Origin(f"{image}_r0_c{i}", image, group or image) for i, image in enumerate(images)]
+def tiles(*images: str, group: str | None = None) -> list[TileOrigin]:
+    return [TileOrigin(f"{image}_r0_c{i}", image, group or image) for i, image in enumerate(images)]
 
 
 def test_images_are_drawn_and_not_their_tiles():
@@ -27,7 +26,7 @@ def test_images_are_drawn_and_not_their_tiles():
 
 
 def test_blocks_of_a_single_image_are_drawn_else_its_tiles():
-    field = [Origin(f"field_r{i}_c0", "field", f"field block {i // 2}") for i in range(6)]
+    field = [TileOrigin(f"field_r{i}_c0", "field", f"field block {i // 2}") for i in range(6)]
     assert units_of(field).kind == "block"
     assert units_of(field).unit_of_tile.tolist() == [0, 0, 1, 1, 2, 2]
     alone = units_of(tiles("field", "field"))
@@ -41,7 +40,7 @@ def test_very_many_images_share_places():
 
 
 def test_tiles_know_their_image_and_group(leaf_shards):
-    found = origins(ShardReader(leaf_shards / "train"))
+    found = tile_origins(ShardReader(leaf_shards / "train"))
     assert len(found) == ShardReader(leaf_shards / "train").manifest.num_samples
     for origin in found:
         assert origin.key.startswith(f"{origin.image}_r")
@@ -174,6 +173,6 @@ def test_image_and_group_are_what_key_and_json_say(key, about, image, group):
         samples_per_shard=[1],
         store=SimpleNamespace(parallel_reads=1),
         key=lambda shard, row: key,
-        about=lambda shard, row: json.dumps(about).encode(),
+        json_object=lambda shard, row: about,
     )
-    assert origins(reader) == [Origin(key, image, group)]
+    assert tile_origins(reader) == [TileOrigin(key, image, group)]

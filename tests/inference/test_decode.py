@@ -15,10 +15,9 @@ from diffusers import AutoencoderKL
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.inference.decode import decode
 from msvae.model.build import TINY_BACKBONE
-from msvae.shards import mask_png
 from msvae.shards.latents import MEMBER
 from msvae.shards.manifest import Shards
-from msvae.shards.sample_codec import npy_header
+from msvae.shards.sample_codec import encode_mask, npy_header
 from msvae.shards.writer import ShardWriter
 
 from .conftest import refused, run, samples
@@ -52,7 +51,7 @@ def test_memory_stays_flat_as_a_tar_of_latents_grows(latents, tmp_path, monkeypa
     tile_px, cells, peaks = 128, 16, []
     array = np.zeros((32, cells, cells), "<f4")
     member = MEMBER, npy_header(array.shape, array.dtype) + array.tobytes()
-    leaf = mask_png.encode(np.ones((tile_px, tile_px), bool))
+    leaf = encode_mask(np.ones((tile_px, tile_px), bool))
     monkeypatch.setattr(
         "msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.decode",
         lambda _, z, **__: (torch.zeros(len(z), 5, tile_px, tile_px),),

@@ -15,7 +15,7 @@ from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
 from msvae.rasters import raster
 from msvae.shards.manifest import Manifest, ShardIndex
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 
 RICE = Path(__file__).parents[2] / ".." / "shared" / "data" / "rice"
 RICE_BANDS = ("blue.tif", "green.tif", "red.tif", "red_edge.tif", "nir.tif")

@@ -17,7 +17,7 @@ from msvae.packing.options import PackOptions
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
-from msvae.shards.sample_codec import decompress_into, encode
+from msvae.shards.sample_codec import decompress_into, encode_tile
 
 from .test_reader import CPU
 
@@ -109,16 +109,16 @@ def test_compressed_tiles_come_back_bit_for_bit(dtype):
     values = np.random.default_rng(0).normal(0, 1000, (5, 32, 40)).astype(dtype)
     if dtype == "float32":
         values[0, 0, :3] = np.nan, np.inf, -0.0
-    member, tile = encode(values, "delta-blosc2"), np.empty_like(values)
+    member, tile = encode_tile(values, "delta-blosc2"), np.empty_like(values)
     decompress_into(bytearray(member), tile)
     assert tile.tobytes() == values.tobytes()
     smooth = np.sort(values, axis=-1)
-    assert len(encode(smooth, "delta-blosc2")) < smooth.nbytes
+    assert len(encode_tile(smooth, "delta-blosc2")) < smooth.nbytes
 
 
 def test_a_compressed_tile_is_what_the_format_says():
     values = np.random.default_rng(0).integers(0, 65536, (2, 3, 50)).astype(np.uint16)
-    chunk = encode(values, "delta-blosc2")
+    chunk = encode_tile(values, "delta-blosc2")
     stored = np.frombuffer(imagecodecs.blosc2_decode(chunk), np.uint16).reshape(values.shape)
     for row, expected in zip(stored.reshape(-1, 50).tolist(), values.reshape(-1, 50).tolist(), strict=True):
         left = 0
@@ -150,7 +150,7 @@ def test_tiles_compressed_before_the_format_changed_are_refused_and_not_misread(
 def test_a_chunk_that_is_not_ours_is_refused_before_it_is_opened(change, reason):
     values = np.sort(np.random.default_rng(0).integers(0, 4096, (5, 32, 32)).astype(np.uint16))
     with pytest.raises(ValueError, match=reason):
-        decompress_into(bytearray(change(encode(values, "delta-blosc2"))), np.empty_like(values))
+        decompress_into(bytearray(change(encode_tile(values, "delta-blosc2"))), np.empty_like(values))
 
 
 def test_compressed_shards_hold_the_same_samples_as_plain_ones(leaf_images, leaf_shards, tmp_path):
@@ -189,7 +189,7 @@ def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, 
 def test_a_tile_of_one_value_comes_back_compressed(value):
     values = np.full((5, 64, 64), value, np.uint16)
     tile = np.ones_like(values)
-    decompress_into(bytearray(encode(values, "delta-blosc2")), tile)
+    decompress_into(bytearray(encode_tile(values, "delta-blosc2")), tile)
     np.testing.assert_array_equal(tile, values)
 
 

@@ -10,7 +10,7 @@ import pytest
 from msvae.leaf_statistics import LeafStatistics
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.manifest import Manifest, Shards
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 from msvae.shards.writer import ShardWriter
 
 UNIT = LeafStatistics(num_pixels=1, mean=[1], std=[1], minimum=[1], maximum=[1], covariance=[[1]])

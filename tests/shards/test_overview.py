@@ -15,9 +15,10 @@ from msvae.cli import app
 from msvae.cli.data import coverage_chart
 from msvae.report.contact_sheet import TILE_SIDE, contact_sheet
 from msvae.shards.manifest import Manifest
-from msvae.shards.overview import Coverage, measure_coverage, places_in_even_steps
+from msvae.shards.order import evenly_spaced_samples
 from msvae.shards.reader import ShardReader
-from msvae.shards.stores.opening import open_store
+from msvae.shards.splits import Coverage, measure_coverage
+from msvae.shards.stores import open_store
 
 
 def test_inspect_shows_splits_bands_and_coverage(leaf_shards, tmp_path):
@@ -57,8 +58,9 @@ def test_coverage_is_that_of_all_masks(leaf_shards):
 
 
 def test_tiles_are_chosen_in_even_steps_over_all_shards():
-    assert places_in_even_steps([3, 0, 2], 100) == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
-    assert places_in_even_steps([10, 10, 10, 11], 5) == [(0, 0), (1, 0), (2, 0), (3, 0), (3, 10)]
+    assert evenly_spaced_samples([3, 0, 2], 100) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (2, 0, 3), (2, 1, 4)]
+    five = [(0, 0, 0), (1, 0, 10), (2, 0, 20), (3, 0, 30), (3, 10, 40)]
+    assert evenly_spaced_samples([10, 10, 10, 11], 5) == five
 
 
 def test_a_contact_sheet_outlines_leaf_and_survives_nan_and_few_bands():
@@ -98,7 +100,7 @@ import resource, sys
 from pathlib import Path
 from msvae.shards.manifest import LeafStatistics, Manifest, Shards
 from msvae.shards.schedule import Cluster, simulate
-from msvae.shards.overview import places_in_even_steps
+from msvae.shards.order import evenly_spaced_samples
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.argv[2] == "write":
     one = [1.0]
@@ -110,7 +112,7 @@ if sys.argv[2] == "write":
              statistics=statistics, shards=columns).save(Path(sys.argv[1]))
 else:
     manifest = Manifest.load(Path(sys.argv[1]))
-    assert len(places_in_even_steps(manifest.shards.num_samples, 18)) == 18
+    assert len(evenly_spaced_samples(manifest.shards.num_samples, 18)) == 18
     assert simulate(manifest, Cluster(128, 8, 4096), seed=0, num_steps=20).rank_samples.sum() == 20 * 4096
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -15,7 +15,6 @@ import webdataset as wds
 
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
-from msvae.shards.origins import described
 from msvae.shards.reader import ShardReader
 from msvae.shards.stores import local
 
@@ -233,7 +232,7 @@ class TestFaults:
 def test_a_sample_says_where_it_is_from_and_broken_json_is_named(leaf_shards, tmp_path):
     split = tmp_path / "train"
     shutil.copytree(leaf_shards / "train", split)
-    about = described(ShardReader(split), 0, 1)
+    about = ShardReader(split).json_object(0, 1)
     assert about["window"][2:] == [32, 32]
     assert about["group"]
     index = json.loads((split / "leaf-000000.index.json").read_text())
@@ -241,8 +240,8 @@ def test_a_sample_says_where_it_is_from_and_broken_json_is_named(leaf_shards, tm
         tar.seek(index["json_offset"][1])
         tar.write(b"\xff")
     reader = ShardReader(split)
-    assert described(reader, 0, 0)["window"][2:] == [32, 32]
+    assert reader.json_object(0, 0)["window"][2:] == [32, 32]
     with pytest.raises(
         ValueError, match=rf"leaf-000000.tar: the JSON of sample {reader.key(0, 1)} is truncated or altered"
     ):
-        described(reader, 0, 1)
+        reader.json_object(0, 1)

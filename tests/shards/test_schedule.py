@@ -15,7 +15,7 @@ from msvae.shards.loader import Loader
 from msvae.shards.manifest import Manifest
 from msvae.shards.order import SampleOrder, training_plans
 from msvae.shards.reader import ShardReader
-from msvae.shards.schedule import Cluster, simulate, training_windows
+from msvae.shards.schedule import Cluster, shuffle_windows, simulate
 
 from ..servers import BUCKET, breaking_proxy, set_credentials
 
@@ -27,7 +27,7 @@ def bytes_read_by_this_process() -> int:
 def test_windows_are_the_order_of_samples_at_once():
     sizes = np.random.default_rng(0).integers(0, 9, 40)
     order = SampleOrder(sizes.tolist(), seed=3, window_shards=7)
-    windows = islice(training_windows(sizes, seed=3, window_shards=7), 15)
+    windows = islice(shuffle_windows(sizes, seed=3, window_shards=7), 15)
     places = [(int(s), int(r)) for shards, rows in windows for s, r in zip(shards, rows, strict=True)]
     assert len(places) > 2 * sizes.sum()
     assert places == [order.locate(index) for index in range(len(places))]

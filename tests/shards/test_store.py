@@ -22,14 +22,14 @@ from msvae.shards.cache import SpanCache
 from msvae.shards.loader import Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader
-from msvae.shards.stores.opening import open_store
-from msvae.shards.stores.remote import Patience
+from msvae.shards.stores import open_store
+from msvae.shards.stores.remote import RetryPolicy
 from msvae.shards.stores.store import MissingError
 
 from ..servers import BUCKET, Fault, breaking_proxy, s3_server, set_credentials
 from .test_reader import CPU
 
-SHORT = Patience(attempts=4, first_wait_s=0.01, timeout_s=0.5)
+SHORT = RetryPolicy(attempts=4, first_wait_s=0.01, timeout_s=0.5)
 
 
 @dataclass
@@ -158,16 +158,16 @@ def test_a_fault_that_stays_is_an_error_that_names_the_url(remote, kind):
 
 
 @pytest.mark.parametrize("path", ["leaf-000001", "leaf-000001.tar"], ids=["with its index", "alone"])
-def test_a_shard_that_is_out_of_reach_costs_no_more_patience_than_one_sample(remote, path):
-    patience = Patience(attempts=3, first_wait_s=0.01, timeout_s=5)
-    reader = ShardReader(remote.url, None, patience)
+def test_a_shard_that_is_out_of_reach_costs_no_more_requests_than_one_sample(remote, path):
+    retry = RetryPolicy(attempts=3, first_wait_s=0.01, timeout_s=5)
+    reader = ShardReader(remote.url, None, retry)
     remote.fault.set("500", times=10**6, path=path)
     plans = evaluation_plans(reader.samples_per_shard, batch_size=1, rank=0, world_size=1)
     lost = reader.samples_per_shard[1]
     found = list(Loader(reader, plans, batch_size=1, num_workers=1, device=CPU, max_bad_samples=lost))
     assert [batch.plan.samples[0].shard for batch in found if batch.bad] == [1] * lost
     assert len({batch.bad[0].replaced_by for batch in found if batch.bad}) == 1
-    assert remote.fault.num_requests <= patience.attempts + 1, "one more where the index is there"
+    assert remote.fault.num_requests <= retry.attempts + 1, "one more where the index is there"
 
 
 @pytest.mark.parametrize("kept_share", [0.9, 0.1])
@@ -185,8 +185,8 @@ def test_a_shard_cut_behind_our_back_is_named_with_its_sizes(leaf_shards, tmp_pa
 
 
 def test_indexes_are_asked_for_at_once_and_one_that_stalls_holds_up_no_other(remote):
-    patience = Patience(attempts=2, first_wait_s=0.01, timeout_s=20)
-    reader = ShardReader(remote.url, None, patience)
+    retry = RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=20)
+    reader = ShardReader(remote.url, None, retry)
     remote.fault.set("stall", times=1, path="leaf-000000")
     stalled = threading.Thread(target=reader.key, args=(0, 0), daemon=True)
     stalled.start()

@@ -11,8 +11,7 @@ import boto3
 import pytest
 import torch
 
-from msvae.shards.stores.remote import Patience
-from msvae.shards.stores.writable import WritableStore
+from msvae.shards.stores.remote import RetryPolicy, WritableStore
 from msvae.training import checkpoints
 from msvae.training import lock as lock_module
 from msvae.training.lock import StoreLock
@@ -21,7 +20,7 @@ from msvae.training.run_storage import Uploads
 
 from ..servers import BUCKET, s3_server, set_credentials
 
-SHORT = Patience(attempts=2, first_wait_s=0.01, timeout_s=2)
+SHORT = RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=2)
 
 
 class Machine:

@@ -16,11 +16,11 @@ from msvae.messages import OnProgress, counted
 from msvae.shards.audit.across_shards import ByteProgress, in_order
 from msvae.shards.audit.hashed_stream import HashedStream
 from msvae.shards.audit.keys import KeyRegister
-from msvae.shards.audit.tar_folders import existing_manifest, output_folder, tar_names, tar_stores
+from msvae.shards.audit.tar_folders import existing_manifest, output_folder, tar_names
 from msvae.shards.audit.tar_samples import Decoded, Endings, choose, decode, group
 from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import walk
-from msvae.shards.leaf_counts import LeafCounts
+from msvae.shards.leaf_accumulators import LeafCounts
 from msvae.shards.manifest import (
     COLUMNS,
     MANIFEST_NAME,
@@ -32,7 +32,7 @@ from msvae.shards.manifest import (
 )
 from msvae.shards.reader import MAX_EXTRA_BYTES
 from msvae.shards.reflectance import BRIGHT, check_offset, check_scale, too_bright, usual_scale
-from msvae.shards.splits import SPLITS
+from msvae.shards.splits import SPLITS, find_tars
 from msvae.shards.stores.store import Store
 
 TRAIN = SPLITS[0]
@@ -103,7 +103,7 @@ def index_data_set(
 
     Raises: ValueError naming the first shard that is not, its sample, and what to do.
     """
-    stores = tar_stores(location)
+    stores = find_tars(location)
     if len(stores) > 1 and TRAIN not in stores:
         raise ValueError(
             f"{location} holds {', '.join(stores)} but no {TRAIN}, whose leaf pixels the statistics are of; add it, "

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from msvae.shards.manifest import MANIFEST_NAME, Manifest
-from msvae.shards.splits import SPLITS, find_splits
-from msvae.shards.stores.opening import open_store
-from msvae.shards.stores.store import MissingError, Store
-
-UNPACK = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.xz": "unxz", ".tar.zst": "unzstd"}
-"""What makes of each a tar that can be read at random."""
+from msvae.shards.stores.store import Store
 
 
 def existing_manifest(stores: dict[str, Store], overwrite: bool) -> Manifest | None:
@@ -27,37 +20,6 @@ def existing_manifest(stores: dict[str, Store], overwrite: bool) -> Manifest | N
             "take the tars as they are now"
         )
     return Manifest.load(manifests[0]) if manifests else None
-
-
-def tar_stores(location: str) -> dict[str, Store]:
-    """Stores of the splits with tars, by name.
-
-    Raises: ValueError when there is none, or when a tar beside others is compressed, and would be left out.
-    """
-    inside = [f"{location.rstrip('/')}/{name}" for name in SPLITS]
-    try:
-        stores = find_splits(location, holds=".tar")
-    except ValueError:
-        _refuse_compressed([location, *inside])
-        raise
-    alone = any(store.location.rstrip("/") == location.rstrip("/") for store in stores.values())
-    _refuse_compressed([location] if alone else inside)
-    return stores
-
-
-def _refuse_compressed(places: Sequence[str]) -> None:
-    for place in places:
-        names: Sequence[str] = ()
-        with suppress(MissingError):
-            names = open_store(place).names()
-        for name in names:
-            for ending, unpack in UNPACK.items():
-                if name.endswith(ending):
-                    how = f"`{unpack}`" if "://" in place else f"`{unpack} {place}/*{ending}`"
-                    raise ValueError(
-                        f"{place} holds {name}, a compressed tar, of which no part can be read alone; unpack it with "
-                        f"{how}"
-                    )
 
 
 def tar_names(store: Store) -> list[str]:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import io
 import threading
-import zlib
 from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from msvae.shards.manifest import Manifest
-from msvae.shards.sample_codec import ENDINGS, Compression, decompress_into, npy_header
+from msvae.shards.sample_codec import ENDINGS, Compression, decode_any_mask, decompress_into, npy_header
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
-MASK_MODES = ("1", "L", "I", "I;16")
-"""One value a pixel; a palette's numbers say nothing of white."""
 SIDE_STEP_PX = 8
 """The backbone halves a tile three times."""
 PARSING = threading.Lock()
@@ -83,7 +79,7 @@ class TileFormat:
         try:
             decompress_into(bytearray(chunk), tile)
         except ValueError as error:
-            raise ValueError(f"holds no {self}: {error}; write it again") from None
+            raise ValueError(f"{error}, expected one of {self}; write it again") from None
         return tile
 
     def mask(self, png: bytes) -> NDArray[np.bool_]:
@@ -91,17 +87,10 @@ class TileFormat:
 
         Raises: ValueError when it is no PNG of one value a pixel, or of another size.
         """
-        size = self.shape[:0:-1]
         try:
-            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-                if image.size != size:
-                    raise ValueError(f"has a mask of {image.size} px, expected {size}; write it again")
-                if image.mode not in MASK_MODES:
-                    raise ValueError(f"has a mask of mode {image.mode}, expected grey or black and white")
-                leaf_mask: NDArray[np.bool_] = np.asarray(image) > 0
-        except (OSError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError) as error:
-            raise ValueError(f"has a mask that is no PNG ({error}); write it again") from None
-        return leaf_mask
+            return decode_any_mask(png, self.shape[1:])
+        except ValueError as error:
+            raise ValueError(f"{error}; write it again as a grey PNG") from None
 
 
 def _npy_header(npy: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:

@@ -16,10 +16,10 @@ from msvae.shards.audit.across_shards import ByteProgress, in_order
 from msvae.shards.audit.keys import KeyRegister
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
-from msvae.shards.leaf_counts import LeafCounts
+from msvae.shards.leaf_accumulators import LeafCounts
 from msvae.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.splits import SPLITS, find_splits
-from msvae.shards.stores.opening import open_store
+from msvae.shards.stores import open_store
 from msvae.shards.stores.store import Store
 
 RELATIVE_TOLERANCE = 1e-6

@@ -14,7 +14,7 @@ from msvae.shards.audit.hashed_stream import HashedStream
 from msvae.shards.audit.tar_samples import Endings, Part, Sample, decode, group
 from msvae.shards.audit.tile_format import TileFormat
 from msvae.shards.audit.walk import Member, walk
-from msvae.shards.leaf_counts import LeafCounts
+from msvae.shards.leaf_accumulators import LeafCounts
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.stores.store import Store
 

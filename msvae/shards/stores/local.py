@@ -1,4 +1,4 @@
-"""A folder of shards."""
+"""A store in a local folder."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from pathlib import Path
 from msvae.shards.stores.store import MissingError, check_size, check_small
 
 MAX_OPEN_FILES = 256
-"""Well under the 1,024 files that a process may hold open by default."""
+"""Limit of open files, well below the default limit of 1,024 per process."""
 
 
 class LocalStore:
-    """A folder, read with positioned reads."""
+    """A folder of files, read with positioned reads (`pread`)."""
 
     parallel_reads = 1
 
     def __init__(self, folder: Path) -> None:
         self.location = str(folder)
         self._folder = folder
-        # a path is asked for with every sample: pathlib would take a tenth of its time
+        # every sample needs a path, and pathlib would cost a tenth of the time to read the sample
         self._prefix = str(folder / "_")[:-1]
         self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
-        """A whole small file."""
+        """Return a whole small file."""
         with self._readable(name):
             path = self._existing(name)
             check_small(self.path(name), path.stat().st_size, max_bytes)
             return path.read_bytes()
 
     def size_bytes(self, name: str) -> int:
-        """From the file system."""
+        """Return the size that the file system reports."""
         with self._readable(name):
             return self._existing(name).stat().st_size
 
     def read_into(
         self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
     ) -> int:
-        """One system call, straight into the buffers, after one for the size."""
+        """Fill the buffers with one system call, after another one for the size of the file."""
         with self._readable(name):
             file = self._open(name)
             if expected_bytes is not None:
@@ -51,21 +51,24 @@ class LocalStore:
             return os.preadv(file.descriptor, list(buffers), offset)
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """One system call, after one for the size: a length from a damaged file is not to be allocated."""
+        """Return part of a file.
+
+        The size of the file limits the length, because a length from a damaged index could exceed memory.
+        """
         with self._readable(name):
             file = self._open(name)
             size_bytes = os.fstat(file.descriptor).st_size
             return os.pread(file.descriptor, max(0, min(length, size_bytes - offset)), offset)
 
     def names(self) -> list[str]:
-        """From the file system."""
+        """Return the sorted names of the files in the folder."""
         if not self._folder.is_dir():
             raise MissingError(self.location)
         with self._readable(""):
             return sorted(path.name for path in self._folder.iterdir() if path.is_file())
 
     def path(self, name: str) -> str:
-        """Folder and name."""
+        """Return the path of a file."""
         return self._prefix + name if name else self.location
 
     @contextmanager
@@ -94,7 +97,7 @@ class LocalStore:
 
 
 class _OpenFile:
-    """Closes when the last reader lets go of it."""
+    """A file descriptor that is closed when its last reader releases it."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = -1

@@ -1,4 +1,4 @@
-"""What every place of shards can do: a flat set of named files that are only read."""
+"""The interface of every store: a flat set of named files that are only read."""
 
 from __future__ import annotations
 
@@ -7,54 +7,58 @@ from typing import Protocol
 
 
 class FileError(ValueError):
-    """A file that is no use as a whole: not there, refused, out of reach, or not what it should be."""
+    """A whole file cannot be used: it is missing, access is denied, it cannot be reached, or its size is wrong."""
 
 
 class MissingError(FileError):
-    """A file that is not there."""
+    """A file does not exist."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{path} is missing; restore it from its source or pack this split again")
 
 
 class Store(Protocol):
-    """A flat set of named files. Safe to use from several threads at once.
+    """A flat set of named files. Several threads may use it at once.
 
-    All methods raise MissingError for a file that is not there, FileError for one that a server does not give, and
-    ValueError for what cannot be read.
+    All methods raise MissingError if the file does not exist, FileError if a server does not deliver it, and
+    ValueError for any other read error.
     """
 
     location: str
     """Folder or URL, for messages."""
     parallel_reads: int
-    """How many reads at once pay."""
+    """Number of reads that should run at once for best throughput."""
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
-        """A whole small file; FileError where it has more than `max_bytes`."""
+        """Return a whole small file. Raises: FileError if it has more than `max_bytes`."""
 
     def size_bytes(self, name: str) -> int:
-        """Size of a file."""
+        """Return the size of a file."""
 
     def read_into(
         self, name: str, offset: int, buffers: Sequence[memoryview], expected_bytes: int | None = None
     ) -> int:
-        """Fill the buffers one after the other; fewer bytes than they hold only where the file ends.
+        """Fill the buffers one after the other from `offset` on.
 
-        FileError where the whole file has not `expected_bytes`.
+        Returns: the number of bytes read, which is less than the buffers hold only if the file ends.
+        Raises: FileError if the size of the whole file is not `expected_bytes`.
         """
 
     def read_span(self, name: str, offset: int, length: int) -> bytes:
-        """Part of a file; fewer bytes than asked where it ends."""
+        """Return part of a file, with fewer than `length` bytes if the file ends."""
 
     def names(self) -> list[str]:
-        """Files directly inside, sorted."""
+        """Return the sorted names of all files directly in this location."""
 
     def path(self, name: str) -> str:
-        """The name with the location before it."""
+        """Return the name with the location in front."""
 
 
 def check_size(path: str, found_bytes: int, expected_bytes: int) -> None:
-    """Raises: FileError when a shard has not the size that the manifest states."""
+    """Check the size of a shard against the manifest.
+
+    Raises: FileError if they differ.
+    """
     if found_bytes != expected_bytes:
         raise FileError(
             f"shard {path} has {found_bytes} bytes, the manifest expects {expected_bytes}: it was truncated or "
@@ -63,6 +67,9 @@ def check_size(path: str, found_bytes: int, expected_bytes: int) -> None:
 
 
 def check_small(path: str, found_bytes: int, max_bytes: int | None) -> None:
-    """Raises: FileError when a file has more than `max_bytes`."""
+    """Check that a file is small enough to be read into memory.
+
+    Raises: FileError if it has more than `max_bytes`.
+    """
     if max_bytes is not None and found_bytes > max_bytes:
         raise FileError(f"{path} has {found_bytes} bytes, expected at most {max_bytes}; pack this split again")

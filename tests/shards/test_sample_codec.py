@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from msvae.shards import mask_png
+from msvae.shards.sample_codec import decode_mask_into, encode_mask
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40))
 
@@ -22,15 +22,23 @@ def pillow_png(mask: np.ndarray, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def palette_png(palette: list[int]) -> bytes:
+    image = Image.frombytes("P", (8, 8), np.eye(8, dtype=np.uint8).tobytes())
+    image.putpalette(palette)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def decoded(png: bytes, shape: tuple[int, ...]) -> np.ndarray:
     mask = np.zeros(shape, np.bool_)
-    mask_png.decode_into(png, mask)
+    decode_mask_into(png, mask)
     return mask
 
 
 @given(masks)
 def test_any_mask_comes_back_and_pillow_reads_the_same(mask):
-    png = mask_png.encode(mask)
+    png = encode_mask(mask)
     np.testing.assert_array_equal(decoded(png, mask.shape), mask)
     with Image.open(io.BytesIO(png)) as image:
         image.load()
@@ -49,7 +57,7 @@ def test_masks_that_others_wrote_are_read_too(mask, kind):
     elif kind == "interlaced":
         png = pillow_png(mask, optimize=True)
     else:
-        png = in_two_parts(mask_png.encode(mask))
+        png = in_two_parts(encode_mask(mask))
     np.testing.assert_array_equal(decoded(png, mask.shape), mask)
 
 
@@ -65,12 +73,21 @@ def in_two_parts(png: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("png", "message"),
     [
-        (mask_png.encode(np.ones((8, 9), bool)), r"a mask of \(9, 8\) px, expected \(8, 8\)"),
-        (mask_png.encode(np.ones((8, 8), bool))[:44], "no PNG"),
+        (encode_mask(np.ones((8, 9), bool)), r"a mask of \(9, 8\) px, expected \(8, 8\)"),
+        (encode_mask(np.ones((8, 8), bool))[:44], "no PNG"),
         (b"", "no PNG"),
         (b"GIF89a" + bytes(50), "no PNG"),
+        (palette_png([255, 255, 255, 0, 0, 0]), "a mask of mode P, expected one grey value per pixel"),
+        (palette_png([0, 0, 0, 255, 255, 255]), "a mask of mode P, expected one grey value per pixel"),
     ],
-    ids=["another size", "cut", "nothing", "another format"],
+    ids=[
+        "another size",
+        "cut",
+        "nothing",
+        "another format",
+        "palette of white and black",
+        "palette of black and white",
+    ],
 )
 def test_what_is_no_mask_of_this_size_is_an_error(png, message):
     with pytest.raises(ValueError, match=message):
@@ -79,7 +96,7 @@ def test_what_is_no_mask_of_this_size_is_an_error(png, message):
 
 def test_a_mask_that_would_unpack_to_more_than_its_size_unpacks_no_further():
     bomb = zlib.compress(bytes(10**8), 9)
-    png = mask_png.encode(np.ones((8, 8), bool))
+    png = encode_mask(np.ones((8, 8), bool))
     chunk = struct.pack(">I", len(bomb)) + b"IDAT" + bomb + struct.pack(">I", zlib.crc32(b"IDAT" + bomb))
     (length,) = struct.unpack_from(">I", png, 33)
     bomb_png = png[:33] + chunk + png[45 + length :]
