@@ -72,17 +72,17 @@ def main() -> None:
 def leaf_maps() -> Iterator[list[tuple[Places, NDArray[Any], float]]]:
     """Collect the arguments of leaf tiling for every image."""
     maps: list[tuple[Places, NDArray[Any], float]] = []
-    place = survey.leaf_tiles
+    leaf_tiles = survey.leaf_tiles
 
     def record(image: int, *given: Any) -> Any:
         maps.append(given)
-        return place(image, *given)
+        return leaf_tiles(image, *given)
 
     survey.leaf_tiles = record
     try:
         yield maps
     finally:
-        survey.leaf_tiles = place
+        survey.leaf_tiles = leaf_tiles
 
 
 def lower_bound(where: Places, cells_RC: NDArray[Any], min_coverage: float) -> int:
@@ -95,7 +95,7 @@ def lower_bound(where: Places, cells_RC: NDArray[Any], min_coverage: float) -> i
     row_of_cell = np.full(cells_RC.size, -1)
     row_of_cell[leaf_cells] = np.arange(len(leaf_cells))
     numbers_RC = row_of_cell.reshape(cells_RC.shape)
-    inside = [numbers_RC[cover.cells_of(place)] for place in cover.allowed()]
+    inside = [numbers_RC[cover.cells_of(position)] for position in cover.allowed()]
     inside = [cells[cells >= 0] for cells in inside]
     columns = np.repeat(np.arange(len(inside)), [len(cells) for cells in inside])
     covers = csr_array(
