@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.report.pictures import LEAF, RECON
 from msvae.synthetic.images import synthesise
 

@@ -24,8 +24,8 @@ import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 
 BANDS, TILE_PX, ROUNDS = 5, 256, 5
 BUFFER_BYTES = BANDS * TILE_PX**2 * 2

@@ -23,8 +23,8 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from step import SD3
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.synthetic.images import synthesise
 
 HERE = Path(__file__).resolve().parent

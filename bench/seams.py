@@ -13,9 +13,9 @@ from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
 from msvae.inference.sliding_window import SlidingWindow
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.packing.data_set import DataSet
 from msvae.packing.options import PackOptions
 from msvae.rasters.gdal import gdal_session
+from msvae.rasters.images import DataSet
 from msvae.rasters.sources import find_sources
 
 

@@ -22,8 +22,8 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, hstack, vstack
 
 from msvae.packing import survey
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.packing.placement import TARGET_SHARE, LeafCover
 from msvae.packing.tiling import Places
 

@@ -45,8 +45,8 @@ def leaf_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def leaf_shards(leaf_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ with about 40 tiles of 32 px in several shards; val/ and test/ have fewer."""
-    from msvae.packing.job import pack
     from msvae.packing.options import PackOptions
+    from msvae.packing.pack import pack
 
     out = tmp_path_factory.mktemp("shards") / "leaves"
     pack([leaf_images], out, PackOptions(tile_px=32, tiles_per_shard=7))

@@ -14,9 +14,9 @@ from msvae.cli import image_options as options
 from msvae.cli.image_options import option
 from msvae.cli.screen import numbers, progress, say, user_errors, words
 from msvae.messages import counted
-from msvae.packing.job import pack as pack_images
 from msvae.packing.options import PackOptions, PackSummary
 from msvae.packing.output import is_merged
+from msvae.packing.pack import pack as pack_images
 from msvae.synthetic.images import synthesise
 
 app = typer.Typer()

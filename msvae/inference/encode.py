@@ -25,7 +25,6 @@ from msvae.inference.encoder import EncodeOptions, Encoder, diffusion_factors, l
 from msvae.inference.load import load_model
 from msvae.messages import OnProgress
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.packing.work import WorkFolder, work_folder
 from msvae.shards.latents import MEMBER, LatentManifest
 from msvae.shards.loader import Loader
 from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
@@ -35,6 +34,7 @@ from msvae.shards.sample_codec import encode_mask
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.stores import open_store
 from msvae.shards.writer import ShardWriter, shard_entry
+from msvae.work_folder import WorkFolder, work_folder
 
 MODEL_FOLDER = "model"
 

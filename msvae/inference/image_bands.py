@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from msvae.bands import Bands
-from msvae.packing.data_set import DataSet, Image
 from msvae.packing.options import PackOptions
 from msvae.rasters.expression import Expression
-from msvae.rasters.layout import Layout, first_layout
+from msvae.rasters.images import DataSet, Image
 from msvae.rasters.masks import MaskRule, stated_mask
+from msvae.rasters.pixel_format import Layout, first_layout
 from msvae.rasters.raster import Raster, RasterInfo
 from msvae.rasters.sources import ImageSource
 

@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from msvae.bands import Bands
 from msvae.files import remove_abandoned, replace_file
-from msvae.rasters.layout import Layout
+from msvae.rasters.pixel_format import Layout
 from msvae.rasters.planes import Georeference
 
 BLOCK_PX = 256

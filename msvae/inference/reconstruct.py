@@ -29,12 +29,12 @@ from msvae.metrics.accumulate import Summary, summarise
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.tile_sums import LeafPixels
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.packing.data_set import DataSet
 from msvae.packing.options import PackOptions
-from msvae.packing.prepare import prepare_masks
 from msvae.rasters.gdal import gdal_session
+from msvae.rasters.images import DataSet
 from msvae.rasters.masks import MaskedImage, parse_mask_option
 from msvae.rasters.sources import ImageSource, find_sources
+from msvae.rasters.whole_image import prepare_masks
 
 TILE_STEP = 64
 """Sides of windows are multiples of this, so that the overlap, an eighth of a window, is whole latent cells."""

@@ -20,8 +20,8 @@ from msvae.inference.load import explain_out_of_memory
 from msvae.inference.raster_output import BLOCK_PX
 from msvae.messages import counted
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.rasters.layout import Layout
 from msvae.rasters.masks import MaskedImage
+from msvae.rasters.pixel_format import Layout
 
 MOSAIC_BYTES = 2**27
 """Memory for blended rows. A wider raster is reconstructed in several swaths of columns, from top to bottom each."""

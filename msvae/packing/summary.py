@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from msvae.messages import counted
-from msvae.packing.data_set import DataSet
 from msvae.packing.options import SPLITS, PackOptions, PackSummary
 from msvae.packing.placement import TARGET_SHARE
-from msvae.packing.prepare import threshold_notice
-from msvae.packing.shard_job import ShardJob
-from msvae.packing.split import SplitTiles
+from msvae.packing.shards import ShardJob
+from msvae.packing.splits import SplitTiles
 from msvae.packing.survey import Survey
+from msvae.rasters.images import DataSet
+from msvae.rasters.whole_image import threshold_notice
 from msvae.shards.manifest import Manifest
 from msvae.shards.reflectance import brightness_notice
 

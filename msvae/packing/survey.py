@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.files import replace_file, write_text
-from msvae.packing.data_set import DataSet
 from msvae.packing.placement import leaf_tiles
 from msvae.packing.tiling import Places, Tile, covered_pixels, grid_tiles, places
-from msvae.packing.work import WorkFolder
+from msvae.rasters.images import DataSet
 from msvae.rasters.masks import no_mask_error
+from msvae.work_folder import WorkFolder
 
 TOO_SMALL = "image smaller than a tile"
 BAND_PIXELS = 2**25

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from msvae.packing.data_set import DataSet
-from msvae.packing.work import WorkFolder
 from msvae.rasters.gdal import gdal_session
+from msvae.rasters.images import DataSet
+from msvae.work_folder import WorkFolder
 
 TaskT = TypeVar("TaskT")
 Task = Callable[[DataSet, WorkFolder, TaskT, Callable[[int], None]], None]
@@ -91,7 +91,7 @@ def workers(
         return
     # Workers must inherit neither open files of GDAL nor threads: a server that has imported all forks them.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "msvae.packing.shard_job", "msvae.packing.survey"])
+    context.set_forkserver_preload([__name__, "msvae.packing.shards", "msvae.packing.survey"])
     counter = context.Value("q", 0)
     with _one_thread_a_process():
         forkserver.ensure_running()

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from msvae.rasters.cleaning import BitMask
 from msvae.rasters.expression import Expression
-from msvae.rasters.layout import Layout
 from msvae.rasters.mask_file import MaskFile, find_mask_file
 from msvae.rasters.options import ReadOptions
+from msvae.rasters.pixel_format import Layout
 from msvae.rasters.raster import Raster
 from msvae.rasters.sources import MASK_ENDING, ImageSource
 from msvae.shards.reflectance import BRIGHT, too_bright

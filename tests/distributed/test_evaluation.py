@@ -26,8 +26,8 @@ RIVALS = {"untrained", "pca3", "mean_spectrum", "pca_latent", "jpeg_xl", "jpeg_2
 @pytest.fixture(scope="module")
 def shards(leaf_images, tmp_path_factory) -> Path:
     """Tiles large enough for a codec to have room beside its headers."""
-    from msvae.packing.job import pack
     from msvae.packing.options import PackOptions
+    from msvae.packing.pack import pack
 
     out = tmp_path_factory.mktemp("judged") / "shards"
     pack([leaf_images], out, PackOptions(tile_px=48, tiles_per_shard=5))

@@ -31,8 +31,8 @@ class Case:
 @pytest.fixture(scope="module")
 def uneven_shards(leaf_images, tmp_path_factory) -> Path:
     """Tiles with hardly any leaf beside full ones: a mean of means would be far off."""
-    from msvae.packing.job import pack
     from msvae.packing.options import PackOptions
+    from msvae.packing.pack import pack
 
     out = tmp_path_factory.mktemp("uneven") / "shards"
     pack([leaf_images], out, PackOptions(tile_px=32, min_coverage=0.0, tiles_per_shard=9))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from msvae.inference import sliding_window
 from msvae.inference.raster_output import leaf_values
-from msvae.rasters.layout import Layout
+from msvae.rasters.pixel_format import Layout
 
 from .conftest import no_reconstruction, read, reconstruct
 

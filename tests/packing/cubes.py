@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 
 FIVE_NM = (475.0, 560.0, 668.0, 717.0, 840.0)
 WHOLE = {"tile_px": 32, "split": (1, 0, 0), "min_coverage": 0.0}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from msvae.bands import Bands
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.rasters.expression import Expression
 
 FIVE = Bands((475.0, 560.0, 668.0, 717.0, 840.0), ("blue", "green", "red", "red_edge", "nir"))

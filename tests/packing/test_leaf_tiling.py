@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from skimage.draw import ellipse
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.packing.placement import leaf_tiles
 from msvae.packing.tiling import MAX_CELLS, leaf_cell_px, places
 

@@ -11,8 +11,8 @@ import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.shards.manifest import Manifest
 
 from .cubes import EVERYWHERE, FIVE_NM, TOP, cube, packed

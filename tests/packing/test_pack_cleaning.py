@@ -10,9 +10,9 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from msvae.packing import job
-from msvae.packing.job import pack
+from msvae.packing import pack as job
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.rasters import cleaning, masks
 from msvae.rasters.cleaning import BitMask, eroded, without_small_objects
 

@@ -13,9 +13,9 @@ import pytest
 import rasterio.shutil
 from rasterio.transform import Affine, from_origin
 
-from msvae.packing import job
-from msvae.packing.job import pack
+from msvae.packing import pack as job
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.shards.writer import ShardWriter
 
 FIVE_NM = (475.0, 560.0, 668.0, 717.0, 840.0)

@@ -8,8 +8,8 @@ import rasterio
 import tifffile
 from PIL import Image
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.rasters import gdal
 from msvae.shards.manifest import Manifest
 

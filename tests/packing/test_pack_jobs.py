@@ -14,14 +14,14 @@ import numpy as np
 import psutil
 import pytest
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 
 OPTIONS = {"tile_px": 16, "tiles_per_shard": 2, "seed": 3}
 PACK = """
 import json, sys
 from pathlib import Path
-from msvae.packing.job import pack
+from msvae.packing.pack import pack
 from msvae.packing.options import PackOptions
 
 if __name__ == "__main__":
@@ -148,7 +148,7 @@ def test_workers_do_not_run_the_script_that_packs(tmp_path, leaves):
     script.write_text(
         f"""
 from pathlib import Path
-from msvae.packing.job import pack
+from msvae.packing.pack import pack
 from msvae.packing.options import PackOptions
 with open({str(runs)!r}, "a") as file:
     file.write("x")

@@ -9,8 +9,8 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 
 TRAIN_ONLY = {"tile_px": 16, "split": (1, 0, 0), "min_coverage": 0.0}
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
-from msvae.packing.split import deal
+from msvae.packing.pack import pack
+from msvae.packing.splits import deal
 
 SPLITS = ("train", "val", "test")
 

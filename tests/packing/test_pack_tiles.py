@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.rasters import raster
 from msvae.shards.manifest import Manifest, ShardIndex
 from msvae.shards.stores import open_store

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from msvae.packing.job import pack
 from msvae.packing.options import PackOptions
+from msvae.packing.pack import pack
 from msvae.shards.loader import Batch, Loader
 from msvae.shards.order import evaluation_plans
 from msvae.shards.reader import ShardReader

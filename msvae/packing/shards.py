@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.files import replace_file
-from msvae.packing.data_set import DataSet
 from msvae.packing.options import SPLITS
-from msvae.packing.split import SplitTiles
+from msvae.packing.splits import SplitTiles
 from msvae.packing.tiling import Tile
-from msvae.packing.work import WorkFolder
+from msvae.rasters.images import DataSet
 from msvae.shards.leaf_accumulators import LeafValues
 from msvae.shards.manifest import index_name
 from msvae.shards.writer import ShardWriter
+from msvae.work_folder import WorkFolder
 
 
 @dataclass(frozen=True)

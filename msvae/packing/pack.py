@@ -19,26 +19,26 @@ import numpy as np
 
 from msvae.files import move_folder
 from msvae.messages import OnProgress
-from msvae.packing.data_set import DataSet, describe_images
 from msvae.packing.options import SPLITS, PackOptions, PackSummary
 from msvae.packing.output import check_output
-from msvae.packing.prepare import needs_preparing, prepare_mask, prepared
-from msvae.packing.shard_job import ShardJob, plan_shards, write_shard
+from msvae.packing.shards import ShardJob, plan_shards, write_shard
 from msvae.packing.sheet import SHEET_NAME, save_contact_sheet
-from msvae.packing.split import SplitTiles, group_names, split_tiles
+from msvae.packing.splits import SplitTiles, group_names, split_tiles
 from msvae.packing.summary import summarise
 from msvae.packing.survey import Survey, bands_of, count_band, find_tiles, load_survey, num_tiles_of
-from msvae.packing.work import WorkFolder, work_folder
 from msvae.packing.workers import workers
 from msvae.rasters.gdal import gdal_session
+from msvae.rasters.images import DataSet, describe_images
 from msvae.rasters.masks import parse_mask_option
 from msvae.rasters.sources import find_sources, passed_over
+from msvae.rasters.whole_image import needs_preparing, prepare_mask, prepared
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.leaf_accumulators import COVERAGE_BINS, LeafValues, coverage_bin
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
 from msvae.shards.stores import open_store
 from msvae.shards.writer import shard_entry
+from msvae.work_folder import WorkFolder, work_folder
 
 TaskT = TypeVar("TaskT")
 PIXELS_WORTH_A_PROCESS = 2**24

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
 from msvae.files import partial_path, write_text
-from msvae.packing.data_set import DataSet, Image
 from msvae.packing.options import PackOptions
 from msvae.packing.survey import bands_of, num_tiles_of
-from msvae.packing.work import WorkFolder
 from msvae.rasters.cleaning import BitMask, eroded, without_small_objects
+from msvae.rasters.images import DataSet, Image
 from msvae.rasters.masks import MaskedImage, MaskRule
+from msvae.work_folder import WorkFolder
 
 HISTOGRAM_BINS = 256
 """As in scikit-image, between the extremes of the image."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from msvae.packing.options import PackOptions
 from msvae.rasters.expression import Expression
-from msvae.rasters.layout import Layout, first_layout, fit_layout
 from msvae.rasters.masks import MaskedImage, MaskRule, choose_mask
+from msvae.rasters.pixel_format import Layout, first_layout, fit_layout
 from msvae.rasters.raster import Raster
 from msvae.rasters.sources import ImageSource
 
