@@ -13,18 +13,18 @@ from msvae.inference.image_bands import describe_image
 from msvae.inference.load import choose_device, load_model
 from msvae.inference.sliding_window import SlidingWindow
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.packing.options import PackOptions
 from msvae.rasters.gdal import gdal_session
-from msvae.rasters.images import DataSet
+from msvae.rasters.images import ImageSet
+from msvae.rasters.options import ReadOptions
 from msvae.rasters.sources import find_sources
 
 
-def reconstructed(model: AutoencoderKLMultispectralAdapter, data_set: DataSet, tile_px: int) -> NDArray[np.float32]:
+def reconstructed(model: AutoencoderKLMultispectralAdapter, image_set: ImageSet, tile_px: int) -> NDArray[np.float32]:
     """Return the reconstructed reflectance (C, H, W), computed in windows of `tile_px`."""
-    image = data_set.images[0]
+    image = image_set.images[0]
     sliding = SlidingWindow(model, image.height, image.width, tile_px, tile_px // 8, batch_size=1)
-    with data_set.open(0) as opened:
-        rows = sliding.rows(opened, data_set.layout, range(image.width), lambda _: None)
+    with image_set.open(0) as opened:
+        rows = sliding.rows(opened, image_set.pixel_format, range(image.width), lambda _: None)
         return np.concatenate([rows_CHW for _, rows_CHW in rows], axis=1)
 
 
@@ -38,14 +38,14 @@ def main() -> None:
     model = load_model(arguments.model, choose_device("auto"))
     with gdal_session():
         (source,) = find_sources([arguments.image], ())
-        data_set = describe_image(source, model.bands, PackOptions(), None)
-        image = data_set.images[0]
-        with data_set.open(0) as opened:
+        image_set = describe_image(source, model.bands, ReadOptions(), None)
+        image = image_set.images[0]
+        with image_set.open(0) as opened:
             _, leaf_HW = opened.read(0, 0, image.height, image.width)
         longest_px = max(image.height, image.width)
-        whole = reconstructed(model, data_set, -(-longest_px // 64) * 64)[:, leaf_HW]
+        whole = reconstructed(model, image_set, -(-longest_px // 64) * 64)[:, leaf_HW]
         for tile_px in arguments.tiles:
-            difference = reconstructed(model, data_set, tile_px)[:, leaf_HW] - whole
+            difference = reconstructed(model, image_set, tile_px)[:, leaf_HW] - whole
             relative = np.sqrt(np.mean(difference**2) / np.mean(whole**2))
             print(
                 f"windows of {tile_px} px in {longest_px} px: {relative:.4f} relative RMS difference from one pass",

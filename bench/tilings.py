@@ -12,7 +12,6 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from scipy.sparse import csr_array, eye_array, hstack, vstack
 from msvae.packing import survey
 from msvae.packing.options import PackOptions
 from msvae.packing.pack import pack
-from msvae.packing.placement import TARGET_SHARE, LeafCover
-from msvae.packing.tiling import Places
+from msvae.packing.tiling import TARGET_SHARE, LeafCover, TilePositions
 
 
 def main() -> None:
@@ -47,9 +45,9 @@ def main() -> None:
     )
     tilings = {
         "grid": options,
-        "leaf": replace(options, tiling="leaf"),
-        "grid, all leaf": replace(options, min_coverage=0.01),
-        "leaf, all leaf": replace(options, tiling="leaf", min_coverage=0.01),
+        "leaf": options.model_copy(update={"tiling": "leaf"}),
+        "grid, all leaf": options.model_copy(update={"min_coverage": 0.01}),
+        "leaf, all leaf": options.model_copy(update={"tiling": "leaf", "min_coverage": 0.01}),
     }
     leaf_pixels_per_tile: dict[str, float] = {}
     for name, chosen in tilings.items():
@@ -69,9 +67,9 @@ def main() -> None:
 
 
 @contextmanager
-def leaf_maps() -> Iterator[list[tuple[Places, NDArray[Any], float]]]:
+def leaf_maps() -> Iterator[list[tuple[TilePositions, NDArray[Any], float]]]:
     """Collect the arguments of leaf tiling for every image."""
-    maps: list[tuple[Places, NDArray[Any], float]] = []
+    maps: list[tuple[TilePositions, NDArray[Any], float]] = []
     leaf_tiles = survey.leaf_tiles
 
     def record(image: int, *given: Any) -> Any:
@@ -85,7 +83,7 @@ def leaf_maps() -> Iterator[list[tuple[Places, NDArray[Any], float]]]:
         survey.leaf_tiles = leaf_tiles
 
 
-def lower_bound(where: Places, cells_RC: NDArray[Any], min_coverage: float) -> int:
+def lower_bound(where: TilePositions, cells_RC: NDArray[Any], min_coverage: float) -> int:
     """Return a lower bound of the number of tiles that leaf tiling needs, from a linear program.
 
     Its variables are the fraction of a tile at each allowed position, and the covered fraction of each cell with leaf.

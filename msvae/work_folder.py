@@ -1,4 +1,4 @@
-"""The folder beside the output in which a data set grows, and which outlives a process that is killed."""
+"""The folder next to the output in which a dataset grows. It survives a killed run, so that the next run resumes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,50 +14,34 @@ from typing import Any
 
 from msvae.files import partial_path
 
-MAX_TOLD = 5
+MAX_CHANGES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """`.OUT.partial`: all that has been made so far. Whatever is there under its name is complete."""
+    """`.OUT.partial`: everything that has been made so far. A file that has its final name is complete."""
 
     path: Path
 
     @property
     def data(self) -> Path:
-        """What becomes the output."""
+        """The folder that becomes the output."""
         return self.path / "data"
 
     @property
     def record(self) -> Path:
-        """Options and inputs of the work that was begun here."""
+        """Options and inputs of the run that began here."""
         return self.path / "record.json"
 
-    @property
-    def masks(self) -> Path:
-        """What only whole images tell of their masks."""
-        return self.path / "masks"
+    def begin(self, record: dict[str, Any], folders: Sequence[str]) -> None:
+        """Begin, or resume the run that began here, and make `data` and the other `folders`.
 
-    def cells(self, image: int, first_row: int) -> Path:
-        """Leaf pixels of the cells of an image, from one row of cells on."""
-        return self.path / "survey" / f"cells-{image:06d}-{first_row:06d}.npz"
-
-    def tiles(self, image: int) -> Path:
-        """Tiles of an image."""
-        return self.path / "survey" / f"tiles-{image:06d}.json"
-
-    def statistics(self, shard_name: str) -> Path:
-        """Leaf values of a training shard."""
-        return self.path / "statistics" / f"{shard_name}.npz"
-
-    def begin(self, record: dict[str, Any]) -> None:
-        """Go on with the work that was begun here, or begin.
-
-        Raises: ValueError when that had other options or inputs.
+        Args: record: `options` and `inputs`, everything that determines the output.
+        Raises: ValueError if the earlier run had other options or inputs.
         """
         partial = partial_path(self.record)
         partial.write_text(json.dumps(record))
-        try:  # of the parts that begin together one is first, and all compare with it
+        try:  # of several parts that begin at once, exactly one creates the record, and all compare theirs with it
             os.link(partial, self.record)
         except FileExistsError:
             pass
@@ -67,19 +51,20 @@ class WorkFolder:
         partial.unlink(missing_ok=True)
         changes = _changes(json.loads(self.record.read_text()), json.loads(json.dumps(record)))
         if changes:
-            more = f" and {len(changes) - MAX_TOLD} more" if len(changes) > MAX_TOLD else ""
+            more = f" and {len(changes) - MAX_CHANGES_SHOWN} more" if len(changes) > MAX_CHANGES_SHOWN else ""
             raise ValueError(
-                f"{self.path} holds unfinished work of other options or inputs ({'; '.join(changes[:MAX_TOLD])}"
-                f"{more}); give the same to go on, or delete that folder to begin anew"
+                f"{self.path} holds unfinished work of other options or inputs "
+                f"({'; '.join(changes[:MAX_CHANGES_SHOWN])}{more}); use the same to resume, or delete "
+                "that folder to start again"
             )
-        for folder in ("masks", "survey", "statistics", "data"):
+        for folder in ("data", *folders):
             (self.path / folder).mkdir(exist_ok=True)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A text for each option and each input file that is not what it was."""
+    """Return a text for each option and each input file that has changed."""
     old, new = before["options"], now["options"]
-    # as text, for NaN is not equal to itself
+    # compared as text, because NaN is not equal to itself
     changed = [name for name in new if repr(old.get(name)) != repr(new[name])]
     changes = [f"{name} was {old.get(name)}, is {new[name]}" for name in changed]
     old, new = before["inputs"], now["inputs"]
@@ -90,14 +75,16 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
-    """The folder beside `out` in which it grows. It stays when the block fails, for the next run to go on, unless
-    it was made here and no shard is finished yet.
+    """Yield the locked work folder of `out`.
 
-    Args: shared: other processes make other parts at the same time, so it always stays.
-    Raises: ValueError when the folder cannot be written, or another run works there.
+    If the block fails, the folder stays, so that the next run resumes, unless this run made it and has finished no
+    shard.
+
+    Args: shared: other processes make other parts at the same time, so the folder always stays.
+    Raises: ValueError if the folder cannot be written, or another run uses it.
     """
     work = WorkFolder(out.with_name(f".{out.name}.partial"))
-    made_here = [folder for folder in out.parents if not folder.exists()]
+    new_parents = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work.path.mkdir(exist_ok=True)
@@ -106,31 +93,35 @@ def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
         raise ValueError(
             f"cannot write {out} ({error.strerror}: {error.filename}); choose a writable folder"
         ) from error
-    begun_before = work.record.is_file()
+    is_resumed = work.record.is_file()
     try:
         yield work
     except OSError as error:
         raise ValueError(
             f"writing {out} failed: {error.strerror or error}; free space there or choose another folder, and run "
-            "the same command again to go on"
+            "the same command again to resume"
         ) from error
     finally:
-        if not shared and not begun_before and not any(work.data.glob("*/*.index.json")):
+        if not shared and not is_resumed and not any(work.data.glob("*/*.index.json")):
             shutil.rmtree(work.path, ignore_errors=True)
-            with suppress(OSError):  # not empty: the data set is in place
-                for folder in made_here:
+            with suppress(OSError):  # they are not empty if the output is in place
+                for folder in new_parents:
                     folder.rmdir()
         os.close(lock)
 
 
 def _lock(work: WorkFolder, shared: bool) -> int:
-    """A lock that ends with this process, however that ends."""
+    """Lock the folder until this process ends: shared between parts, exclusive for a whole run.
+
+    The filelock package would not do: its FileLock has no shared mode, and its ReadWriteLock keeps an SQLite database
+    in a transaction, which SQLite advises against on network file systems, where work folders often are.
+    """
     lock = os.open(work.path / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise ValueError(f"another run works in {work.path}; wait until it ends, or name another --out") from None
+        raise ValueError(f"another run uses {work.path}; wait until it ends, or choose another --out") from None
     except OSError:
-        pass  # a file system without locks: then runs must not meet
+        pass  # a file system without locks: two runs must not use the folder at once
     return lock

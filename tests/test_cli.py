@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from msvae.bands import Bands
 from msvae.cli import app
 from msvae.messages import counted
+from msvae.packing.options import PackOptions
 
 from .conftest import ROOT
 
@@ -49,7 +50,7 @@ def test_a_part_that_comes_late_is_told_that_the_data_set_is_finished(leaf_image
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     code, output = run(*command, "--part", "2/3")
     assert code == 2
-    assert "is a finished data set: if it is the one of these parts, part 2/3 has nothing left to do" in output
+    assert "is a finished dataset: if it was made of these parts, part 2/3 has nothing left to do" in output
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     code, output = run(*command[:-1], 16, "--part", "2/3")
     assert code == 2 and "exists and is not empty; name another folder or give --overwrite" in output
@@ -99,9 +100,9 @@ def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
         (["pack", "{tmp}", "--out", "{tmp}/o", "--tile", "100"], "got --tile 100, expected a multiple of 8"),
         (
             ["pack", "{tmp}", "--out", "{tmp}/o", "--wavelengths", "475,red"],
-            "--wavelengths is '475,red', expected numbers",
+            "got --wavelengths 475,red, expected numbers",
         ),
-        (["pack", "{tmp}", "--out", "{tmp}/o", "--part", "3"], "--part is '3', expected two numbers such as 1/8"),
+        (["pack", "{tmp}", "--out", "{tmp}/o", "--part", "3"], "got --part 3, expected two numbers such as 1/8"),
         (["pack", "{tmp}", "--out", "{tmp}/o", "--part", "3/2"], "got --part 3/2, expected 1/2 to 2/2"),
         (
             ["pack", "{tmp}", "--out", "{tmp}/o", "--group-by", "(a"],
@@ -222,3 +223,57 @@ def test_quickstart_trains_on_a_real_field(rice, tmp_path):
     done = quickstart(tmp_path, "--images", rice, "--out", "field", "--steps", 6, *pack_options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "field" / "report.html").is_file()
+
+
+def test_every_option_of_pack_reaches_packing_under_its_own_name(monkeypatch, tmp_path):
+    """Each value differs from the default and is parsed as the Python option expects it."""
+    given = {
+        "band_files": ("blue.tif, nir.tif", ("blue.tif", "nir.tif")),
+        "nodata": ("7", 7.0),
+        "bands": ("2,1", ("2", "1")),
+        "wavelengths_nm": ("475,840", (475.0, 840.0)),
+        "tolerance_nm": ("5", 5.0),
+        "scale": ("0.001", 0.001),
+        "offset": ("-0.1", -0.1),
+        "mask_files": ("{stem}_leaf.png", "{stem}_leaf.png"),
+        "min_object_px": ("9", 9),
+        "erode_px": ("2", 2),
+        "tile_px": ("64", 64),
+        "stride_px": ("32", 32),
+        "min_coverage": ("0.2", 0.2),
+        "split": ("0.5 0.25 0.25", (0.5, 0.25, 0.25)),
+        "group_by": ("plant_(.)", "plant_(.)"),
+        "gap_px": ("3", 3),
+        "seed": ("5", 5),
+        "num_workers": ("2", 2),
+        "part": ("1/4", (1, 4)),
+    }
+    flags = {"compression": ("--compress", "delta-blosc2"), "overwrite": ("--overwrite", True)}
+    received: list[PackOptions] = []
+
+    def remember(images: object, out: object, options: PackOptions, on_progress: object) -> None:
+        received.append(options)
+        raise ValueError("end")
+
+    monkeypatch.setattr("msvae.cli.pack.pack_images", remember)
+    names = {
+        "wavelengths_nm": "--wavelengths",
+        "tile_px": "--tile",
+        "stride_px": "--stride",
+        "num_workers": "--workers",
+    }
+    command = ["pack", tmp_path, "--out", tmp_path / "out", *(flag for flag, _ in flags.values())]
+    for field, (text, _) in given.items():
+        command += [names.get(field, f"--{field.replace('_', '-')}"), *(text.split() if field == "split" else [text])]
+    run(*command)
+    run("pack", tmp_path, "--out", tmp_path / "out", "--axes", " HWC", "--mask", "ndvi>0", "--tiling", "leaf")
+    run("pack", tmp_path, "--out", tmp_path / "out", "--split-by", "block", "--merge")
+    expected = {field: value for field, (_, value) in (given | flags).items()}
+    assert received == [
+        PackOptions(**expected),
+        PackOptions(axes="hwc", mask="ndvi>0", tiling="leaf", num_workers=None),
+        PackOptions(split_by="block", merge=True, num_workers=None),
+    ]
+    python_only = {"block_tiles", "tiles_per_shard"}
+    tested = {*expected, "axes", "mask", "tiling", "split_by", "merge"}
+    assert set(PackOptions.model_fields) == tested | python_only

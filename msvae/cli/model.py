@@ -13,11 +13,10 @@ from typing import Annotated
 
 import typer
 
-from msvae.cli import image_options as options
-from msvae.cli.image_options import option
-from msvae.cli.screen import numbers, progress, say, user_errors, words
+from msvae.cli.options import option, with_options
+from msvae.cli.screen import progress, say, user_errors
 from msvae.messages import counted
-from msvae.packing.options import PackOptions
+from msvae.rasters.options import ReadOptions
 
 app = typer.Typer()
 
@@ -29,6 +28,7 @@ Device = Annotated[str, option("Model", "cpu, cuda or cuda:1; auto is a GPU if t
 
 
 @app.command()
+@with_options(ReadOptions)
 def reconstruct(
     model: Model,
     image: Annotated[
@@ -38,49 +38,24 @@ def reconstruct(
         Path, typer.Argument(help="File to write (.tif, .npy), or a folder in which images keep their names.")
     ],
     *,
-    band_files: options.BandFiles = "",
-    axes: options.Axes = "",
-    nodata: options.Nodata = None,
-    bands: options.BandNames = "",
-    wavelengths: Annotated[str, option("Bands", "What all bands are, in nm, where files do not say.")] = "",
-    tolerance_nm: options.ToleranceNm = 20.0,
-    scale: options.Scale = None,
-    offset: options.Offset = None,
-    mask: options.Mask = "auto",
-    mask_files: options.MaskFiles = "",
-    min_object_px: options.MinObjectPx = 0,
-    erode_px: options.ErodePx = 0,
     tile: Annotated[int, option("Model", "Side of the windows that the model sees, in pixels.")] = 1024,
-    batch_size: Annotated[int, option("Model", "Windows that the model takes at once.")] = 1,
+    batch_size: Annotated[int, option("Model", "Windows in one batch of the model.")] = 1,
     device: Device = "auto",
-    overwrite: Annotated[bool, option("Output", "Replace files that are there.", "--overwrite")] = False,
+    overwrite: Annotated[bool, option("Output", "Replace existing files.", "--overwrite")] = False,
+    options: ReadOptions,
 ) -> None:
-    """Put images of any size through a model and write them as they were: type, scale, nodata, place on Earth.
+    """Reconstruct images of any size and write them with the type, scale, nodata and georeference of the input.
 
-    Only leaf pixels are reconstructed. What is no leaf becomes nodata; in a file without nodata NaN, or 0 in integers,
-    of which a mask band of the GeoTIFF tells.
+    Only leaf pixels are reconstructed. Background becomes nodata; without a nodata value it becomes NaN, or 0 in files
+    of integers, and then a mask band of the GeoTIFF marks it.
     """
     with user_errors():
-        reading = PackOptions(
-            band_files=words(band_files),
-            axes=axes.strip().lower() or None,
-            nodata=nodata,
-            bands=words(bands),
-            wavelengths_nm=numbers("--wavelengths", wavelengths),
-            tolerance_nm=tolerance_nm,
-            scale=scale,
-            offset=offset,
-            mask=mask,
-            mask_files=mask_files or None,
-            min_object_px=min_object_px,
-            erode_px=erode_px,
-        )
         from msvae.inference.reconstruct import ReconstructOptions
         from msvae.inference.reconstruct import reconstruct as reconstruct_images
 
         asked = ReconstructOptions(tile_px=tile, batch_size=batch_size, device=device, overwrite=overwrite)
         with progress("windows") as advance_to:
-            done = reconstruct_images(model, image, out, reading, asked, advance_to)
+            done = reconstruct_images(model, image, out, options, asked, advance_to)
     for each in done:
         if (summary := each.summary) is None:
             say(f"{each.image} has no leaf pixel, so nothing was written for it; another --mask may find some")

@@ -18,8 +18,7 @@ from msvae.leaf_statistics import LeafStatistics
 from msvae.messages import OnProgress, counted
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.rasters.gdal import gdal_session
-from msvae.rasters.npy import mapped_array
-from msvae.rasters.planes import Georeference
+from msvae.rasters.planes import Georeference, mapped_array
 from msvae.shards.latents import LatentReader, LatentSample
 from msvae.shards.leaf_accumulators import COVERAGE_BINS, LeafValues, coverage_bin
 from msvae.shards.manifest import Manifest, ShardEntry, Shards

@@ -147,7 +147,7 @@ def _begin(out: Path, identity: dict[str, Any], readers: dict[str, ShardReader],
     work = held.enter_context(work_folder(out, shared=False))
     options = {name: value for name, value in identity.items() if name != "tiles"}
     inputs = {reader.store.location: identity["tiles"][split] for split, reader in readers.items()}
-    work.begin({"options": options, "inputs": inputs})
+    work.begin({"options": options, "inputs": inputs}, ["statistics"])
     for split in readers:
         (work.data / split).mkdir(exist_ok=True)
 

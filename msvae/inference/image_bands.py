@@ -6,39 +6,39 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from msvae.bands import Bands
-from msvae.packing.options import PackOptions
 from msvae.rasters.expression import Expression
-from msvae.rasters.images import DataSet, Image
+from msvae.rasters.images import Image, ImageSet
 from msvae.rasters.masks import MaskRule, stated_mask
-from msvae.rasters.pixel_format import Layout, first_layout
+from msvae.rasters.options import ReadOptions
+from msvae.rasters.pixel_format import PixelFormat, choose_pixel_format
 from msvae.rasters.raster import Raster, RasterInfo
 from msvae.rasters.sources import ImageSource
 
 
-def describe_image(source: ImageSource, bands: Bands, options: PackOptions, expression: Expression | None) -> DataSet:
+def describe_image(source: ImageSource, bands: Bands, options: ReadOptions, expression: Expression | None) -> ImageSet:
     """Describe one image with the bands of a model, in the order of the model.
 
     Without a leaf mask, every valid pixel is leaf.
 
     Args: image; bands of the model; options for bands, values and masks; parsed mask expression of the options.
-    Returns: a dataset of one image.
+    Returns: a set of one image.
     Raises: ValueError if a file cannot be read, or if bands, mask or scale do not fit.
     """
     with Raster(source, options) as raster:
         info = raster.info
-        layout, band_indices = _fit(source, info, bands, options)
+        pixel_format, band_indices = _fit(source, info, bands, options)
         rule = stated_mask(raster, expression, options.mask_files)
     if expression is not None:
-        expression.band_indices(layout.bands)
-    notices = layout.notices
+        expression.band_indices(pixel_format.bands)
+    notices = pixel_format.notices
     if rule is None:
         valid = "finite pixel" if info.dtype.startswith("float") else "pixel"
         notices += (f"no leaf mask: every {valid} counts as leaf; give --mask, such as 'ndvi>0.3', if that is wrong",)
     image = Image(source, tuple(band_indices), rule or MaskRule(), info.height, info.width)
-    return DataSet((image,), replace(layout, notices=notices), options)
+    return ImageSet((image,), replace(pixel_format, notices=notices), options)
 
 
-def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: PackOptions) -> tuple[Layout, list[int]]:
+def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: ReadOptions) -> tuple[PixelFormat, list[int]]:
     notices: tuple[str, ...] = ()
     if info.wavelengths_nm is None and options.wavelengths_nm is None:
         if len(info.scales) != len(bands):
@@ -47,22 +47,22 @@ def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: PackOptio
         if indices is None:
             raise _misfit(source, info.describe_bands(), bands, "give --wavelengths of all its bands, in their order")
         wavelengths_nm = tuple(bands.wavelengths_nm[indices.index(i)] for i in range(len(bands)))
-        options = replace(options, wavelengths_nm=wavelengths_nm)
+        options = options.model_copy(update={"wavelengths_nm": wavelengths_nm})
         notices = (f"no wavelengths stated: assumed those of the model, {bands}; give --wavelengths if that is wrong",)
-    layout, band_indices = first_layout(source.path, info, options)
-    chosen = _nearest(layout.bands.wavelengths_nm, bands.wavelengths_nm, options.tolerance_nm)
+    pixel_format, band_indices = choose_pixel_format(source.path, info, options)
+    chosen = _nearest(pixel_format.bands.wavelengths_nm, bands.wavelengths_nm, options.tolerance_nm)
     if chosen is None:
         hint = "give --wavelengths, a larger --tolerance-nm, or use a model trained on these bands"
-        raise _misfit(source, str(layout.bands), bands, hint)
-    names = tuple(layout.bands.names[i] for i in chosen) if info.names else bands.names
+        raise _misfit(source, str(pixel_format.bands), bands, hint)
+    names = tuple(pixel_format.bands.names[i] for i in chosen) if info.names else bands.names
     fitted = replace(
-        layout,
-        bands=Bands(tuple(layout.bands.wavelengths_nm[i] for i in chosen), names),
-        scale=tuple(layout.scale[i] for i in chosen),
-        offset=tuple(layout.offset[i] for i in chosen),
-        source_scale=tuple(layout.source_scale[i] for i in chosen),
-        source_offset=tuple(layout.source_offset[i] for i in chosen),
-        notices=notices + layout.notices,
+        pixel_format,
+        bands=Bands(tuple(pixel_format.bands.wavelengths_nm[i] for i in chosen), names),
+        scale=tuple(pixel_format.scale[i] for i in chosen),
+        offset=tuple(pixel_format.offset[i] for i in chosen),
+        source_scale=tuple(pixel_format.source_scale[i] for i in chosen),
+        source_offset=tuple(pixel_format.source_offset[i] for i in chosen),
+        notices=notices + pixel_format.notices,
     )
     return fitted, [band_indices[i] for i in chosen]
 

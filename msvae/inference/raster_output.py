@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from msvae.bands import Bands
 from msvae.files import remove_abandoned, replace_file
-from msvae.rasters.pixel_format import Layout
+from msvae.rasters.pixel_format import PixelFormat
 from msvae.rasters.planes import Georeference
 
 BLOCK_PX = 256
@@ -33,7 +33,7 @@ def fill_value(dtype: str, nodata: Any) -> Any:
 
 
 def leaf_values(
-    reflectance_CHW: NDArray[np.float32], leaf_HW: NDArray[np.bool_], layout: Layout, nodata: Any
+    reflectance_CHW: NDArray[np.float32], leaf_HW: NDArray[np.bool_], pixel_format: PixelFormat, nodata: Any
 ) -> NDArray[Any]:
     """Return reflectance as values (C, H, W) in the type and scale of the image.
 
@@ -41,9 +41,11 @@ def leaf_values(
 
     Raises: ValueError if reflectance on the leaf is not finite.
     """
-    dtype = np.dtype(layout.source_dtype)
+    dtype = np.dtype(pixel_format.source_dtype)
     values_CHW: NDArray[Any]
-    scale, offset = (np.array(per_band)[:, None, None] for per_band in (layout.source_scale, layout.source_offset))
+    scale, offset = (
+        np.array(per_band)[:, None, None] for per_band in (pixel_format.source_scale, pixel_format.source_offset)
+    )
     exact_CHW = (reflectance_CHW.astype(np.float64) - offset) / scale
     if not np.isfinite(exact_CHW[:, leaf_HW]).all():
         raise ValueError("the model returns reflectance that is not finite; train it again, or use another checkpoint")
@@ -57,7 +59,7 @@ def leaf_values(
         next_to_nodata = nodata if nodata is None else nodata + 1 if nodata < high else nodata - 1
     if nodata is not None:
         values_CHW[values_CHW == nodata] = next_to_nodata
-    values_CHW[:, ~leaf_HW] = fill_value(layout.source_dtype, nodata)
+    values_CHW[:, ~leaf_HW] = fill_value(pixel_format.source_dtype, nodata)
     return values_CHW
 
 

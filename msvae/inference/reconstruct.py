@@ -29,10 +29,10 @@ from msvae.metrics.accumulate import Summary, summarise
 from msvae.metrics.spectral import spectral_sums
 from msvae.metrics.tile_sums import LeafPixels
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.packing.options import PackOptions
 from msvae.rasters.gdal import gdal_session
-from msvae.rasters.images import DataSet
-from msvae.rasters.masks import MaskedImage, parse_mask_option
+from msvae.rasters.images import ImageSet, MaskedImage
+from msvae.rasters.masks import parse_mask_option
+from msvae.rasters.options import ReadOptions
 from msvae.rasters.sources import ImageSource, find_sources
 from msvae.rasters.whole_image import prepare_masks
 
@@ -85,7 +85,7 @@ def reconstruct(
     model_name: str,
     image: Path,
     out: Path,
-    reading: PackOptions,
+    reading: ReadOptions,
     options: ReconstructOptions,
     on_progress: OnProgress | None = None,
 ) -> list[Reconstruction]:
@@ -107,10 +107,10 @@ def reconstruct(
     model = load_model(model_name, choose_device(options.device))
     with gdal_session(), TemporaryDirectory(prefix="msvae-masks-") as masks:
         described = [describe_image(source, model.bands, reading, expression) for source in sources]
-        data_sets = [prepare_masks(each, Path(masks) / str(number)) for number, each in enumerate(described)]
-        sliding = [_sliding_window(model, data_set, options) for data_set in data_sets]
+        image_sets = [prepare_masks(each, Path(masks) / str(number)) for number, each in enumerate(described)]
+        sliding = [_sliding_window(model, image_set, options) for image_set in image_sets]
         count_windows = _counter(sum(each.num_windows for each in sliding), on_progress)
-        done = [_reconstruct_image(*each, count_windows) for each in zip(sliding, data_sets, targets, strict=True)]
+        done = [_reconstruct_image(*each, count_windows) for each in zip(sliding, image_sets, targets, strict=True)]
     if not any(each.path for each in done):
         raise ValueError(f"{image} has no leaf pixel; give another --mask")
     return done
@@ -147,9 +147,9 @@ def _is_array(source: ImageSource) -> bool:
 
 
 def _sliding_window(
-    model: AutoencoderKLMultispectralAdapter, data_set: DataSet, options: ReconstructOptions
+    model: AutoencoderKLMultispectralAdapter, image_set: ImageSet, options: ReconstructOptions
 ) -> SlidingWindow:
-    image = data_set.images[0]
+    image = image_set.images[0]
     return SlidingWindow(model, image.height, image.width, options.tile_px, options.tile_px // 8, options.batch_size)
 
 
@@ -166,22 +166,22 @@ def _counter(total: int, on_progress: OnProgress | None) -> Callable[[int], None
 
 
 def _reconstruct_image(
-    sliding: SlidingWindow, data_set: DataSet, target: Path, count_windows: Callable[[int], None]
+    sliding: SlidingWindow, image_set: ImageSet, target: Path, count_windows: Callable[[int], None]
 ) -> Reconstruction:
-    image = data_set.images[0].source.path
+    image = image_set.images[0].source.path
     try:
         # opened twice: the model reads windows ahead of the rows that are complete and evaluated
-        with replace_raster(target) as partial, data_set.open(0) as model_input, data_set.open(0) as original:
-            with closing(_open_output(partial, target, data_set, original)) as output:
-                writer = _EvaluatingWriter(data_set, original, output)
+        with replace_raster(target) as partial, image_set.open(0) as model_input, image_set.open(0) as original:
+            with closing(_open_output(partial, target, image_set, original)) as output:
+                writer = _EvaluatingWriter(image_set, original, output)
                 for cols in sliding.swaths():
-                    rows = sliding.rows(model_input, data_set.layout, cols, count_windows)
+                    rows = sliding.rows(model_input, image_set.pixel_format, cols, count_windows)
                     for row, reflectance_CHW in _whole_blocks(rows):
                         writer.write(row, cols.start, reflectance_CHW)
             summary = writer.summary()
     except NoLeafError:
         return Reconstruction(image, None, None, ())
-    return Reconstruction(image, target, summary, data_set.layout.notices)
+    return Reconstruction(image, target, summary, image_set.pixel_format.notices)
 
 
 def _whole_blocks(
@@ -199,40 +199,40 @@ def _whole_blocks(
         yield first, buffered
 
 
-def _open_output(partial: Path, target: Path, data_set: DataSet, image: MaskedImage) -> RasterOutput:
-    layout, (described,) = data_set.layout, data_set.images
+def _open_output(partial: Path, target: Path, image_set: ImageSet, image: MaskedImage) -> RasterOutput:
+    pixel_format, (described,) = image_set.pixel_format, image_set.images
     # GDAL has no half precision
-    dtype = "float32" if layout.source_dtype == "float16" else layout.source_dtype
+    dtype = "float32" if pixel_format.source_dtype == "float16" else pixel_format.source_dtype
     shape = (described.height, described.width)
     if target.suffix.lower() == ARRAY_ENDING:
-        axes = data_set.options.axes if data_set.options.axes and _is_array(described.source) else "chw"
-        return Npy(partial, (len(layout.bands), *shape), layout.source_dtype, axes)
+        axes = image_set.options.axes if image_set.options.axes and _is_array(described.source) else "chw"
+        return Npy(partial, (len(pixel_format.bands), *shape), pixel_format.source_dtype, axes)
     info = image.raster.info
-    nodata = _nodata(described.positions, image)
+    nodata = _nodata(described.band_indices, image)
     return GeoTiff(
         partial,
         shape,
         dtype,
-        layout.bands,
-        tuple(info.scales[i] for i in described.positions),
-        tuple(info.offsets[i] for i in described.positions),
+        pixel_format.bands,
+        tuple(info.scales[i] for i in described.band_indices),
+        tuple(info.offsets[i] for i in described.band_indices),
         nodata,
         image.raster.georeference(),
-        has_mask=fill_value(layout.source_dtype, nodata) == 0 and nodata is None,
+        has_mask=fill_value(pixel_format.source_dtype, nodata) == 0 and nodata is None,
     )
 
 
-def _nodata(positions: Sequence[int], image: MaskedImage) -> float | int | None:
+def _nodata(band_indices: Sequence[int], image: MaskedImage) -> float | int | None:
     """Return the nodata value of the first band that has one, because a GeoTIFF has one value for all bands."""
-    return next((value for i in positions if (value := image.raster.nodata[i]) is not None), None)
+    return next((value for i in band_indices if (value := image.raster.nodata[i]) is not None), None)
 
 
 class _EvaluatingWriter:
     """Writes complete rows to a file, and accumulates the metrics of the file against the image."""
 
-    def __init__(self, data_set: DataSet, original: MaskedImage, output: RasterOutput) -> None:
-        self._layout, self._original, self._output = data_set.layout, original, output
-        self._nodata = _nodata(data_set.images[0].positions, original)
+    def __init__(self, image_set: ImageSet, original: MaskedImage, output: RasterOutput) -> None:
+        self._pixel_format, self._original, self._output = image_set.pixel_format, original, output
+        self._nodata = _nodata(image_set.images[0].band_indices, original)
         # one array per metric: arrays kept from each block would fragment the memory that layers free
         self._sums: dict[str, NDArray[np.float64]] = {}
 
@@ -241,7 +241,7 @@ class _EvaluatingWriter:
         for left in range(0, reflectance_CHW.shape[2], BLOCK_PX):
             block_CHW = reflectance_CHW[..., left : left + BLOCK_PX]
             stored_CHW, leaf_HW = self._original.read(row, col + left, *block_CHW.shape[1:])
-            values_CHW = leaf_values(block_CHW, leaf_HW, self._layout, self._nodata)
+            values_CHW = leaf_values(block_CHW, leaf_HW, self._pixel_format, self._nodata)
             self._output.write(row, col + left, values_CHW, leaf_HW)
             self._evaluate(values_CHW, stored_CHW, leaf_HW)
 
@@ -258,11 +258,11 @@ class _EvaluatingWriter:
         self, values_CHW: NDArray[np.generic], stored_CHW: NDArray[np.generic], leaf_HW: NDArray[np.bool_]
     ) -> None:
         recon, target = (
-            torch.from_numpy(self._layout.reflectance(stored))[None]
-            for stored in (self._layout.store(values_CHW), stored_CHW)
+            torch.from_numpy(self._pixel_format.reflectance(stored))[None]
+            for stored in (self._pixel_format.store(values_CHW), stored_CHW)
         )
         leaf = torch.from_numpy(leaf_HW)[None, None]
-        for name, total in spectral_sums(LeafPixels.of(recon, target, leaf), self._layout.bands).items():
+        for name, total in spectral_sums(LeafPixels.of(recon, target, leaf), self._pixel_format.bands).items():
             if name in self._sums:
                 self._sums[name] += total.numpy()
             else:

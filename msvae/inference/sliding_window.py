@@ -20,8 +20,8 @@ from msvae.inference.load import explain_out_of_memory
 from msvae.inference.raster_output import BLOCK_PX
 from msvae.messages import counted
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.rasters.masks import MaskedImage
-from msvae.rasters.pixel_format import Layout
+from msvae.rasters.images import MaskedImage
+from msvae.rasters.pixel_format import PixelFormat
 
 MOSAIC_BYTES = 2**27
 """Memory for blended rows. A wider raster is reconstructed in several swaths of columns, from top to bottom each."""
@@ -186,19 +186,19 @@ class SlidingWindow:
         return len(self._down.starts) * sum(len(self._columns(cols)) for cols in self.swaths())
 
     def rows(
-        self, image: MaskedImage, layout: Layout, cols: range, count_windows: Callable[[int], None]
+        self, image: MaskedImage, pixel_format: PixelFormat, cols: range, count_windows: Callable[[int], None]
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield complete rows of a swath from top to bottom: index of the first row, reflectance (C, rows, columns).
 
         Pixels that are in no window with leaf are 0.
 
-        Args: image; layout of its values; columns of the swath; function that is called with the number of windows
-            that are finished.
+        Args: image; pixel format of its values; columns of the swath; function that is called with the number of
+            finished windows.
         Raises: ValueError if a file is damaged or holds no reflectance, or if the memory of the device is too small.
         """
-        mosaic = Mosaic(len(layout.bands), self._down, self._across, cols)
+        mosaic = Mosaic(len(pixel_format.bands), self._down, self._across, cols)
         for window_row in range(len(self._down.starts)):
-            with_leaf = self._windows_with_leaf(image, layout, window_row, cols, count_windows)
+            with_leaf = self._windows_with_leaf(image, pixel_format, window_row, cols, count_windows)
             while batch := list(islice(with_leaf, self._batch_size)):
                 for window, recon_CHW in zip(batch, self._reconstruct(batch), strict=True):
                     mosaic.add(window.row, window.col, recon_CHW)
@@ -209,15 +209,20 @@ class SlidingWindow:
         return list(self._across.touching(cols.start, cols.stop))
 
     def _windows_with_leaf(
-        self, image: MaskedImage, layout: Layout, window_row: int, cols: range, count_windows: Callable[[int], None]
+        self,
+        image: MaskedImage,
+        pixel_format: PixelFormat,
+        window_row: int,
+        cols: range,
+        count_windows: Callable[[int], None],
     ) -> Iterator[_Window]:
         for window_col in self._columns(cols):
-            window = self._read(image, layout, window_row, window_col)
+            window = self._read(image, pixel_format, window_row, window_col)
             if window.leaf_mask.any():
                 yield window
             count_windows(1)
 
-    def _read(self, image: MaskedImage, layout: Layout, window_row: int, window_col: int) -> _Window:
+    def _read(self, image: MaskedImage, pixel_format: PixelFormat, window_row: int, window_col: int) -> _Window:
         row, col = self._down.starts[window_row], self._across.starts[window_col]
         height = min(self._down.window_px, self._down.length_px - row)
         width = min(self._across.window_px, self._across.length_px - col)
@@ -225,7 +230,7 @@ class SlidingWindow:
         # pixels beyond the raster are NaN and not leaf, so that the model fills them
         shape = (self._down.window_px, self._across.window_px)
         reflectance_CHW = torch.full((len(stored_CHW), *shape), torch.nan)
-        reflectance_CHW[:, :height, :width] = torch.from_numpy(layout.reflectance(stored_CHW))
+        reflectance_CHW[:, :height, :width] = torch.from_numpy(pixel_format.reflectance(stored_CHW))
         padded_HW = torch.zeros(shape, dtype=torch.bool)
         padded_HW[:height, :width] = torch.from_numpy(leaf_HW)
         return _Window(window_row, window_col, reflectance_CHW, padded_HW)

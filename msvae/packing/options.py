@@ -1,142 +1,105 @@
-"""What packing is asked to do, and what it says it has done."""
+"""Options of `msvae pack`."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from msvae.bands import Bands
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from msvae.options import CliOption
 from msvae.rasters.options import ReadOptions
 from msvae.shards.sample_codec import Compression
-from msvae.shards.splits import SPLITS as SPLITS
 
 TILE_STEP_PX = 8
-"""The backbone halves a tile three times."""
+"""The side of a tile is a multiple of this, because the backbone halves a tile three times."""
 
 
-@dataclass(frozen=True)
+def _multiple_of_8(tile_px: int) -> int:
+    if tile_px < TILE_STEP_PX or tile_px % TILE_STEP_PX:
+        nearest = max(TILE_STEP_PX, round(tile_px / TILE_STEP_PX) * TILE_STEP_PX)
+        raise ValueError(f"expected a multiple of {TILE_STEP_PX} (the backbone reduces 8x); give {nearest}")
+    return tile_px
+
+
+def _shares(split: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(split) < 0 or not math.isclose(sum(split), 1) or split[0] == 0:
+        raise ValueError(
+            "expected three shares for train, val and test that add up to 1, the first above 0, such as 0.7 0.15 0.15"
+        )
+    return split
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError("expected a share from 0 to 1")
+    return value
+
+
+def _part(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    if match is None:
+        raise ValueError("expected two numbers such as 1/8")
+    return int(match[1]), int(match[2])
+
+
 class PackOptions(ReadOptions):
     """How rasters become shards.
 
-    Raises: ValueError for a value that cannot be met.
+    Raises: ValueError, in one line, if a value is invalid.
     """
 
-    tile_px: int = 256
-    """Side of a tile in pixels."""
-    tiling: Literal["grid", "leaf"] = "grid"
-    """Where tiles lie: a regular grid, or as few as cover 99 % of the leaf pixels."""
-    stride_px: int | None = None
-    """Pixels from tile to tile of the grid; None is the side of a tile, less lets tiles overlap."""
-    min_coverage: float = 0.1
-    """Least share of leaf pixels in a tile."""
-    split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    tile_px: Annotated[int, AfterValidator(_multiple_of_8), CliOption("Tiles", "--tile")] = 256
+    """Side of a tile in pixels, a multiple of 8."""
+    tiling: Annotated[Literal["grid", "leaf"], CliOption("Tiles")] = "grid"
+    """Regular grid, or as few tiles as cover 99 % of the leaf."""
+    stride_px: Annotated[int | None, Field(ge=1), CliOption("Tiles", "--stride")] = None
+    """Pixels from tile to tile of the grid; tiles overlap if it is less than --tile."""
+    min_coverage: Annotated[float, AfterValidator(_share), CliOption("Tiles")] = 0.1
+    """Smallest share of leaf pixels in a tile."""
+    split: Annotated[tuple[float, float, float], AfterValidator(_shares), CliOption("Split")] = (0.7, 0.15, 0.15)
     """Shares of tiles for train, val and test."""
-    split_by: Literal["auto", "image", "block"] = "auto"
-    """What stays together: whole images, or blocks of neighbouring tiles; auto needs three images for the former."""
-    group_by: str | None = None
-    """Pattern found in the path of every image; images in which its first group, else all of it, is the same (a
-    plant) stay together. Goes before `split_by`."""
-    block_tiles: int | None = None
+    split_by: Annotated[Literal["auto", "image", "block"], CliOption("Split")] = "auto"
+    """Unit that stays in one split; auto is image for three images or more, else block."""
+    group_by: Annotated[str | None, CliOption("Split", metavar="REGEX")] = None
+    """Images with the same match in their path stay in one split: 'plant_([0-9]+)'."""
+    block_tiles: Annotated[int | None, Field(ge=1)] = None
     """Side of a block in tiles; None makes about sixteen blocks."""
-    gap_px: int = 0
-    """Least distance of tiles of different splits in one image. At 0 they may touch but share no pixel; more drops
-    every tile that lies nearer, a third of a small field already at 1."""
-    seed: int = 0
-    """Decides which images or blocks go where."""
-    tiles_per_shard: int = 128
-    """Most tiles in one tar."""
-    compression: Compression = "none"
-    """`delta-blosc2` stores tiles compressed: smaller, and faster where storage is slow."""
-    overwrite: bool = False
-    """Replace an earlier data set at the same place, once the new one is complete."""
-    num_workers: int | None = 1
-    """Processes that read and write at the same time; None is one a CPU core, or fewer where there is little to do."""
-    part: tuple[int, int] | None = None
-    """(i, n): make the i-th of n parts of the shards, counted from 1, and leave the manifests to `merge`."""
-    merge: bool = False
-    """Complete the data set whose parts were made before."""
+    gap_px: Annotated[int, Field(ge=0), CliOption("Split")] = 0
+    """Smallest distance between tiles of different splits in an image; nearer tiles are dropped."""
+    seed: Annotated[int, Field(ge=0), CliOption("Split")] = 0
+    """Seed of the assignment of images or blocks to splits."""
+    tiles_per_shard: Annotated[int, Field(ge=1)] = 128
+    """Largest number of tiles in one tar."""
+    compression: Annotated[Compression, CliOption("Output", "--compress", flag_value="delta-blosc2")] = "none"
+    """Store tiles compressed, without loss."""
+    num_workers: Annotated[int | None, Field(ge=1), CliOption("Output", "--workers", default=None)] = 1
+    """Number of processes; None, the default of the command, is one per CPU core, or fewer for little data."""
+    part: Annotated[tuple[int, int] | None, BeforeValidator(_part), CliOption("Output", metavar="I/N")] = None
+    """Make only this part of the shards: 1/8 to 8/8 in a job array."""
+    merge: Annotated[bool, CliOption("Output")] = False
+    """Complete the dataset after all parts."""
+    overwrite: Annotated[bool, CliOption("Output")] = False
+    """Replace an earlier dataset once the new one is complete."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tile_px < TILE_STEP_PX or self.tile_px % TILE_STEP_PX:
-            raise ValueError(
-                f"got --tile {self.tile_px}, expected a multiple of {TILE_STEP_PX} (the backbone reduces "
-                f"8x); give {max(TILE_STEP_PX, round(self.tile_px / TILE_STEP_PX) * TILE_STEP_PX)}"
-            )
-        if not 0 <= self.min_coverage <= 1:
-            raise ValueError(f"got --min-coverage {self.min_coverage}, expected a share from 0 to 1")
-        shares_fit = len(self.split) == 3 and min(self.split) >= 0 and math.isclose(sum(self.split), 1)
-        if not shares_fit or self.split[0] == 0:
-            raise ValueError(
-                f"got --split {' '.join(map(str, self.split))}, expected three shares for train, val and test "
-                "that add up to 1, the first above 0, such as 0.7 0.15 0.15"
-            )
-        if self.split_by not in ("auto", "image", "block"):
-            raise ValueError(f"got --split-by {self.split_by}, expected auto, image or block")
-        for name in ("block_tiles", "tiles_per_shard", "num_workers", "stride_px"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"got {name} {value}, expected 1 or more")
-        self._check_tiling_and_split()
-        self._check_parts()
-
-    def _check_tiling_and_split(self) -> None:
-        if self.tiling not in ("grid", "leaf"):
-            raise ValueError(f"got --tiling {self.tiling}, expected grid or leaf")
+    @model_validator(mode="after")
+    def _check_packing(self) -> PackOptions:
         if self.stride_px is not None and self.tiling != "grid":
-            raise ValueError("got --stride with --tiling leaf, which finds places itself; give one of them")
-        if self.gap_px < 0:
-            raise ValueError(f"got --gap-px {self.gap_px}, expected 0 or more")
-        if self.group_by is None:
-            return
-        if self.split_by != "auto":
-            raise ValueError(f"got --group-by and --split-by {self.split_by}; give one of them")
-        try:
-            re.compile(self.group_by)
-        except re.error as error:
-            raise ValueError(f"got --group-by {self.group_by}, which is no regular expression: {error}") from error
-
-    def _check_parts(self) -> None:
-        if self.part is None:
-            return
-        number, num_parts = self.part
-        if not 1 <= number <= num_parts:
-            raise ValueError(f"got --part {number}/{num_parts}, expected 1/{num_parts} to {num_parts}/{num_parts}")
-        if self.merge:
-            raise ValueError("got --part and --merge; give --merge once, after all parts")
-
-
-@dataclass(frozen=True)
-class PackSummary:
-    """What packing made. Dictionaries by split hold only splits that were written."""
-
-    out: Path
-    num_images: int
-    bands: Bands
-    dtype: str
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-    tile_px: int
-    split_by: str
-    tiles: dict[str, int]
-    leaf_pixels: dict[str, int]
-    num_shards: dict[str, int]
-    coverage_mean: float
-    """Mean share of leaf pixels over the tiles of all splits."""
-    dropped: dict[str, int]
-    """Tiles (or whole images) left out, by reason."""
-    num_in_gap: int
-    """Of the dropped ones, those too near to another split."""
-    leaf_pixels_in_images: int
-    """Of all images, in tiles or not."""
-    leaf_pixels_covered: int
-    """Of those, in at least one tile that was kept or left out for the gap."""
-    leaf_pixels_repeated: int
-    """How often such tiles hold a leaf pixel that another holds too, where they overlap."""
-    shards_missing: int
-    """Shards that other parts have yet to make; until then there is no output."""
-    num_bytes: int
-    notices: tuple[str, ...]
-    """What was assumed or left out, a line each."""
+            raise ValueError("got --stride with --tiling leaf, which chooses tile positions itself; give one of them")
+        if self.group_by is not None:
+            if self.split_by != "auto":
+                raise ValueError(f"got --group-by and --split-by {self.split_by}; give one of them")
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                raise ValueError(f"got --group-by {self.group_by}, which is no regular expression: {error}") from error
+        if self.part is not None:
+            number, num_parts = self.part
+            if not 1 <= number <= num_parts:
+                raise ValueError(f"got --part {number}/{num_parts}, expected 1/{num_parts} to {num_parts}/{num_parts}")
+            if self.merge:
+                raise ValueError("got --part and --merge; give --merge once, after all parts")
+        return self

@@ -1,8 +1,8 @@
-"""The second pass: each shard is made by one process, from the plan and the images alone."""
+"""Shards: their plan, and the tasks that write them. A shard depends only on its plan and the images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,19 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msvae.files import replace_file
-from msvae.packing.options import SPLITS
 from msvae.packing.splits import SplitTiles
 from msvae.packing.tiling import Tile
-from msvae.rasters.images import DataSet
-from msvae.shards.leaf_accumulators import LeafValues
-from msvae.shards.manifest import index_name
-from msvae.shards.writer import ShardWriter
+from msvae.packing.workers import OnTiles, PackJob
+from msvae.shards.leaf_accumulators import COVERAGE_BINS, LeafValues, coverage_bin
+from msvae.shards.manifest import Manifest, Shards, index_name
+from msvae.shards.splits import SPLITS
+from msvae.shards.writer import ShardWriter, shard_entry
 from msvae.work_folder import WorkFolder
+
+STATISTICS = "statistics"
+"""Folder inside the work folder, with the leaf values of every training shard."""
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """The tiles of one shard and the groups they belong to."""
+class ShardPlan:
+    """The tiles of one shard and the group of each tile."""
 
     split: str
     name: str
@@ -32,59 +35,87 @@ class ShardJob:
     groups: tuple[str, ...]
 
     def tar(self, work: WorkFolder) -> Path:
-        """Where the shard is made."""
+        """Return the path of the shard in the work folder."""
         return work.data / self.split / self.name
 
+    def leaf_values(self, work: WorkFolder) -> Path:
+        """Return the path of the leaf values of a training shard. It is written before the shard is in place."""
+        return work.path / STATISTICS / f"{self.name}.npz"
+
     def is_done(self, work: WorkFolder) -> bool:
-        """Whether shard and index are in place; the index comes last."""
+        """Return True if shard and index are in place. The index is written last."""
         tar = self.tar(work)
         return tar.is_file() and (tar.parent / index_name(tar.name)).is_file()
 
 
-def plan_shards(splits: SplitTiles, tiles_per_shard: int) -> list[ShardJob]:
-    """All shards of all splits, in their order."""
-    jobs = []
+def plan_shards(splits: SplitTiles, tiles_per_shard: int) -> list[ShardPlan]:
+    """Return the plans of all shards of all splits, in order."""
+    plans = []
     for split, tiles in splits.tiles.items():
         for number, start in enumerate(range(0, len(tiles), tiles_per_shard)):
             chosen = tuple(tiles[start : start + tiles_per_shard])
             groups = tuple(splits.group_of[tile] for tile in chosen)
-            jobs.append(ShardJob(split, f"leaf-{number:06d}.tar", chosen, groups))
-    return jobs
+            plans.append(ShardPlan(split, f"leaf-{number:06d}.tar", chosen, groups))
+    return plans
 
 
-def write_shard(data_set: DataSet, work: WorkFolder, job: ShardJob, count: Callable[[int], None]) -> None:
-    """Read the tiles of a shard again and write it, its index, and for training what its leaf pixels are."""
-    if job.is_done(work):
-        return count(len(job.tiles))
-    layout = data_set.layout
-    values = LeafValues(layout.dtype, layout.scale, layout.offset) if job.split == SPLITS[0] else None
-    with ShardWriter(job.tar(work), data_set.options.compression) as writer:
-        for key, stored_CHW, leaf_HW, about in _samples(data_set, job.tiles, job.groups):
+def write_shard(job: PackJob, plan: ShardPlan, on_tiles: OnTiles) -> None:
+    """Write a shard, its index and, for a training shard, its leaf values. A finished shard is skipped."""
+    if plan.is_done(job.work):
+        return on_tiles(len(plan.tiles))
+    pixel_format = job.image_set.pixel_format
+    values = LeafValues(pixel_format.dtype, pixel_format.scale, pixel_format.offset)
+    with ShardWriter(plan.tar(job.work), job.options.compression) as writer:
+        for key, stored_CHW, leaf_HW, about in _samples(job, plan):
             writer.write(key, stored_CHW, leaf_HW, about)
-            if values is not None:
+            if plan.split == SPLITS[0]:
                 values.add(stored_CHW, leaf_HW)
-            count(1)
-        if values is not None:  # before the shard is in place: with it these are complete
-            with replace_file(work.statistics(job.name)) as partial:
+            on_tiles(1)
+        if plan.split == SPLITS[0]:
+            with replace_file(plan.leaf_values(job.work)) as partial:
                 values.save(partial)
 
 
-def _samples(
-    data_set: DataSet, tiles: Sequence[Tile], groups: Sequence[str]
-) -> Iterator[tuple[str, NDArray[Any], NDArray[np.bool_], dict[str, Any]]]:
-    """Key, stored tile (C, H, W), leaf mask (H, W) and what is known about them."""
-    size_px = data_set.options.tile_px
-    pairs = zip(tiles, groups, strict=True)
-    for index, of_image in groupby(pairs, key=lambda pair: pair[0].image):
-        source = data_set.images[index].source
-        with data_set.open(index) as opened:
-            for tile, group in of_image:
-                stored_CHW, leaf_HW = opened.read(tile.row, tile.col, size_px, size_px)
+def _samples(job: PackJob, plan: ShardPlan) -> Iterator[tuple[str, NDArray[Any], NDArray[np.bool_], dict[str, Any]]]:
+    """Iterate over the samples of a shard: key, stored tile (C, H, W), leaf mask (H, W), metadata."""
+    tile_px = job.options.tile_px
+    pairs = zip(plan.tiles, plan.groups, strict=True)
+    for index, pairs_of_image in groupby(pairs, key=lambda pair: pair[0].image):
+        source = job.image_set.images[index].source
+        with job.image_set.open(index) as image:
+            for tile, group in pairs_of_image:
+                stored_CHW, leaf_HW = image.read(tile.row, tile.col, tile_px, tile_px)
                 about = {
                     "source": source.file_names,
-                    "window": [tile.row, tile.col, size_px, size_px],
-                    "coverage": tile.leaf_pixels / size_px**2,
+                    "window": [tile.row, tile.col, tile_px, tile_px],
+                    "coverage": tile.leaf_pixels / tile_px**2,
                     "group": group,
-                    **opened.raster.place(tile.row, tile.col),
+                    **image.raster.window_georeference(tile.row, tile.col),
                 }
                 yield f"{source.name}_r{tile.row:05d}_c{tile.col:05d}", stored_CHW, leaf_HW, about
+
+
+def write_manifests(job: PackJob, plans: Sequence[ShardPlan]) -> dict[str, Manifest]:
+    """Write the manifest of every split that has shards, from the finished shards, and return the manifests."""
+    pixel_format, tile_px = job.image_set.pixel_format, job.options.tile_px
+    values = LeafValues(pixel_format.dtype, pixel_format.scale, pixel_format.offset)
+    training = [plan for plan in plans if plan.split == SPLITS[0]]
+    for plan in training:
+        values.join_saved(plan.leaf_values(job.work))
+    bins = [coverage_bin(tile.leaf_pixels, tile_px**2) for plan in training for tile in plan.tiles]
+    statistics = values.result(np.bincount(bins, minlength=COVERAGE_BINS).tolist())
+    manifests = {}
+    for split in dict.fromkeys(plan.split for plan in plans):
+        manifests[split] = Manifest(
+            band_names=list(pixel_format.bands.names),
+            wavelengths_nm=list(pixel_format.bands.wavelengths_nm),
+            dtype=pixel_format.dtype,
+            tile_px=tile_px,
+            scale=list(pixel_format.scale),
+            offset=list(pixel_format.offset),
+            compression=job.options.compression,
+            statistics=statistics,
+            shards=Shards.of(shard_entry(plan.tar(job.work)) for plan in plans if plan.split == split),
+        )
+        manifests[split].save(job.work.data / split)
+    return manifests

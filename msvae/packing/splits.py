@@ -1,4 +1,4 @@
-"""Which tiles train, validate and test: plants, images or blocks stay whole, with a gap between splits."""
+"""Assignment of tiles to train, val and test: plants, images or blocks stay whole, with a gap between splits."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from msvae.packing.options import SPLITS, PackOptions
+from msvae.packing.options import PackOptions
 from msvae.packing.tiling import Tile
 from msvae.rasters.sources import ImageSource
 from msvae.shards.order import permutation
+from msvae.shards.splits import SPLITS
 
 MIN_IMAGES_TO_SPLIT_BY = 3
 NUM_BLOCKS = 16
-"""About as many blocks as are dealt by default: fewer lose fewer tiles to the gap, more mix the splits better."""
+"""Approximate default number of blocks. Fewer blocks lose fewer tiles to the gap; more mix the splits better."""
 MIN_BLOCK_TILES = 2
-NUM_DEALINGS = 64
-"""Ways to deal blocks that are tried, to lose few tiles to the gap."""
-MAX_TILES_DEALT = 200_000
-"""In all dealings after the first: they must not take longer than packing."""
+NUM_TRIALS = 64
+"""Random assignments of blocks that are tried, to lose few tiles to the gap."""
+MAX_TILES_IN_TRIALS = 200_000
+"""Tiles of all trials after the first together. Trials must not take longer than packing."""
 TRAIN = SPLITS.index("train")
 
 
 @dataclass(frozen=True)
 class SplitTiles:
-    """Tiles of each split in their first order, and the name of what each of them stays together with."""
+    """Tiles of each split in their original order, and the group of each tile."""
 
     tiles: dict[str, list[Tile]]
     group_of: dict[Tile, str]
     split_by: str
     num_in_gap: int
-    """Tiles left out because they stand too near to another split."""
+    """Tiles that were dropped because they were too near to another split."""
 
 
 def group_names(sources: Sequence[ImageSource], group_by: str) -> list[str]:
-    """The group of each image: the first group of the pattern in its path, else all that matches.
+    """Return the group of each image: the first group of the pattern in its path, else the whole match.
 
-    The part of the path that differs between images is searched first: a folder that holds all of them groups none.
+    The part of the path below the folder that all images share is searched first, then the whole path.
 
-    Raises: ValueError for an image that does not match.
+    Raises: ValueError if an image does not match.
     """
     pattern, names = re.compile(group_by), []
     shared = Path(os.path.commonpath([source.path.parent for source in sources]))
@@ -61,7 +62,7 @@ def group_names(sources: Sequence[ImageSource], group_by: str) -> list[str]:
 
 
 def resolve_split_by(options: PackOptions, tiles: Sequence[Tile]) -> str:
-    """`group`, `image` or `block`; `auto` asks for three images with leaf before it splits by image."""
+    """Return `group`, `image` or `block`; `auto` means `image` if at least three images have leaf."""
     if options.group_by is not None:
         return "group"
     if options.split_by != "auto":
@@ -70,20 +71,23 @@ def resolve_split_by(options: PackOptions, tiles: Sequence[Tile]) -> str:
 
 
 def split_tiles(tiles: Sequence[Tile], sources: Sequence[ImageSource], options: PackOptions) -> SplitTiles:
-    """Deal the tiles, group by group. Tiles of different splits in one image lie `gap_px` apart."""
+    """Assign tiles to splits, group by group. Tiles of different splits in one image are at least `gap_px` apart.
+
+    Raises: ValueError if no training tile is left, or `group_by` does not match an image.
+    """
     split_by = resolve_split_by(options, tiles)
     groups = _groups(tiles, sources, split_by, options)
     names, group_of_tile = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of_tile, minlength=len(names)).tolist()
-    places = _places(tiles, options)
+    coordinates = _coordinates(tiles, options)
     best: tuple[int, NDArray[np.int64], NDArray[np.bool_]] | None = None
-    num_dealings = min(NUM_DEALINGS, 1 + MAX_TILES_DEALT // len(tiles)) if split_by == "block" else 1
-    for dealing in range(num_dealings):
-        key = (options.seed, dealing) if dealing else (options.seed,)
-        split_of_tile = np.array(deal(sizes, options.split, *key))[group_of_tile]
+    num_trials = min(NUM_TRIALS, 1 + MAX_TILES_IN_TRIALS // len(tiles)) if split_by == "block" else 1
+    for trial in range(num_trials):
+        key = (options.seed, trial) if trial else (options.seed,)
+        split_of_tile = np.array(assign_splits(sizes, options.split, *key))[group_of_tile]
         dropped = np.zeros(len(tiles), bool)
         if split_by == "block":
-            dropped = _in_gap(split_of_tile, places, options)
+            dropped = _in_gap(split_of_tile, coordinates, options)
         kept = int(np.count_nonzero(~dropped))
         if best is None or kept > best[0]:
             best = kept, split_of_tile, dropped
@@ -91,7 +95,7 @@ def split_tiles(tiles: Sequence[Tile], sources: Sequence[ImageSource], options: 
     _, split_of_tile, dropped = best
     if not np.any((split_of_tile == TRAIN) & ~dropped):
         raise ValueError(
-            f"no training tile is left: all lie nearer than {options.gap_px} px to another split; lower --gap-px, or "
+            f"no training tile is left: all are nearer than {options.gap_px} px to another split; lower --gap-px, or "
             "split whole images"
         )
     return SplitTiles(
@@ -106,7 +110,7 @@ def split_tiles(tiles: Sequence[Tile], sources: Sequence[ImageSource], options: 
 
 
 def _groups(tiles: Sequence[Tile], sources: Sequence[ImageSource], split_by: str, options: PackOptions) -> list[str]:
-    """The name of the group of each tile."""
+    """Return the name of the group of each tile."""
     if split_by == "group":
         assert options.group_by is not None
         names = group_names(sources, options.group_by)
@@ -119,39 +123,42 @@ def _groups(tiles: Sequence[Tile], sources: Sequence[ImageSource], split_by: str
     return [f"{sources[t.image].name}_block_{t.row // block_px:04d}_{t.col // block_px:04d}" for t in tiles]
 
 
-def _places(tiles: Sequence[Tile], options: PackOptions) -> NDArray[np.float64]:
-    """Row, column, and a third coordinate (N, 3) that keeps images out of reach of each other."""
-    places = np.array([(tile.row, tile.col, tile.image) for tile in tiles], np.float64)
-    places[:, 2] *= 2 * (options.tile_px + options.gap_px)
-    return places
+def _coordinates(tiles: Sequence[Tile], options: PackOptions) -> NDArray[np.float64]:
+    """Return row, column and a third coordinate (N, 3) that keeps images farther apart than any gap."""
+    coordinates = np.array([(tile.row, tile.col, tile.image) for tile in tiles], np.float64)
+    coordinates[:, 2] *= 2 * (options.tile_px + options.gap_px)
+    return coordinates
 
 
-def _in_gap(split_of_tile: NDArray[np.int64], places: NDArray[np.float64], options: PackOptions) -> NDArray[np.bool_]:
-    """Tiles that share pixels with a tile of another split or have fewer than `gap_px` between them.
+def _in_gap(
+    split_of_tile: NDArray[np.int64], coordinates: NDArray[np.float64], options: PackOptions
+) -> NDArray[np.bool_]:
+    """Return the tiles to drop, so that tiles of different splits share no pixel and are `gap_px` apart.
 
-    Of two such tiles the one whose split has the larger share goes.
+    Of two tiles that are too near, the one whose split has the larger share is dropped.
     """
     reach_px = options.tile_px + options.gap_px - 0.5
-    dropped = np.zeros(len(places), bool)
+    dropped = np.zeros(len(coordinates), bool)
     for split in sorted(range(len(SPLITS)), key=lambda split: -options.split[split]):
-        others = places[(split_of_tile != split) & ~dropped]
+        others = coordinates[(split_of_tile != split) & ~dropped]
         members = np.flatnonzero(split_of_tile == split)
         if len(others) and len(members):
-            distance_px, _ = cKDTree(others).query(places[members], p=np.inf, distance_upper_bound=reach_px)
+            distance_px, _ = cKDTree(others).query(coordinates[members], p=np.inf, distance_upper_bound=reach_px)
             dropped[members[np.isfinite(distance_px)]] = True
     return dropped
 
 
-def deal(sizes: Sequence[int], shares: Sequence[float], *key: int) -> list[int]:
-    """The split of each group: shuffled, then largest first to where most is missing.
+def assign_splits(sizes: Sequence[int], shares: Sequence[float], *key: int) -> list[int]:
+    """Return the split of each group.
 
-    Every split with a share gets at least one group where there are enough groups, training before the others.
+    Groups are shuffled by `key`. Then the largest group goes to the split that lacks most tiles, and so on. Every
+    split with a share receives at least one group if there are enough groups; training comes first.
     """
     shuffled = [int(i) for i in permutation(len(sizes), *key)]
     order = sorted(shuffled, key=lambda i: -sizes[i])
     open_splits = [split for split, share in enumerate(shares) if share > 0]
     missing = [share * sum(sizes) for share in shares]
-    dealt = [0] * len(sizes)
+    split_of_group = [0] * len(sizes)
     groups: dict[int, list[int]] = {split: [] for split in open_splits}
     for index in order:
         split = max(open_splits, key=lambda s: missing[s])
@@ -166,5 +173,5 @@ def deal(sizes: Sequence[int], shares: Sequence[float], *key: int) -> list[int]:
         groups[empty].append(smallest)
     for split, members in groups.items():
         for index in members:
-            dealt[index] = split
-    return dealt
+            split_of_group[index] = split
+    return split_of_group

@@ -1,4 +1,4 @@
-"""Tasks of packing in this process, or in several that share nothing but the work folder."""
+"""Tasks of packing in this process, or in several processes that share only the work folder."""
 
 from __future__ import annotations
 
@@ -11,92 +11,103 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
+from msvae.packing.options import PackOptions
 from msvae.rasters.gdal import gdal_session
-from msvae.rasters.images import DataSet
+from msvae.rasters.images import ImageSet
 from msvae.work_folder import WorkFolder
 
-TaskT = TypeVar("TaskT")
-Task = Callable[[DataSet, WorkFolder, TaskT, Callable[[int], None]], None]
-"""Does one task and counts the tiles it has dealt with."""
 POLL_S = 0.2
 KEPT_BYTES = 2**24
-"""More than the arrays of a tile take, and little beside the memory of a process."""
+"""More than the arrays of a tile need, and little compared with the memory of a process."""
 
-_here: tuple[DataSet, WorkFolder, Callable[[int], None]]
-"""Of a worker process, from its start."""
+
+@dataclass(frozen=True)
+class PackJob:
+    """Everything that a task needs, in whichever process it runs."""
+
+    image_set: ImageSet
+    options: PackOptions
+    work: WorkFolder
+
+
+ArgumentT = TypeVar("ArgumentT")
+OnTiles = Callable[[int], None]
+"""Called with the number of tiles that were masked, surveyed or written."""
+Task = Callable[[PackJob, ArgumentT, OnTiles], None]
+
+_job_of_this_worker: tuple[PackJob, OnTiles]
+"""Set when a worker process starts."""
 
 
 class Workers:
-    """Does tasks one after the other in this process, or several at once in processes of their own.
+    """Runs tasks one after the other in this process, or in the processes of a pool.
 
-    Args: on_count: gets the number of tiles that were dealt with since the last call.
+    Args: on_tiles: called with the number of tiles since the last call.
     """
 
     def __init__(
-        self, data_set: DataSet, work: WorkFolder, on_count: Callable[[int], None], pool: ProcessPoolExecutor | None,
-        counter: Any,
-    ) -> None:  # fmt: skip
-        self._data_set, self._work, self._on_count = data_set, work, on_count
-        self._pool, self._counter, self._counted = pool, counter, 0
+        self, job: PackJob, on_tiles: OnTiles, pool: ProcessPoolExecutor | None = None, counter: Any = None
+    ) -> None:
+        self._job, self._on_tiles, self._pool = job, on_tiles, pool
+        self._counter, self._num_reported = counter, 0
 
-    def run(self, task: Task[TaskT], arguments: Sequence[TaskT]) -> None:
-        """Do a task once for every argument.
+    def run(self, task: Task[ArgumentT], arguments: Sequence[ArgumentT]) -> None:
+        """Run a task once for every argument.
 
-        Raises: what a task raises; ValueError when a process was killed.
+        Raises: the errors of the task; ValueError if a process was killed.
         """
         if self._pool is None:
             for argument in arguments:
-                task(self._data_set, self._work, argument, self._on_count)
+                task(self._job, argument, self._on_tiles)
             return
         pending: set[Future[None]] = set()
         try:
             with _without_main():
-                for argument in arguments:
-                    pending.add(self._pool.submit(_do, task, argument))
+                pending |= {self._pool.submit(_run_in_worker, task, argument) for argument in arguments}
             while pending:
                 done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                self._tell()
+                self._report_progress()
         except BrokenProcessPool as error:
             raise ValueError(
-                "a worker process was ended from outside, often for want of memory; run the same command again to go "
-                "on, with fewer --workers"
+                "a worker process was killed, often because memory ran out; run the same command again to resume, "
+                "with fewer --workers"
             ) from error
         finally:
             for future in pending:
                 future.cancel()
 
-    def _tell(self) -> None:
-        counted = self._counter.value
-        if counted > self._counted:
-            self._on_count(counted - self._counted)
-            self._counted = counted
+    def _report_progress(self) -> None:
+        num_tiles = self._counter.value
+        if num_tiles > self._num_reported:
+            self._on_tiles(num_tiles - self._num_reported)
+            self._num_reported = num_tiles
 
 
 @contextmanager
-def workers(
-    data_set: DataSet, work: WorkFolder, num_workers: int, on_count: Callable[[int], None]
-) -> Iterator[Workers]:
-    """`num_workers` processes that end with the block, or with this process."""
+def start_workers(job: PackJob, num_workers: int, on_tiles: OnTiles) -> Iterator[Workers]:
+    """Start `num_workers` processes, which end with the block or with this process. One worker is this process."""
     if num_workers == 1:
         _keep_freed_memory()
-        yield Workers(data_set, work, on_count, None, None)
+        yield Workers(job, on_tiles)
         return
-    # Workers must inherit neither open files of GDAL nor threads: a server that has imported all forks them.
+    # Workers must not inherit open files of GDAL or threads. With `spawn` each would import everything anew, which
+    # takes seconds; the server of `forkserver` imports once and forks them.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "msvae.packing.shards", "msvae.packing.survey"])
+    context.set_forkserver_preload(["msvae.packing.shards", "msvae.packing.survey"])
     counter = context.Value("q", 0)
-    with _one_thread_a_process():
+    with _one_thread_per_process():
         forkserver.ensure_running()
-    with ProcessPoolExecutor(num_workers, context, _start, (data_set, work, counter)) as pool:
-        yield Workers(data_set, work, on_count, pool, counter)
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (job, counter)) as pool:
+        yield Workers(job, on_tiles, pool, counter)
 
 
 _main_is_hidden = threading.Lock()
@@ -104,7 +115,7 @@ _main_is_hidden = threading.Lock()
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """A process that is started here imports nothing of the script that packs: that may take longer than packing."""
+    """Keep new processes from importing the script that packs, which may take longer than packing."""
     with _main_is_hidden:
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
@@ -115,8 +126,8 @@ def _without_main() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread_a_process() -> Iterator[None]:
-    """Matrix products of some bands only lose by more threads than processes."""
+def _one_thread_per_process() -> Iterator[None]:
+    """Let new processes use one thread each: for products of small matrices, more threads than cores are slower."""
     before = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
@@ -129,15 +140,16 @@ def _one_thread_a_process() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """A fifth of the time of packing would be the system's, clearing pages for tiles that were just given back to it.
+    """Make the C library keep freed memory for the next tile.
 
-    Once an array of some size was freed, glibc keeps what is smaller (`M_MMAP_THRESHOLD` in mallopt(3)).
+    Otherwise the system spends a fifth of the time of packing on clearing pages that were just returned to it. Once an
+    array was freed, glibc keeps smaller ones (`M_MMAP_THRESHOLD` in mallopt(3)).
     """
     np.empty(KEPT_BYTES, np.uint8)
 
 
-def _start(data_set: DataSet, work: WorkFolder, counter: Any) -> None:
-    global _here
+def _start_worker(job: PackJob, counter: Any) -> None:
+    global _job_of_this_worker
     _keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -146,17 +158,18 @@ def _start(data_set: DataSet, work: WorkFolder, counter: Any) -> None:
         with counter.get_lock():
             counter.value += num_tiles
 
-    _here = data_set, work, count
+    _job_of_this_worker = job, count
 
 
 def _end_with_parent() -> None:
+    """End this process when its parent is killed; the pool alone would wait forever for more work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _do(task: Task[TaskT], argument: TaskT) -> None:
-    data_set, work, count = _here
+def _run_in_worker(task: Task[ArgumentT], argument: ArgumentT) -> None:
+    job, on_tiles = _job_of_this_worker
     with gdal_session():
-        task(data_set, work, argument, count)
+        task(job, argument, on_tiles)

@@ -1,6 +1,7 @@
-"""Leaf by arithmetic over bands: `ndvi>0.3 and green<0.4`; `otsu(ndvi)` is above the threshold of Otsu (1979).
+"""Leaf masks by conditions on bands, such as `ndvi>0.3 and green<0.4`.
 
-Read by Python's own parser, checked against a short list of what is allowed, and never run as code.
+`otsu(ndvi)` means that NDVI is above the threshold of Otsu (1979) of the image. Python's own parser reads a condition.
+Its syntax tree may hold only a few kinds of nodes, and it is never run as code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from msvae.bands import RANGES_NM, Bands
 
 INDEX_ROLES = {"ndvi": ("nir", "red"), "ndre": ("nir", "red_edge"), "gndvi": ("nir", "green")}
-"""Each index is the normalised difference of two bands, of reflectance that is not negative: within -1..1."""
+"""Normalised difference of two bands for each index. Negative reflectance counts as 0, so indices are in -1..1."""
 OTSU = "otsu"
 MAX_CHARS, MAX_DEPTH = 300, 30
 
@@ -37,14 +38,14 @@ COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
 }
 CONNECTIVES: dict[type, Callable[[Any, Any], Any]] = {ast.And: operator.and_, ast.Or: operator.or_}
 WORDS: dict[type, tuple[str, str]] = {ast.BitAnd: ("&", "and"), ast.BitOr: ("|", "or"), ast.Invert: ("~", "not")}
-"""Signs of NumPy, which bind tighter than comparisons, and what to write instead."""
+"""Operators of NumPy, which bind tighter than comparisons, and the words to use instead."""
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A condition on bands; with `finds_threshold` one that compares a quantity with Otsu's threshold.
+    """A condition on bands. `finds_threshold` is True if it compares a quantity with Otsu's threshold.
 
-    Bands go by their name, by their role (blue, green, red, red_edge, nir), or as an index (ndvi, ndre, gndvi).
+    It names bands by their name, by their role (blue, green, red, red_edge, nir), or as an index (ndvi, ndre, gndvi).
     """
 
     text: str
@@ -52,9 +53,9 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str) -> Expression:
-        """Read `ndvi>0.3`, `(nir-red)/(nir+red)>0.3 and green<0.4` or `otsu(ndvi) and green<0.4`.
+        """Parse `ndvi>0.3`, `(nir-red)/(nir+red)>0.3 and green<0.4` or `otsu(ndvi) and green<0.4`.
 
-        Raises: ValueError for anything but numbers, names, + - * /, comparisons, and, or, not, and one otsu().
+        Raises: ValueError if it holds anything but numbers, names, + - * /, comparisons, and, or, not, and one otsu().
         """
         text = text.strip()
         tree = _parse(text)
@@ -62,16 +63,16 @@ class Expression:
             raise _refusal(text, f"{ast.unparse(tree)} is not a condition")
         num_calls = sum(isinstance(node, ast.Call) for node in ast.walk(tree))
         if num_calls > 1:
-            raise _refusal(text, f"{OTSU}() stands {num_calls} times, and one threshold an image is found")
+            raise _refusal(text, f"it holds {OTSU}() {num_calls} times, but an image has only one threshold")
         expression = cls(text, num_calls == 1)
         if not expression._names():
             raise _refusal(text, "it names no band")
         return expression
 
     def band_indices(self, bands: Bands) -> dict[str, int]:
-        """Position of each band by the name or role that the expression needs.
+        """Return the index of each band that the expression needs, by name or role.
 
-        Raises: ValueError when the bands lack one of them.
+        Raises: ValueError if the bands lack one of them.
         """
         needed: dict[str, int] = {}
         for name in self._names():
@@ -85,20 +86,23 @@ class Expression:
         return needed
 
     def otsu_text(self) -> str:
-        """The part that finds a threshold, such as `otsu(ndvi)`."""
+        """Return the part that finds a threshold, such as `otsu(ndvi)`."""
         return ast.unparse(self._otsu())
 
     def quantity(self, reflectance: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """What Otsu's threshold is sought for (H, W), NaN where it is not finite."""
+        """Return the quantity (H, W) whose threshold is needed, NaN where it is not finite."""
         evaluation = _Evaluation(reflectance)
         value = evaluation.of(self._otsu().args[0])
         return np.where(evaluation.finite, value, np.nan)
 
     def leaf(self, reflectance: Mapping[str, NDArray[np.float64]], threshold: float | None = None) -> Any:
-        """Leaf mask (H, W) from the reflectance of each band that `band_indices` names, (H, W) each.
+        """Return the leaf mask (H, W).
 
-        Where anything on the way is not finite, a quotient by 0 above all, there is no leaf. `threshold` is for
-        expressions that find one.
+        A pixel is background if any intermediate result is not finite there, such as a quotient by 0.
+
+        Args:
+            reflectance: one array (H, W) for each band that `band_indices` names.
+            threshold: Otsu's threshold, for expressions that need one.
         """
         evaluation = _Evaluation(reflectance, threshold)
         value = evaluation.of(_parse(self.text))
@@ -113,14 +117,14 @@ class Expression:
 
 
 class _Evaluation:
-    """One walk through an expression over arrays; `finite` is where every quotient and result was."""
+    """Evaluation of an expression over arrays. `finite` is True where all intermediate results are finite."""
 
     def __init__(self, reflectance: Mapping[str, NDArray[np.float64]], threshold: float | None = None) -> None:
         self._reflectance, self._threshold = reflectance, threshold
         self.finite: Any = np.ones(next(iter(reflectance.values())).shape, bool)
 
     def of(self, node: ast.expr) -> Any:
-        """Value of a checked expression: an array, or for numbers alone a number."""
+        """Return the value of a checked expression: an array, or a number if it names no band."""
         with np.errstate(all="ignore"):
             match node:
                 case ast.Constant():
@@ -160,7 +164,7 @@ class _Evaluation:
 
 
 def _find(name: str, bands: Bands) -> int:
-    """A band by its name, else by its role, whatever the case."""
+    """Return the index of a band by its name, else by its role, in upper or lower case."""
     if name in bands.names:
         return bands.names.index(name)
     if name.lower() in RANGES_NM:
@@ -184,7 +188,7 @@ def _parse(text: str) -> ast.expr:
 
 
 def _check(node: ast.expr, text: str, depth: int = 0) -> str:
-    """`a number` or `a condition`. Raises: ValueError for what is neither or not allowed."""
+    """Return the type of a node, `a number` or `a condition`. Raises: ValueError if a node is not allowed."""
     if depth > MAX_DEPTH:
         raise _refusal(text, f"it is nested more than {MAX_DEPTH} deep")
     kinds = [_check(child, text, depth + 1) for child in _children(node, text)]
@@ -198,12 +202,12 @@ def _check(node: ast.expr, text: str, depth: int = 0) -> str:
         case _:
             expected, result = "a number", "a number"
     if set(kinds) != {expected}:
-        raise _refusal(text, f"{ast.unparse(node)} takes what is not {expected}")
+        raise _refusal(text, f"{ast.unparse(node)} has an operand that is not {expected}")
     return result
 
 
 def _children(node: ast.expr, text: str) -> Iterator[ast.expr]:
-    """Parts of a node that is allowed."""
+    """Iterate over the parts of a node. Raises: ValueError if the node is not allowed."""
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and _is_finite(value):
             return
@@ -222,7 +226,7 @@ def _children(node: ast.expr, text: str) -> Iterator[ast.expr]:
         case ast.Call(func=ast.Name(id=name), args=[quantity], keywords=[]) if name == OTSU:
             yield quantity
         case ast.Name() | ast.Call(func=ast.Name(id="otsu")):
-            raise _refusal(text, f"{OTSU}() takes one quantity, such as {OTSU}(ndvi)")
+            raise _refusal(text, f"{OTSU}() needs one quantity, such as {OTSU}(ndvi)")
         case ast.BinOp(op=op) | ast.UnaryOp(op=op) if type(op) in WORDS:
             sign, word = WORDS[type(op)]
             raise _refusal(text, f"{sign} is not allowed; write `{word}`")

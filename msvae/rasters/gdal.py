@@ -1,7 +1,4 @@
-"""Files that GDAL reads, as planes of pixels, and what they state about each plane.
-
-A plane is a band, unless the file keeps its bands along another axis.
-"""
+"""Planes of pixels in the files that GDAL reads, and the metadata of each plane."""
 
 from __future__ import annotations
 
@@ -22,24 +19,24 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from msvae.rasters.planes import Georeference, PlaneFacts
+from msvae.rasters.planes import Georeference, PlaneInfo
 from msvae.rasters.sources import ImageSource
 
 CACHE_BYTES = 32 * 2**20
-"""GDAL keeps decoded blocks in it. Small: where that saves decoding, a row of tiles is read at once instead."""
+"""Cache of GDAL for decoded blocks. It is small because a row of tiles is read at once where that saves decoding."""
 MAX_OPEN_FILES = 64
 GRID_TOLERANCE_PX = 0.01
 RAW_DRIVERS = ("ENVI", "EHdr")
 NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3}
 NM_PER_UNIT |= {"micrometer": 1e3, "micrometre": 1e3, "micron": 1e3}
 ENVI_WAVELENGTH = re.compile(r"[\d.]+ *\w*")
-"""What GDAL calls a band of an ENVI header that gives wavelengths and no names: `475 Nanometers`."""
+"""Name that GDAL makes up for a band if an ENVI header states wavelengths but no names: `475 Nanometers`."""
 
 
 @contextmanager
 def gdal_session() -> Iterator[None]:
-    """GDAL with bounded memory, mask bands inside their file, and silent about rasters without a place on Earth."""
-    # rasterio takes bytes here, where GDAL's own setting takes megabytes
+    """Configure GDAL: bounded memory, mask bands inside their file, no warning about missing georeferences."""
+    # in bytes for rasterio, although GDAL's own setting is in megabytes
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
@@ -48,7 +45,7 @@ def gdal_session() -> Iterator[None]:
 class GdalPlanes:
     """The planes of one raster, of all pages of a TIFF, or the first plane of each band file.
 
-    Raises: ValueError when a file cannot be read or band files do not share one grid.
+    Raises: ValueError if a file cannot be read, or band files do not share one grid.
     """
 
     def __init__(self, source: ImageSource) -> None:
@@ -63,21 +60,21 @@ class GdalPlanes:
         self._planes: list[tuple[int, int]] = []
         self._alpha: list[tuple[int, int]] = []
         self._masked_files: set[int] = set()
-        self.facts: list[PlaneFacts] = []
+        self.infos: list[PlaneInfo] = []
         for file in range(len(self._paths)):
             dataset = self._dataset(file)
             grid.check(dataset)
             self._alpha += [(file, number) for number in dataset.indexes if _is_alpha(dataset, number)]
             if has_mask_band(dataset):
                 self._masked_files.add(file)
-            # Of a band file only the first plane is data.
+            # only the first plane of a band file is data
             for number in [1] if source.one_file_per_band else dataset.indexes:
                 self._planes.append((file, number))
-                self.facts.append(_facts(dataset, number, source.one_file_per_band))
+                self.infos.append(_plane_info(dataset, number, source.one_file_per_band))
 
     @property
     def has_mask_band(self) -> bool:
-        """Whether one of the files has one."""
+        """True if a mask band in one of the files hides pixels."""
         return bool(self._masked_files)
 
     def close(self) -> None:
@@ -85,53 +82,53 @@ class GdalPlanes:
         while self._open:
             self._open.popitem()[1].close()
 
-    def take_as_data(self, planes: Sequence[int]) -> None:
-        """These planes are not transparency, whatever GDAL calls them."""
+    def treat_as_data(self, planes: Sequence[int]) -> None:
+        """Read these planes as data, even if GDAL declares one as transparency."""
         self._alpha = [pair for pair in self._alpha if pair not in [self._planes[plane] for plane in planes]]
 
     def is_alpha(self, plane: int) -> bool:
-        """Whether a plane holds transparency."""
+        """Return True if a plane holds transparency."""
         return self._planes[plane] in self._alpha
 
     def read(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[Any]:
-        """Values (planes, rows, columns) in the type of the file. Raises: ValueError when the file is damaged."""
+        """Return values (planes, rows, columns) in the type of the file. Raises: ValueError if the file is damaged."""
         shape = (len(planes), rows.stop - rows.start, cols.stop - cols.start)
-        values = np.empty(shape, self.facts[planes[0]].dtype)
+        values = np.empty(shape, self.infos[planes[0]].dtype)
         done = 0
         for file, group in groupby((self._planes[plane] for plane in planes), key=lambda pair: pair[0]):
             numbers = [number for _, number in group]
-            with _damage_named(self._dataset(file), rows) as dataset:
+            with _name_damage(self._dataset(file), rows) as dataset:
                 dataset.read(numbers, window=_window(rows, cols), out=values[done : done + len(numbers)])
             done += len(numbers)
         return values
 
     def valid(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[np.bool_]:
-        """Where neither transparency nor a mask band (of these planes) hides a pixel (rows, columns)."""
+        """Return False where transparency or a mask band hides a pixel of these planes (rows, columns)."""
         valid_HW = np.ones((rows.stop - rows.start, cols.stop - cols.start), bool)
         files = {self._planes[plane][0] for plane in planes}
         for file, number in self._alpha:
             if file in files:
-                with _damage_named(self._dataset(file), rows) as dataset:
+                with _name_damage(self._dataset(file), rows) as dataset:
                     valid_HW &= dataset.read(number, window=_window(rows, cols)) > 0
         for file in files & self._masked_files:
-            with _damage_named(self._dataset(file), rows) as dataset:
+            with _name_damage(self._dataset(file), rows) as dataset:
                 valid_HW &= dataset.read_masks(1, window=_window(rows, cols)) > 0
         return valid_HW
 
-    def place(self, row: int, col: int) -> dict[str, Any]:
-        """`crs` and `transform` of the window that starts there; empty when the image is not georeferenced."""
+    def window_georeference(self, row: int, col: int) -> dict[str, Any]:
+        """Return `crs` and `transform` of the window that starts at `row`, `col`; empty without a georeference."""
         dataset = self._dataset(0)
-        place: dict[str, Any] = {}
+        georeference: dict[str, Any] = {}
         if dataset.crs:
-            place["crs"] = dataset.crs.to_string()
+            georeference["crs"] = dataset.crs.to_string()
         if not dataset.transform.is_identity:
             a, b, _, d, e, _ = dataset.transform[:6]
             x, y = _apply(dataset.transform, col, row)
-            place["transform"] = [float(value) for value in (a, b, x, d, e, y)]
-        return place
+            georeference["transform"] = [float(value) for value in (a, b, x, d, e, y)]
+        return georeference
 
     def georeference(self) -> Georeference:
-        """Where the whole image lies, by its first file."""
+        """Return the position of the whole image, from its first file."""
         dataset = self._dataset(0)
         gcps, crs_of_gcps = dataset.gcps
         profile = {"crs": crs_of_gcps, "gcps": gcps} if gcps else {"crs": dataset.crs}
@@ -158,18 +155,18 @@ def _open(path: str) -> Any:
             f"{path} cannot be opened ({error}); it is truncated or not a raster, copy it again or leave it out"
         ) from error
     if dataset.driver in RAW_DRIVERS and "file_compression" not in dataset.tags(ns="ENVI"):
-        # GDAL reads what is missing from a raw file as zeros.
+        # GDAL reads the missing end of a raw file as zeros
         num_bytes = dataset.height * dataset.width * sum(np.dtype(name).itemsize for name in dataset.dtypes)
         if Path(path).stat().st_size < num_bytes:
             raise ValueError(
-                f"{path} holds {Path(path).stat().st_size} bytes but its header promises {num_bytes}; "
+                f"{path} holds {Path(path).stat().st_size} bytes but its header states {num_bytes}; "
                 "it is truncated, copy it again"
             )
     return dataset
 
 
 def _pages(dataset: Any) -> list[str]:
-    """Pages of a TIFF that make up one image: GDAL shows the first and lists them all, in the order of text."""
+    """Return the pages of a TIFF that make up one image. GDAL opens the first and lists all, sorted as text."""
     if dataset.driver != "GTiff" or len(dataset.subdatasets) < 2:
         return []
     pages = sorted(dataset.subdatasets, key=lambda name: int(name.split(":")[1]))
@@ -187,13 +184,13 @@ def _pages(dataset: Any) -> list[str]:
 
 
 class _Grid:
-    """The grid of the first of several files, to which the others must keep."""
+    """The grid of the first of several files, which the others must share."""
 
     def __init__(self, first: Any) -> None:
         self._name, self._shape, self._transform, self._crs = first.name, first.shape, first.transform, first.crs
 
     def check(self, other: Any) -> None:
-        """Raises: ValueError when another file lies elsewhere."""
+        """Check that another file has the same grid. Raises: ValueError if it has not."""
         height, width = self._shape
         if other.shape != self._shape:
             raise ValueError(
@@ -205,20 +202,21 @@ class _Grid:
         shift_px = largest_shift_px(self._transform, other.transform, height, width)
         if self._crs != other.crs or shift_px > GRID_TOLERANCE_PX:
             raise ValueError(
-                f"{other.name} lies on another grid than {self._name} (off by {shift_px:.2f} px, {other.crs} and "
+                f"{other.name} is on another grid than {self._name} (off by {shift_px:.2f} px, {other.crs} and "
                 f"{self._crs}); align the bands to one grid"
             )
 
 
 def largest_shift_px(first: Any, other: Any, height: int, width: int) -> float:
-    """How far a corner of a grid lies by another transform from where it lies by the first, in pixels of the first."""
+    """Return the largest distance between the corners of a grid under two transforms, in pixels of the first."""
     corners = [(0, 0), (width, 0), (0, height)]
     of_first = [_apply(~first, *_apply(other, *corner)) for corner in corners]
     return max(math.dist(there, here) for there, here in zip(of_first, corners, strict=True))
 
 
 @contextmanager
-def _damage_named(dataset: Any, rows: slice) -> Iterator[Any]:
+def _name_damage(dataset: Any, rows: slice) -> Iterator[Any]:
+    """Turn an error of GDAL into a ValueError that names the file."""
     try:
         yield dataset
     except RasterioError as error:
@@ -237,8 +235,8 @@ def _apply(transform: Any, x: float, y: float) -> tuple[float, float]:
     return a * x + b * y + c, d * x + e * y + f
 
 
-def _facts(dataset: Any, number: int, named_by_file: bool) -> PlaneFacts:
-    return PlaneFacts(
+def _plane_info(dataset: Any, number: int, named_by_file: bool) -> PlaneInfo:
+    return PlaneInfo(
         dtype=dataset.dtypes[number - 1],
         name=Path(dataset.name).stem if named_by_file else _name(dataset, number),
         wavelength_nm=_wavelength_nm(dataset, number),
@@ -254,7 +252,7 @@ def _name(dataset: Any, number: int) -> str:
 
 
 def _scale(dataset: Any, number: int) -> float:
-    """GDAL's scale of a band, else from the number that means reflectance 1 in an ENVI header."""
+    """Return GDAL's scale of a band, else one from the reflectance scale factor of an ENVI header."""
     scale = float(dataset.scales[number - 1])
     factor = dataset.tags(ns="ENVI").get("reflectance_scale_factor")
     if factor is None or scale != 1:
@@ -269,7 +267,7 @@ def _scale(dataset: Any, number: int) -> float:
 
 
 def has_mask_band(dataset: Any) -> bool:
-    """Whether a mask that is no plane of its own hides pixels."""
+    """Return True if the file has a mask band, which is not a plane."""
     flags = dataset.mask_flag_enums[0]
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
@@ -282,7 +280,7 @@ def _is_alpha(dataset: Any, number: int) -> bool:
 
 
 def _wavelength_nm(dataset: Any, index: int) -> float | None:
-    """From the band's tags `wavelength` and `wavelength_units`, else from GDAL's IMAGERY domain."""
+    """Return the wavelength in the band tags `wavelength` and `wavelength_units`, else in GDAL's IMAGERY domain."""
     tags = {name.lower(): value for name, value in dataset.tags(index).items()}
     text, unit = tags.get("wavelength"), tags.get("wavelength_units", "unknown").strip().lower()
     if text is None:
@@ -291,7 +289,7 @@ def _wavelength_nm(dataset: Any, index: int) -> float | None:
         return None
     try:
         value = float(text)
-        # Reflected light spans 0.3 to 2.5 um: without a unit the size of the number tells it.
+        # Reflected light is 0.3 to 2.5 um, so a number above 100 without a unit is in nm.
         factor = (1.0 if value > 100 else 1e3) if unit == "unknown" else NM_PER_UNIT[unit.removesuffix("s")]
     except (ValueError, KeyError) as error:
         raise ValueError(

@@ -1,185 +1,300 @@
-"""Which pixels of an image are leaf: by mask file, by nodata, NaN or a mask band, or an expression over its bands."""
+"""Leaf masks: mask files, the rule by which the mask of an image is found, and masks of one bit per pixel on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
-from msvae.rasters.cleaning import BitMask
 from msvae.rasters.expression import Expression
-from msvae.rasters.mask_file import MaskFile, find_mask_file
-from msvae.rasters.options import ReadOptions
-from msvae.rasters.pixel_format import Layout
+from msvae.rasters.gdal import has_mask_band, largest_shift_px
 from msvae.rasters.raster import Raster
-from msvae.rasters.sources import MASK_ENDING, ImageSource
-from msvae.shards.reflectance import BRIGHT, too_bright
+from msvae.rasters.sources import MASK_ENDING, ImageSource, mask_paths
 
-WINDOW_ROWS, WINDOW_BYTES = 256, 2**23
+MASK_FILE_ENDINGS = (".png", ".tif", ".tiff")
+FLOAT_MASK_THRESHOLD = 0.5
+MASK_TOLERANCE_PX = 0.5
+"""Largest shift between mask and image. Up to it, the nearest mask pixel has the same row and column as the pixel."""
+CHECKED_ROWS = 256
+MAX_SLAB_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class BitMask:
+    """A leaf mask (H, W) in a file of one bit per pixel."""
+
+    file: Path
+    height: int
+    width: int
+
+    @classmethod
+    def write(cls, file: Path, width: int, strips: Iterable[NDArray[np.bool_]]) -> BitMask:
+        """Write full-width strips, from top to bottom."""
+        height = 0
+        with file.open("wb") as opened:
+            for strip in strips:
+                opened.write(np.packbits(strip, axis=1).tobytes())
+                height += len(strip)
+        return cls(file, height, width)
+
+    def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
+        """Return a window (H, W)."""
+        row_bytes = -(-self.width // 8)
+        # The file is mapped anew for each window: pages of a map that stays open count as memory of the process.
+        packed = np.memmap(self.file, np.uint8, "r", shape=(self.height, row_bytes))
+        first, last = col // 8, -(-(col + width) // 8)
+        bits = np.unpackbits(packed[row : row + height, first:last], axis=1)
+        return bits[:, col - 8 * first : col - 8 * first + width].astype(bool)
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.file.unlink()
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How the leaf mask of one image is found: a file, an expression, or with neither its nodata and NaN."""
+    """How the leaf mask of one image is found: by a file, by an expression, or else by nodata and NaN."""
 
     file: Path | None = None
     expression: Expression | None = None
-    must_see_background: bool = False
-    """Nothing says that this image has a mask except the NaN that it should hold."""
+    must_have_background: bool = False
+    """Refuse the image if all its pixels are leaf, because nothing else proves that it has a mask."""
     threshold: float | None = None
-    """Found for this image, where the expression asks for it."""
-    prepared: BitMask | None = None
-    """The finished mask, where the whole image had to be seen first."""
+    """Otsu's threshold of this image, if the expression asks for one and it has been found."""
+    bits: BitMask | None = None
+    """The finished mask, if it depends on the whole image and has been made."""
 
 
 def parse_mask_option(text: str) -> Expression | None:
-    """None for `auto`. Raises: ValueError for anything that is neither that nor an expression."""
+    """Return None for `auto`. Raises: ValueError if the text is neither `auto` nor a valid expression."""
     return None if text.strip().lower() == "auto" else Expression.parse(text)
 
 
 def choose_mask(image: Raster, expression: Expression | None, mask_files: str | None) -> MaskRule:
-    """The rule for one image.
+    """Return the mask rule of one image.
 
-    Raises: ValueError when there is no way to tell leaf from background, or the mask file does not fit the image.
+    Raises: ValueError if nothing separates leaf from background, or the mask file does not fit the image.
     """
     rule = stated_mask(image, expression, mask_files)
     if rule is None and np.dtype(image.info.dtype).kind != "f":
         raise no_mask_error(image.source)
-    return rule or MaskRule(must_see_background=True)
+    return rule or MaskRule(must_have_background=True)
 
 
 def stated_mask(image: Raster, expression: Expression | None, mask_files: str | None) -> MaskRule | None:
-    """The rule that options, files or the image itself state for one image; None where at most NaN can tell.
+    """Return the mask rule that options, files or the image itself state, or None if only NaN can mark background.
 
-    Raises: ValueError when a mask file is missing, of another kind, or does not fit the image.
+    Raises: ValueError if a mask file is missing, has an unsupported type, or does not fit the image.
     """
     if expression is not None:
         return MaskRule(expression=expression)
     file = find_mask_file(image.source, mask_files)
     if file is not None:
-        with MaskFile(file) as mask:
-            mask.check(image)
+        with MaskFile(file, image) as mask:
+            mask.check_values()
         return MaskRule(file=file)
     if image.info.states_nodata:
         return MaskRule()
-    # of a value that nobody but the options knows, a slip must not make everything leaf
-    return MaskRule(must_see_background=True) if image.nodata_given else None
+    # Only the option states this value. If it is mistyped, no pixel has it, and everything would count as leaf.
+    return MaskRule(must_have_background=True) if image.nodata_given else None
 
 
 def no_mask_error(source: ImageSource) -> ValueError:
-    """For an image in which nothing tells leaf from background."""
+    """Return the error for an image in which nothing separates leaf from background."""
     return ValueError(
         f"{source.path} has no leaf mask (no {source.stem}{MASK_ENDING}.png or .tif beside it, no nodata, no "
         f"mask band, no NaN); "
-        "put a mask file there, or give --mask 'ndvi>0.10' or another index, or --nodata with the value off the leaf"
+        "put a mask file there, or give --mask 'ndvi>0.10' or another index, or --nodata with the background value"
     )
 
 
-class MaskedImage:
-    """An open image with its leaf mask. Use as a context manager."""
+def find_mask_file(source: ImageSource, pattern: str | None) -> Path | None:
+    """Return the mask file of an image: by `pattern`, else the file beside the image, if there is one.
 
-    def __init__(
-        self, source: ImageSource, positions: tuple[int, ...], rule: MaskRule, layout: Layout, options: ReadOptions
-    ) -> None:
-        self._positions = positions
-        self._rule = rule
-        self._layout = layout
-        self._num_leaf_values = self._num_bright_values = 0
-        self._looks_for_brightness = options.scale is None and np.dtype(layout.source_dtype).kind == "f"
-        self._bands = rule.expression.band_indices(layout.bands) if rule.expression else {}
-        with ExitStack() as stack:
-            self.raster = stack.enter_context(Raster(source, options))
-            self._mask_file = stack.enter_context(MaskFile(rule.file)) if rule.file else None
-            self._open_files = stack.pop_all()
+    Raises: ValueError if no file matches the pattern, or the file beside the image has an unsupported type.
+    """
+    if pattern is None:
+        return _mask_beside(source)
+    paths = mask_paths(source.path, source.stem, pattern)
+    for file in paths:
+        if file.is_file():
+            return file
+    searched = " or ".join(dict.fromkeys(map(str, paths)))
+    raise ValueError(
+        f"{source.path} has no mask at {searched}; correct --mask-files ({{stem}} means {source.stem}), "
+        "or leave the image out"
+    )
 
-    def __enter__(self) -> MaskedImage:
+
+def _mask_beside(source: ImageSource) -> Path | None:
+    for ending in MASK_FILE_ENDINGS:
+        for file in source.masks:
+            if file.suffix.lower() == ending:
+                return file
+    if source.masks:
+        names = ", ".join(file.name for file in source.masks)
+        raise ValueError(
+            f"{source.path} has {names} beside it, expected a mask that ends in {', '.join(MASK_FILE_ENDINGS)}; "
+            "save it as one of these, or rename it if it is not a mask"
+        )
+    return None
+
+
+class MaskFile:
+    """An open mask file. Use as a context manager.
+
+    A pixel is leaf if any plane is non-zero (above 0.5 in floats), unless nodata, transparency or a mask band hides
+    it. A file with a palette means its colours, not the numbers of the colours.
+
+    Raises: ValueError if the file cannot be opened, differs from the image in size, or, if both are georeferenced,
+    has another grid.
+    """
+
+    def __init__(self, file: Path, image: Raster) -> None:
+        self._rows: tuple[int, int, NDArray[np.bool_]] | None = None
+        try:
+            self._mask = rasterio.open(file)
+        except RasterioError as error:
+            raise ValueError(f"mask {file} cannot be opened ({error}); make it again") from error
+        try:
+            self._check_grid(image)
+        except ValueError:
+            self._mask.close()
+            raise
+        self._is_alpha = np.array([meaning == ColorInterp.alpha for meaning in self._mask.colorinterp])
+        self._leaf_of_numbers = _leaf_of_numbers(self._mask)
+
+    def __enter__(self) -> MaskFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._open_files.close()
+        self._mask.close()
 
-    def read(self, row: int, col: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Stored values (C, H, W), those that are not finite as 0, and leaf mask (H, W) of a window.
+    def _check_grid(self, image: Raster) -> None:
+        path, height, width = image.source.path, image.info.height, image.info.width
+        if self._mask.shape != (height, width):
+            raise ValueError(
+                f"mask {self._mask.name} has {self._mask.height} x {self._mask.width} px but {path} has "
+                f"{height} x {width} px; make the mask at the size of the image"
+            )
+        profile = image.georeference().profile
+        if "transform" not in profile or self._mask.transform.is_identity:
+            return
+        shift_px = largest_shift_px(profile["transform"], self._mask.transform, height, width)
+        epsg, mask_epsg = (crs.to_epsg() if crs else None for crs in (profile.get("crs"), self._mask.crs))
+        if shift_px > MASK_TOLERANCE_PX or (epsg and mask_epsg and epsg != mask_epsg):
+            raise ValueError(
+                f"mask {self._mask.name} is on another grid than {path} (off by {shift_px:.2f} px, EPSG:{mask_epsg} "
+                f"and EPSG:{epsg}); resample it to the grid of the image (rio warp MASK OUT --like IMAGE)"
+            )
 
-        Raises: ValueError when a file is damaged.
+    def check_values(self) -> None:
+        """Check that palette and nodata of the mask cannot be misread. This may read the whole file.
+
+        Raises: ValueError if a palette is ambiguous, or the mask is 0 or nodata everywhere.
         """
-        stored_CHW, valid_HW = self._read_stored(row, col, height, width)
-        if self._rule.prepared is not None:
-            leaf_HW = self._rule.prepared.read(row, col, height, width)
+        if self._leaf_of_numbers is not None:
+            self._check_palette(self._leaf_of_numbers)
+        self._check_nodata()
+
+    def _check_palette(self, is_leaf: NDArray[np.bool_]) -> None:
+        """A grey palette means its colours. In a coloured one, the number 0 and no other must be background.
+
+        Otherwise a map with a white 0 for soil and a green 1 for leaf would be read as leaf everywhere.
+        """
+        height, width = self._mask.shape
+        used: set[int] = set()
+        for row in range(0, height, CHECKED_ROWS):
+            used.update(np.unique(self._read_planes(row, 0, min(CHECKED_ROWS, height - row), width)).tolist())
+        colours = {number: self._mask.colormap(1)[number][:3] for number in sorted(used)}
+        if all(len(set(colour)) == 1 for colour in colours.values()):
+            return
+        for number, colour in colours.items():
+            if bool(is_leaf[number]) != (number > 0):
+                raise ValueError(
+                    f"mask {self._mask.name} has a palette in which {number} has the colour {colour}, so it is "
+                    "unclear whether that is leaf; save the mask as black and white without a palette"
+                )
+
+    def _check_nodata(self) -> None:
+        """gdal_calc states 255 as nodata, also of masks that are 255 on the leaf."""
+        nodata = next(filter(None, self._mask.nodatavals), None)
+        if nodata is None:
+            return
+        height, width = self._mask.shape
+        has_zeros = False
+        for row in range(0, height, CHECKED_ROWS):
+            rows = min(CHECKED_ROWS, height - row)
+            if self._decode(row, 0, rows, width).any():
+                return
+            has_zeros = has_zeros or bool((self._read_planes(row, 0, rows, width) == 0).any())
+        if has_zeros:
+            raise ValueError(
+                f"mask {self._mask.name} is 0 or its nodata value {nodata:g} everywhere, so it has no leaf pixel; if "
+                "that value means leaf, unset it as nodata (rio edit-info --unset-nodata MASK)"
+            )
+
+    def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
+        """Return the leaf mask (H, W) of a window.
+
+        Whole rows are kept for the next window, because a PNG can only be decoded from its top.
+
+        Raises: ValueError if the file is damaged.
+        """
+        if height * self._mask.width * self._mask.count > MAX_SLAB_BYTES:
+            return self._decode(row, col, height, width)
+        if self._rows is None or self._rows[:2] != (row, height):
+            self._rows = (row, height, self._decode(row, 0, height, self._mask.width))
+        return self._rows[2][:, col : col + width]
+
+    def _decode(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
+        values_CHW = self._read_planes(row, col, height, width)
+        if self._leaf_of_numbers is not None:
+            set_CHW = self._leaf_of_numbers[values_CHW]
         else:
-            leaf_HW = valid_HW & self._leaf(stored_CHW, row, col)
-        self._look_for_brightness(stored_CHW, leaf_HW)
-        return stored_CHW, leaf_HW
+            set_CHW = values_CHW > (FLOAT_MASK_THRESHOLD if values_CHW.dtype.kind == "f" else 0)
+        for plane, nodata in enumerate(self._mask.nodatavals):
+            if nodata is not None and not self._is_alpha[plane]:
+                set_CHW[plane] &= values_CHW[plane] != nodata
+        leaf_HW: NDArray[np.bool_] = set_CHW[~self._is_alpha].any(axis=0) & set_CHW[self._is_alpha].all(axis=0)
+        if has_mask_band(self._mask):
+            with _name_damage(self._mask, row):
+                leaf_HW &= self._mask.read_masks(1, window=Window(col, row, width, height)) > 0
+        return leaf_HW
 
-    def read_leaf(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
-        """Leaf mask (H, W) of a window. Bands are read, unless they were before, so that damage is found early.
+    def _read_planes(self, row: int, col: int, height: int, width: int) -> NDArray[Any]:
+        with _name_damage(self._mask, row):
+            values_CHW: NDArray[Any] = self._mask.read(window=Window(col, row, width, height))
+        return values_CHW
 
-        Raises: ValueError when a file is damaged.
-        """
-        if self._rule.prepared is None or self._looks_for_brightness:
-            return self.read(row, col, height, width)[1]
-        return self._rule.prepared.read(row, col, height, width)
 
-    def check_reflectance(self) -> None:
-        """Raises: ValueError when what was read so far of a float raster can be no reflectance."""
-        if 2 * self._num_bright_values > self._num_leaf_values:
-            raise too_bright(self.raster.source.path)
+def _leaf_of_numbers(mask: Any) -> NDArray[np.bool_] | None:
+    """Return for each number of a palette if its colour is neither black nor transparent; None without a palette."""
+    if mask.colorinterp[0] != ColorInterp.palette:
+        return None
+    is_leaf = np.zeros(np.iinfo(mask.dtypes[0]).max + 1, bool)
+    for number, (*colour, alpha) in mask.colormap(1).items():
+        is_leaf[number] = any(colour) and alpha > 0
+    return is_leaf
 
-    def quantity_windows(self) -> Iterator[NDArray[np.float64]]:
-        """What the threshold of this image is sought for, at its valid pixels (P,), window by window."""
-        assert self._rule.expression is not None
-        for row, height in self._window_rows():
-            for col, width in self._window_columns():
-                stored_CHW, valid_HW = self._read_stored(row, col, height, width)
-                quantity_HW = self._rule.expression.quantity(self._reflectance(stored_CHW))
-                yield quantity_HW[valid_HW & np.isfinite(quantity_HW)]
 
-    def leaf_strips(self) -> Iterator[NDArray[np.bool_]]:
-        """Leaf mask of the whole image as full-width strips."""
-        for row, height in self._window_rows():
-            pieces = []
-            for col, width in self._window_columns():
-                stored_CHW, valid_HW = self._read_stored(row, col, height, width)
-                pieces.append(valid_HW & self._leaf(stored_CHW, row, col))
-            yield np.concatenate(pieces, axis=1)
-
-    def _window_rows(self) -> Iterator[tuple[int, int]]:
-        height = self.raster.info.height
-        return ((row, min(WINDOW_ROWS, height - row)) for row in range(0, height, WINDOW_ROWS))
-
-    def _window_columns(self) -> Iterator[tuple[int, int]]:
-        step, width = max(64, WINDOW_BYTES // (8 * WINDOW_ROWS * len(self._positions))), self.raster.info.width
-        return ((col, min(step, width - col)) for col in range(0, width, step))
-
-    def _read_stored(self, row: int, col: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values_CHW, valid_HW = self.raster.read(self._positions, row, col, height, width)
-        stored_CHW = self._layout.store(values_CHW)
-        if stored_CHW.dtype.kind == "f":
-            finite_CHW = np.isfinite(stored_CHW)
-            valid_HW &= finite_CHW.all(axis=0)
-            stored_CHW[~finite_CHW] = 0
-        return stored_CHW, valid_HW
-
-    def _leaf(self, stored_CHW: NDArray[Any], row: int, col: int) -> Any:
-        """What the rule says, whether or not a pixel is valid."""
-        if self._mask_file is not None:
-            return self._mask_file.read(row, col, *stored_CHW.shape[1:])
-        if (expression := self._rule.expression) is not None:
-            return expression.leaf(self._reflectance(stored_CHW), self._rule.threshold)
-        return True
-
-    def _reflectance(self, stored_CHW: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-        values = self._layout.reflectance(stored_CHW, list(self._bands.values()))
-        return dict(zip(self._bands, values, strict=True))
-
-    def _look_for_brightness(self, stored_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
-        if self._looks_for_brightness:
-            reflectance_CP = self._layout.reflectance(stored_CHW[:, leaf_HW])
-            self._num_leaf_values += reflectance_CP.size
-            self._num_bright_values += int(np.count_nonzero(reflectance_CP > BRIGHT))
+@contextmanager
+def _name_damage(mask: Any, row: int) -> Iterator[None]:
+    """Turn an error of GDAL into a ValueError that names the mask file."""
+    try:
+        yield
+    except RasterioError as error:
+        raise ValueError(
+            f"mask {mask.name} cannot be read at row {row} ({error.__cause__ or error}); "
+            "it is truncated or damaged, make it again"
+        ) from error

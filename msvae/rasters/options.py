@@ -1,86 +1,105 @@
-"""How raster files and their leaf masks are read."""
+"""Options of reading raster files and their leaf masks."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from msvae.messages import counted
+from msvae.options import CliOption, Options
 from msvae.shards.reflectance import check_offset, check_scale
 
 
-@dataclass(frozen=True)
-class ReadOptions:
+def _words(value: Any) -> Any:
+    """Split text at commas."""
+    return tuple(filter(None, (word.strip() for word in value.split(",")))) if isinstance(value, str) else value
+
+
+def _numbers(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(float(part) for part in value.split(",")) if value else None
+    except ValueError:
+        raise ValueError("expected numbers such as 475,560,668") from None
+
+
+def _axes(value: Any) -> Any:
+    value = (value.strip().lower() or None) if isinstance(value, str) else value
+    if value is not None and sorted(value) != ["c", "h", "w"]:
+        raise ValueError("expected the letters c, h and w in an order such as hwc")
+    return value
+
+
+def _different(bands: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(bands)) < len(bands):
+        raise ValueError("expected different bands")
+    return bands
+
+
+def _distinct_wavelengths(values_nm: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    if values_nm is not None and (
+        not values_nm or len(set(values_nm)) < len(values_nm) or not all(100 <= nm < 20_000 for nm in values_nm)
+    ):
+        raise ValueError("expected one different wavelength in nm for every band, such as 475,560,668,717,840")
+    return values_nm
+
+
+class ReadOptions(Options):
     """How image files become reflectance and leaf masks.
 
-    Raises: ValueError for an invalid value.
+    Raises: ValueError, in one line, if a value is invalid.
     """
 
-    band_files: tuple[str, ...] = ()
-    """Names of one-band files; each IMAGE is then a folder that holds all of them."""
-    axes: str | None = None
-    """Order in which the files keep bands (c), rows (h) and columns (w), such as `hwc`; None is `chw`, or an error
-    where that looks wrong."""
-    nodata: float | None = None
-    """Value that means no data; None takes what the rasters state."""
-    bands: tuple[str, ...] = ()
-    """Bands to take, in this order, by number from 1 or by name; empty takes all."""
-    wavelengths_nm: tuple[float, ...] | None = None
-    """Bands to take, in this order, by the wavelength that the rasters state, or where they state none, the
-    wavelengths of all bands; None takes all."""
-    tolerance_nm: float = 20.0
-    """How far the stated wavelength of a band may be from the wanted one."""
-    scale: float | None = None
-    """Reflectance of a difference of 1 in value; None takes what the rasters state."""
-    offset: float | None = None
-    """Reflectance of the value 0; None takes what the rasters state, or 0 where `scale` is given."""
-    mask: str = "auto"
-    """`auto` (mask file, else nodata, NaN or a mask band), or a condition such as `ndvi>0.10` or `otsu(ndvi)`."""
-    mask_files: str | None = None
-    """Pattern of mask files, seen from the folder of an image or from here, such as `masks/{stem}.tif`; None is
-    `{stem}_mask` with any usual ending."""
-    min_object_px: int = 0
-    """Connected leaf objects (by sides) of fewer pixels are background."""
-    erode_px: int = 0
-    """How many pixels the leaf border moves inwards, after small objects are gone."""
+    band_files: Annotated[tuple[str, ...], BeforeValidator(_words), CliOption("Input", metavar="NAMES")] = ()
+    """Names of the one-band files that make up an image: blue.tif,green.tif,…; each IMAGE is then a folder."""
+    axes: Annotated[str | None, BeforeValidator(_axes), CliOption("Input", metavar="ORDER")] = None
+    """Order of bands, rows and columns in the files, if bands are not first: hwc, hcw."""
+    nodata: Annotated[float | None, CliOption("Input")] = None
+    """Nodata value, instead of the one that the files state."""
+    bands: Annotated[
+        tuple[str, ...], BeforeValidator(_words), AfterValidator(_different), CliOption("Bands", metavar="NAMES")
+    ] = ()
+    """Bands to read, by number or name: 1,2,5 or blue,red,nir."""
+    wavelengths_nm: Annotated[
+        tuple[float, ...] | None,
+        BeforeValidator(_numbers),
+        AfterValidator(_distinct_wavelengths),
+        CliOption("Bands", "--wavelengths", metavar="NM,…"),
+    ] = None
+    """Bands to read, by wavelength in nm: 475,560,668; or the wavelengths of all bands if the files state none."""
+    tolerance_nm: Annotated[float, Field(ge=0, allow_inf_nan=False), CliOption("Bands")] = 20.0
+    """Largest distance of a band from its wavelength, in nm."""
+    scale: Annotated[float | None, CliOption("Bands")] = None
+    """Reflectance = value x scale + offset, instead of the file's: 0.0001."""
+    offset: Annotated[float | None, CliOption("Bands")] = None
+    """Reflectance of the value 0, instead of the file's: -0.1."""
+    mask: Annotated[str, CliOption("Mask")] = "auto"
+    """auto (NAME_mask file, else nodata, NaN or a mask band), 'ndvi>0.3', or 'otsu(ndvi) and green<0.4'."""
+    mask_files: Annotated[
+        str | None, BeforeValidator(lambda text: text or None), CliOption("Mask", metavar="PATTERN")
+    ] = None
+    """Path of masks, relative to the image or the current folder: 'masks/{stem}.tif'."""
+    min_object_px: Annotated[int, Field(ge=0), CliOption("Mask")] = 0
+    """Remove leaf objects (connected by sides) of fewer pixels."""
+    erode_px: Annotated[int, Field(ge=0), CliOption("Mask")] = 0
+    """Erode leaf borders by this many pixels, after that."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_reading(self) -> ReadOptions:
         if self.scale is not None:
             check_scale([self.scale])
-        self._check_inputs()
-        self._check_wavelengths()
-        self._check_mask()
-
-    def _check_inputs(self) -> None:
-        if self.axes is not None and sorted(self.axes) != ["c", "h", "w"]:
-            raise ValueError(f"got --axes {self.axes}, expected the letters c, h and w in an order such as hwc")
-        if self.axes not in (None, "chw") and self.band_files:
-            raise ValueError(f"got --axes {self.axes} with --band-files, whose files hold one band each; give one")
-        if len(set(self.bands)) < len(self.bands):
-            raise ValueError(f"got --bands {','.join(self.bands)}, expected different bands")
         if self.offset is not None:
             check_offset([self.offset])
-
-    def _check_mask(self) -> None:
+        if self.axes not in (None, "chw") and self.band_files:
+            raise ValueError(f"got --axes {self.axes} with --band-files, whose files hold one band each; give one")
         if self.mask_files is not None and self.mask.strip().lower() != "auto":
             raise ValueError(f"got --mask {self.mask} and --mask-files {self.mask_files}; give one of them")
-        for option, value in (("--min-object-px", self.min_object_px), ("--erode-px", self.erode_px)):
-            if value < 0:
-                raise ValueError(f"got {option} {value}, expected 0 or more")
-
-    def _check_wavelengths(self) -> None:
-        wanted = self.wavelengths_nm
-        if not (math.isfinite(self.tolerance_nm) and self.tolerance_nm >= 0):
-            raise ValueError(f"got --tolerance-nm {self.tolerance_nm}, expected 0 or more")
-        if wanted is None:
-            return
-        if not wanted or len(set(wanted)) < len(wanted) or not all(100 <= nm < 20_000 for nm in wanted):
+        wavelengths_nm = self.wavelengths_nm
+        if self.band_files and wavelengths_nm is not None and len(self.band_files) != len(wavelengths_nm):
             raise ValueError(
-                f"got --wavelengths {', '.join(f'{nm:g}' for nm in wanted) or '(none)'}, expected one different "
-                "wavelength in nm for every band, such as 475,560,668,717,840"
-            )
-        if self.band_files and len(self.band_files) != len(wanted):
-            raise ValueError(
-                f"got {counted(len(self.band_files), 'band file')} but {counted(len(wanted), 'wavelength')}; "
+                f"got {counted(len(self.band_files), 'band file')} but {counted(len(wavelengths_nm), 'wavelength')}; "
                 "give one wavelength for every band file"
             )
+        return self

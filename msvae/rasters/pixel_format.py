@@ -1,4 +1,4 @@
-"""What all images of a data set must have in common: bands in one order, one stored type, one scale."""
+"""The pixel format that all images of a dataset share: bands in one order, one stored type, one scale per band."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from msvae.shards.reflectance import usual_scale
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How tiles are stored: reflectance = stored * scale + offset, one scale and offset a band."""
+class PixelFormat:
+    """How pixels are stored: reflectance = stored * scale + offset, with one scale and offset per band."""
 
     bands: Bands
     dtype: str
@@ -28,13 +28,13 @@ class Layout:
     offset: tuple[float, ...]
     source_dtype: str
     source_scale: tuple[float, ...]
-    """The same for the values in the files. Types that no stored type can hold are stored as reflectance."""
+    """Scale of the values in the files. It differs from `scale` for types that are stored as reflectance."""
     source_offset: tuple[float, ...]
     wavelengths_stated: bool
     notices: tuple[str, ...] = ()
 
     def store(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values (C, …) of a file in the form in which tiles hold them."""
+        """Return values (C, …) of a file in the stored type."""
         if self.source_dtype not in WIDE_DTYPES:
             with np.errstate(over="ignore"):
                 return values.astype(self.dtype, copy=False)
@@ -42,7 +42,7 @@ class Layout:
             return _linear(values, self.source_scale, self.source_offset).astype(self.dtype)
 
     def reflectance(self, stored: NDArray[Any], bands: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """Reflectance in float64 of stored values (C, …): of all bands, or of those that are named."""
+        """Return reflectance in float64 of stored values (C, …), of all bands or of the given band indices."""
         chosen = range(len(self.bands)) if bands is None else bands
         return _linear(stored[list(chosen)], [self.scale[i] for i in chosen], [self.offset[i] for i in chosen])
 
@@ -54,18 +54,18 @@ def _linear(values: NDArray[Any], scale: Sequence[float], offset: Sequence[float
     return result
 
 
-def first_layout(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[Layout, list[int]]:
-    """The layout that the first image sets for all others, and which of its bands fill it.
+def choose_pixel_format(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[PixelFormat, list[int]]:
+    """Return the pixel format that the first image sets for all others, and the indices of its bands in that order.
 
-    Raises: ValueError when bands or scale can be neither read from the image nor taken from the options.
+    Raises: ValueError if bands or scale are stated neither by the image nor by the options.
     """
-    positions, bands, notice = _first_bands(path, info, options)
-    scales, offsets, scale_notice = _scale(path, info, positions, options)
+    band_indices, bands, notice = _first_bands(path, info, options)
+    scales, offsets, scale_notice = _scale(path, info, band_indices, options)
     wide_notice, stored = None, (scales, offsets)
     if info.dtype in WIDE_DTYPES:
         wide_notice = f"{info.dtype} is stored as float32 reflectance, exact to 7 digits"
         stored = (1.0,) * len(bands), (0.0,) * len(bands)
-    return Layout(
+    return PixelFormat(
         bands,
         STORED_DTYPES[info.dtype],
         *stored,
@@ -74,41 +74,41 @@ def first_layout(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[La
         source_offset=offsets,
         wavelengths_stated=info.wavelengths_nm is not None,
         notices=tuple(line for line in (notice, scale_notice, wide_notice) if line),
-    ), positions
+    ), band_indices
 
 
-def fit_layout(path: Path, info: RasterInfo, layout: Layout, options: ReadOptions) -> list[int]:
-    """Which bands of a further image fill the layout.
+def match_pixel_format(path: Path, info: RasterInfo, pixel_format: PixelFormat, options: ReadOptions) -> list[int]:
+    """Return the indices of the bands of a further image, in the order of the pixel format.
 
-    Raises: ValueError when its bands, type or scale differ.
+    Raises: ValueError if its bands, type or scale differ.
     """
     wavelengths_nm = options.wavelengths_nm
-    kinds = {np.dtype(dtype).kind for dtype in (info.dtype, layout.source_dtype)}
-    if info.dtype != layout.source_dtype and kinds != {"f"}:
+    kinds = {np.dtype(dtype).kind for dtype in (info.dtype, pixel_format.source_dtype)}
+    if info.dtype != pixel_format.source_dtype and kinds != {"f"}:
         raise ValueError(
-            f"{path} holds {info.dtype} but the first image {layout.source_dtype}; convert one (gdal_translate -ot), "
-            "or pack them as two data sets"
+            f"{path} holds {info.dtype} but the first image {pixel_format.source_dtype}; convert one "
+            "(gdal_translate -ot), or pack them as two datasets"
         )
-    if wavelengths_nm is None and (info.wavelengths_nm is not None) != layout.wavelengths_stated:
+    if wavelengths_nm is None and (info.wavelengths_nm is not None) != pixel_format.wavelengths_stated:
         states, first = ("states", "does not") if info.wavelengths_nm else ("does not state", "does")
         raise ValueError(f"{path} {states} wavelengths but the first image {first}; give --wavelengths for all images")
-    if wavelengths_nm is None and len(info.scales) != len(layout.bands):
+    if wavelengths_nm is None and len(info.scales) != len(pixel_format.bands):
         raise ValueError(
-            f"{path} holds {info.describe_bands()} but the first image {layout.bands}; "
-            "choose common bands with --wavelengths or --bands, or pack them as two data sets"
+            f"{path} holds {info.describe_bands()} but the first image {pixel_format.bands}; "
+            "choose common bands with --wavelengths or --bands, or pack them as two datasets"
         )
-    wanted = layout.bands.wavelengths_nm if wavelengths_nm is None else wavelengths_nm
+    wanted = pixel_format.bands.wavelengths_nm if wavelengths_nm is None else wavelengths_nm
     if info.wavelengths_nm:
-        positions = _nearest(path, info, info.wavelengths_nm, wanted, options.tolerance_nm)
+        band_indices = _nearest(path, info, info.wavelengths_nm, wanted, options.tolerance_nm)
     else:
-        positions = _by_name(path, info, layout.bands, in_order=wavelengths_nm is not None)
-    scales, offsets, _ = _scale(path, info, positions, options)
-    if (scales, offsets) != (layout.source_scale, layout.source_offset):
+        band_indices = _by_name(path, info, pixel_format.bands, in_order=wavelengths_nm is not None)
+    scales, offsets, _ = _scale(path, info, band_indices, options)
+    if (scales, offsets) != (pixel_format.source_scale, pixel_format.source_offset):
         raise ValueError(
-            f"{path} states scale {scales} and offset {offsets} but the first image {layout.source_scale} and "
-            f"{layout.source_offset}; give --scale for all images, or pack them as two data sets"
+            f"{path} states scale {scales} and offset {offsets} but the first image {pixel_format.source_scale} and "
+            f"{pixel_format.source_offset}; give --scale for all images, or pack them as two datasets"
         )
-    return positions
+    return band_indices
 
 
 def _first_bands(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[list[int], Bands, str | None]:
@@ -116,11 +116,11 @@ def _first_bands(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[li
     everything = list(range(num_bands))
     if info.wavelengths_nm:
         stated = info.wavelengths_nm
-        positions = everything if wanted is None else _nearest(path, info, stated, wanted, options.tolerance_nm)
-        return positions, _named(info, positions, [stated[i] for i in positions]), None
+        band_indices = everything if wanted is None else _nearest(path, info, stated, wanted, options.tolerance_nm)
+        return band_indices, _named(info, band_indices, [stated[i] for i in band_indices]), None
     if wanted is not None:
-        positions = _in_order(path, info, len(wanted))
-        return positions, _named(info, positions, wanted), None
+        band_indices = _in_order(path, info, len(wanted))
+        return band_indices, _named(info, band_indices, wanted), None
     bands = _assumed(info)
     if bands is None:
         raise ValueError(
@@ -133,7 +133,7 @@ def _first_bands(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[li
 
 
 def _assumed(info: RasterInfo) -> Bands | None:
-    """Wavelengths by the names of the bands, else the defaults if there are as many bands as these."""
+    """Return wavelengths by the band names, else the default bands if their number is equal, else None."""
     roles = [re.sub(r"[^a-z]", "", name.lower()) for name in info.names or ()]
     by_role = {name.replace("_", ""): nm for name, nm in zip(DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM, strict=True)}
     if info.names and len(set(roles)) == len(roles) and set(roles) <= set(by_role):
@@ -143,22 +143,25 @@ def _assumed(info: RasterInfo) -> Bands | None:
     return replace(Bands(), names=info.names) if info.names else Bands()
 
 
-def _named(info: RasterInfo, positions: Sequence[int], wavelengths_nm: Sequence[float]) -> Bands:
+def _named(info: RasterInfo, band_indices: Sequence[int], wavelengths_nm: Sequence[float]) -> Bands:
     if info.names is None:
         return Bands.of_wavelengths(wavelengths_nm)
-    return Bands(tuple(wavelengths_nm), tuple(info.names[i] for i in positions))
+    return Bands(tuple(wavelengths_nm), tuple(info.names[i] for i in band_indices))
 
 
 def _by_name(path: Path, info: RasterInfo, bands: Bands, in_order: bool) -> list[int]:
-    """The places of bands by their names; where these tell nothing and their order is known, in that order."""
-    places = bands.indices_in(info.names) if info.names else None
-    if places is None and info.names and not in_order:
+    """Return band indices by the names of the bands, or, without matching names, in order if that is confirmed.
+
+    `in_order` is True if `--wavelengths` confirms that all files share one band order.
+    """
+    band_indices = bands.indices_in(info.names) if info.names else None
+    if band_indices is None and info.names and not in_order:
         raise ValueError(
             f"{path} names its bands {', '.join(info.names)}, which are not those of the first image "
             f"({', '.join(bands.names)}), and states no wavelengths; give --wavelengths if the order of bands is the "
             "same in every image, or rename them"
         )
-    return places or _in_order(path, info, len(bands))
+    return band_indices or _in_order(path, info, len(bands))
 
 
 def _in_order(path: Path, info: RasterInfo, num_wanted: int) -> list[int]:
@@ -173,8 +176,11 @@ def _in_order(path: Path, info: RasterInfo, num_wanted: int) -> list[int]:
 def _nearest(
     path: Path, info: RasterInfo, stated: Sequence[float], wanted: Sequence[float], tolerance_nm: float
 ) -> list[int]:
-    """The band nearest to each wanted wavelength, none twice."""
-    positions: list[int] = []
+    """Return the index of the band nearest to each wanted wavelength.
+
+    Raises: ValueError if the nearest band is too far, or nearest to two wavelengths.
+    """
+    band_indices: list[int] = []
     for nm in wanted:
         nearest = min(range(len(stated)), key=lambda i: abs(stated[i] - nm))
         if abs(stated[nearest] - nm) > tolerance_nm:
@@ -183,27 +189,27 @@ def _nearest(
                 f"{nm:g} nm, the nearest is {stated[nearest]:g} nm; change --wavelengths or "
                 "--tolerance-nm, or leave the image out"
             )
-        if nearest in positions:
+        if nearest in band_indices:
             raise ValueError(
-                f"{path} holds {info.describe_bands()} but both {wanted[positions.index(nearest)]:g} and {nm:g} nm "
+                f"{path} holds {info.describe_bands()} but both {wanted[band_indices.index(nearest)]:g} and {nm:g} nm "
                 f"fall on its band at {stated[nearest]:g} nm; ask for fewer with --wavelengths"
             )
-        positions.append(nearest)
-    return positions
+        band_indices.append(nearest)
+    return band_indices
 
 
 def _scale(
-    path: Path, info: RasterInfo, positions: Sequence[int], options: ReadOptions
+    path: Path, info: RasterInfo, band_indices: Sequence[int], options: ReadOptions
 ) -> tuple[tuple[float, ...], tuple[float, ...], str | None]:
-    """Scales and offsets from the options, the file or the type, and what was assumed."""
-    offsets = tuple(info.offsets[i] for i in positions)
+    """Return scales and offsets from the options, the file or the type, and a notice if they were assumed."""
+    offsets = tuple(info.offsets[i] for i in band_indices)
     if options.scale is not None or options.offset is not None:
-        offsets = (options.offset or 0.0,) * len(positions)
+        offsets = (options.offset or 0.0,) * len(band_indices)
     if options.scale is not None:
-        return (options.scale,) * len(positions), offsets, None
-    scales = tuple(info.scales[i] for i in positions)
+        return (options.scale,) * len(band_indices), offsets, None
+    scales = tuple(info.scales[i] for i in band_indices)
     dtype = np.dtype(info.dtype)
-    if any(scale != 1 for scale in scales) or any(info.offsets[i] for i in positions) or dtype.kind == "f":
+    if any(scale != 1 for scale in scales) or any(info.offsets[i] for i in band_indices) or dtype.kind == "f":
         return scales, offsets, None
     if dtype.kind == "i" or dtype.itemsize > 2:
         raise ValueError(f"{path} holds {dtype} and states no scale; give --scale, such as {usual_scale(info.dtype)}")
@@ -212,4 +218,4 @@ def _scale(
         f"no scale stated: {dtype} 0..{largest} taken as 0..1; give --scale if that is wrong, such as "
         f"{usual_scale(info.dtype)}"
     )
-    return (1 / largest,) * len(positions), offsets, notice
+    return (1 / largest,) * len(band_indices), offsets, notice

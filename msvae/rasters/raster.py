@@ -1,4 +1,4 @@
-"""An image of any kind: what it states about its bands, and windows of their pixels.
+"""An image of any file type: metadata of its bands, and windows of pixels.
 
 Shapes: C bands, H and W pixels.
 """
@@ -15,24 +15,23 @@ from numpy.typing import NDArray
 
 from msvae.messages import counted
 from msvae.rasters.gdal import GdalPlanes
-from msvae.rasters.npy import NpyPlanes
 from msvae.rasters.options import ReadOptions
-from msvae.rasters.planes import Georeference, Planes
+from msvae.rasters.planes import Georeference, NpyPlanes, Planes
 from msvae.rasters.sources import ImageSource
 
 STORED_DTYPES = {name: name for name in ("uint8", "uint16", "int16", "float32")}
 STORED_DTYPES |= {"int8": "int16", "float16": "float32"}
 WIDE_DTYPES = ("uint32", "int32", "uint64", "int64", "float64")
-"""Types that no stored type can hold: their reflectance is stored as float32."""
+"""Types that no stored type can hold. Their reflectance is stored as float32."""
 STORED_DTYPES |= dict.fromkeys(WIDE_DTYPES, "float32")
 MAX_SLAB_BYTES = 64 * 2**20
 MIN_TILE_PX = 8
-"""Smallest side of a tile. An image that is narrower has its axes in another order."""
+"""Smallest side of a tile. An image that is narrower probably has its axes in another order."""
 
 
 @dataclass(frozen=True)
 class RasterInfo:
-    """What an image states about itself; one entry a band in the tuples."""
+    """Metadata of an image. Tuples have one entry per band."""
 
     height: int
     width: int
@@ -43,10 +42,10 @@ class RasterInfo:
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     states_nodata: bool
-    """Whether the file names a value that means no data, or has a mask band that hides pixels."""
+    """True if the file states a nodata value, or has a mask band."""
 
     def describe_bands(self) -> str:
-        """`4 bands (475, 560, 668, 840 nm)`, for messages."""
+        """Return text for messages, such as `4 bands (475, 560, 668, 840 nm)`."""
         num_bands = len(self.scales)
         if self.wavelengths_nm:
             inside = ", ".join(f"{nm:.0f}" for nm in self.wavelengths_nm) + " nm"
@@ -56,10 +55,10 @@ class RasterInfo:
 
 
 class Raster:
-    """An open image, of which `options` choose the bands, their axis and their nodata. Use as a context manager.
+    """An open image. `options` choose its bands, their axis and their nodata value. Use as a context manager.
 
-    Raises: ValueError when a file cannot be read, band files do not share one grid, or bands, axes, type or nodata
-    do not fit.
+    Raises: ValueError if a file cannot be read, band files do not share one grid, or bands, axes, type or nodata of
+    the options do not fit.
     """
 
     def __init__(self, source: ImageSource, options: ReadOptions) -> None:
@@ -87,33 +86,34 @@ class Raster:
     def read(
         self, bands: Sequence[int], row: int, col: int, height: int, width: int
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values (C, H, W) of the chosen bands in a window, in the type of the file, and where all of them are
-        valid (H, W): neither nodata nor transparent.
+        """Return values (C, H, W) of a window in the type of the file, and a mask (H, W) of its valid pixels.
 
-        Raises: ValueError when the file is damaged.
+        A pixel is valid if no band is nodata or transparent there.
+
+        Raises: ValueError if the file is damaged.
         """
         slab = self._slab
         if slab is None or not slab.holds(bands, row, col, height, width):
-            self._slab = slab = None  # freed before the next is read
+            self._slab = slab = None  # free its memory before the next slab is read
             self._slab = slab = self._read_slab(bands, row, col, height, width)
         columns = np.s_[..., col - slab.col : col - slab.col + width]
         return np.ascontiguousarray(slab.values[columns]), np.ascontiguousarray(slab.valid[columns])
 
-    def place(self, row: int, col: int) -> dict[str, Any]:
-        """`crs` and `transform` of the window that starts there; empty when the image is not georeferenced."""
-        return self._planes.place(row, col) if self._axes == "chw" else {}
+    def window_georeference(self, row: int, col: int) -> dict[str, Any]:
+        """Return `crs` and `transform` of the window that starts at `row`, `col`; empty without a georeference."""
+        return self._planes.window_georeference(row, col) if self._axes == "chw" else {}
 
     def georeference(self) -> Georeference:
-        """Where the whole image lies."""
+        """Return the position of the whole image on Earth."""
         return self._planes.georeference() if self._axes == "chw" else Georeference()
 
     @property
     def nodata(self) -> list[Any]:
-        """Value of each band that means no data, in the type of the file, or None."""
+        """Nodata value of each band in the type of the file, or None."""
         return self._nodata
 
     def _read_slab(self, bands: Sequence[int], row: int, col: int, height: int, width: int) -> _Slab:
-        """A window and, where any window decodes whole rows, as much to the right of it as memory allows."""
+        """Read a window. If every window decodes whole rows, read as far to the right as memory allows."""
         if self._planes.reads_whole_rows:
             bytes_per_column = len(bands) * height * np.dtype(self.info.dtype).itemsize
             width = min(max(width, MAX_SLAB_BYTES // bytes_per_column), self.info.width - col)
@@ -129,7 +129,7 @@ class Raster:
         return _Slab(tuple(bands), row, col, values_CHW, valid_HW)
 
     def _read_axes(self, chosen: Sequence[int], rows: slice, cols: slice) -> NDArray[Any]:
-        """The window (C, H, W), whatever axis of the file each of the three is."""
+        """Return the window (C, H, W), for any order of axes in the file."""
         if self._axes == "chw":
             return self._planes.read(chosen, rows, cols)
         span = {"c": slice(min(chosen), max(chosen) + 1), "h": rows, "w": cols}
@@ -139,65 +139,65 @@ class Raster:
         return block_CHW[[band - min(chosen) for band in chosen]]
 
     def _choose_bands(self, options: ReadOptions) -> list[int]:
-        """Positions along the axis of bands."""
+        """Return indices along the band axis."""
         planes = self._planes
         num_bands = self._lengths()["c"]
         everything = list(range(num_bands))
-        names = [facts.name for facts in planes.facts] if self._axes == "chw" else [""] * num_bands
+        names = [info.name for info in planes.infos] if self._axes == "chw" else [""] * num_bands
         if options.bands:
             chosen = [_find_band(self.source, name, names) for name in options.bands]
-        # GDAL calls the last of four unlabelled 8-bit bands alpha, although it may well be near infrared.
+        # GDAL declares the last of four unlabelled 8-bit bands as alpha, although it may be near infrared.
         elif self._axes != "chw" or len(options.wavelengths_nm or ()) == num_bands:
             chosen = everything
         else:
             chosen = [plane for plane in everything if not planes.is_alpha(plane)]
         if self._axes == "chw":
-            planes.take_as_data(chosen)
+            planes.treat_as_data(chosen)
         return chosen
 
     def _lengths(self) -> dict[str, int]:
-        shape = (len(self._planes.facts), self._planes.height, self._planes.width)
+        shape = (len(self._planes.infos), self._planes.height, self._planes.width)
         return dict(zip(self._axes, shape, strict=True))
 
     def _describe(self) -> RasterInfo:
         lengths = self._lengths()
-        # Along another axis planes are no bands: what the first states holds for all.
-        facts = self._planes.facts
-        facts = [facts[band] for band in self._bands] if self._axes == "chw" else [facts[0]] * len(self._bands)
-        dtypes = {fact.dtype for fact in facts}
+        # If bands are along another axis, a plane is not a band, and the metadata of the first are those of all bands.
+        infos = self._planes.infos
+        infos = [infos[band] for band in self._bands] if self._axes == "chw" else [infos[0]] * len(self._bands)
+        dtypes = {info.dtype for info in infos}
         if len(dtypes) > 1 or not dtypes <= set(STORED_DTYPES):
             raise ValueError(
                 f"{self.source.path} holds {', '.join(sorted(dtypes))}, expected one of "
                 f"{', '.join(STORED_DTYPES)} for all bands; convert it (gdal_translate -ot UInt16 or Float32)"
             )
-        names = tuple(fact.name for fact in facts)
+        names = tuple(info.name for info in infos)
         return RasterInfo(
             height=lengths["h"],
             width=lengths["w"],
             dtype=dtypes.pop(),
             names=names if all(names) and len(set(names)) == len(names) else None,
-            wavelengths_nm=_stated_wavelengths(self.source, [fact.wavelength_nm for fact in facts]),
-            scales=tuple(fact.scale for fact in facts),
-            offsets=tuple(fact.offset for fact in facts),
-            states_nodata=any(fact.nodata is not None for fact in facts)
+            wavelengths_nm=_stated_wavelengths(self.source, [info.wavelength_nm for info in infos]),
+            scales=tuple(info.scale for info in infos),
+            offsets=tuple(info.offset for info in infos),
+            states_nodata=any(info.nodata is not None for info in infos)
             or (self._axes == "chw" and self._planes.has_mask_band),
         )
 
     def _choose_nodata(self, option: float | None) -> list[Any]:
-        """Value of each band that means no data, in the type of the file; None where no value can mean that."""
+        """Return the nodata value of each band in the type of the file, or None if that type cannot hold it."""
         if option is not None:
             value = _in_dtype(option, self.info.dtype)
             if value is None:
                 raise ValueError(f"got --nodata {option:g} but {self.source.path} holds {self.info.dtype}")
             return [value] * len(self._bands)
-        facts = self._planes.facts
-        stated = [facts[band if self._axes == "chw" else 0].nodata for band in self._bands]
+        infos = self._planes.infos
+        stated = [infos[band if self._axes == "chw" else 0].nodata for band in self._bands]
         return [None if value is None else _in_dtype(value, self.info.dtype) for value in stated]
 
 
 @dataclass(frozen=True)
 class _Slab:
-    """Pixels that were read at once."""
+    """Pixels that were read in one call."""
 
     bands: tuple[int, ...]
     row: int
@@ -214,7 +214,7 @@ class _Slab:
 
 
 def _find_band(source: ImageSource, wanted: str, names: Sequence[str]) -> int:
-    """Position of a band by its number from 1, or by its name."""
+    """Return the index of a band, given its number from 1 or its name."""
     if wanted.isdecimal() and wanted not in names:
         if not 1 <= int(wanted) <= len(names):
             raise ValueError(f"got --bands {wanted} but {source.path} holds bands 1 to {len(names)}")
@@ -239,29 +239,29 @@ def _stated_wavelengths(source: ImageSource, stated: Sequence[float | None]) -> 
 
 
 def _check_axes(source: ImageSource, axes: str | None, num_bands: int, info: RasterInfo) -> None:
-    """Bands along a wrong axis show as very many bands of very few rows or columns.
+    """Check that bands are along the right axis. Otherwise there are very many bands of very few rows or columns.
 
-    Raises: ValueError when the shape cannot be meant.
+    Raises: ValueError if the shape is implausible.
     """
     short, long = sorted((info.height, info.width))
     if info.names or info.wavelengths_nm or long < MIN_TILE_PX:
         return
-    taken = f"{counted(num_bands, 'band')} of {info.height} x {info.width} px"
+    shape = f"{counted(num_bands, 'band')} of {info.height} x {info.width} px"
     better = _axes_with_bands_on(axes or "chw", "h" if info.height == short else "w")
     if axes is None and min(num_bands, long) > 2 * short:
         raise ValueError(
-            f"{source.path} would be {taken}, which looks like {counted(short, 'band')} along another axis; "
-            f"give --axes {better}, or --axes chw if it is right"
+            f"{source.path} would be {shape}, which looks like {counted(short, 'band')} along another axis; "
+            f"give --axes {better}, or --axes chw if this is right"
         )
     if axes is not None and num_bands > short and short < MIN_TILE_PX:
         raise ValueError(
-            f"got --axes {axes}, with which {source.path} would be {taken}, narrower than any tile; "
+            f"got --axes {axes}, with which {source.path} would be {shape}, narrower than any tile; "
             f"give --axes {better}"
         )
 
 
 def _axes_with_bands_on(axes: str, band_axis: str) -> str:
-    """`axes` with the bands on the axis that was taken for another, rows before columns."""
+    """Return `axes` with the bands on another axis, and rows before columns."""
     remaining = iter("hw")
     return "".join("c" if axis == band_axis else next(remaining) for axis in axes)
 

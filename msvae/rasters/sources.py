@@ -1,4 +1,4 @@
-"""From the IMAGE arguments to a list of images, each with the files it is made of and a unique name for keys."""
+"""Find the images that the IMAGE arguments name, with the files of each image and a unique name for its keys."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 RASTER_ENDINGS = (".tif", ".tiff", ".jp2", ".img", ".dat", ".bsq", ".bil", ".bip", ".npy")
 SIDE_CAR_ENDINGS = (".hdr", ".xml", ".aux", ".ovr", ".msk", ".prj", ".rpb", ".wld", ".tfw", ".j2w", ".jgw")
-"""Of files that say something about a raster beside them."""
+"""Endings of metadata files of a raster."""
 MASK_ENDING = "_mask"
-NO_MASK = {".txt", *SIDE_CAR_ENDINGS} - {".hdr"}
-"""Endings of what may be left of a mask or tell of one; a header may belong to a mask without ending."""
+NO_MASK_ENDINGS = {".txt", *SIDE_CAR_ENDINGS} - {".hdr"}
+"""Endings of `NAME_mask` files that are not masks. A header may belong to a mask without ending."""
 MAX_NAME_CHARS = 54
-"""With a number to tell equal names apart and the tile's place, a key stays under 80 characters."""
+"""Keys stay under 80 characters: the name, a number if two names are equal, and the tile position."""
 
 
 @dataclass(frozen=True)
@@ -26,32 +26,32 @@ class ImageSource:
     path: Path
     files: tuple[Path, ...]
     stem: str
-    """Name without ending, to which `_mask.png` is added to find the leaf mask."""
+    """Name without ending. The leaf mask is `{stem}_mask.png`, for example."""
     masks: tuple[Path, ...] = ()
-    """Files beside it that are named `{stem}_mask`, with any ending."""
+    """Files in the same folder that are named `{stem}_mask`, with any ending."""
     name: str = ""
-    """Start of the keys of its tiles, different for every image of a data set."""
+    """Start of the keys of its tiles, unique among the images of a run."""
 
     @property
     def one_file_per_band(self) -> bool:
-        """Whether `path` is a folder of band files."""
+        """True if `path` is a folder of band files."""
         return self.files != (self.path,)
 
     @property
     def file_names(self) -> list[str]:
-        """File names as they are recorded beside every tile, without the place on this machine."""
+        """File names as recorded with every tile, without the folder on this machine."""
         return [f"{self.path.name}/{f.name}" if self.one_file_per_band else f.name for f in self.files]
 
 
 def find_sources(
     images: Sequence[Path], band_files: Sequence[str], mask_files: str | None = None
 ) -> list[ImageSource]:
-    """Images named by `images`: rasters, folders of rasters, or with `band_files` folders of band files.
+    """Return the images that `images` names: rasters, folders of rasters, or with `band_files` folders of band files.
 
-    What is a mask of another image, by its name or by the pattern `mask_files`, is none.
+    A file that is the mask of another image, by its name or by the pattern `mask_files`, is not an image.
 
-    Raises: ValueError when a path does not exist, a folder holds no raster, a band file is missing, or an image
-    is named twice.
+    Raises: ValueError if a path does not exist, a folder holds no raster, a band file is missing, or an image is named
+    twice.
     """
     if not images:
         raise ValueError("got no images; name raster files or folders of them")
@@ -70,24 +70,24 @@ def find_sources(
     for path, count in Counter(path for path, _ in found).items():
         if count > 1:
             raise ValueError(f"{path} is named {count} times; name it once, or its tiles leak between splits")
-    beside = _masks_in({path.parent for path, _ in found})
+    mask_files_of = _masks_in({path.parent for path, _ in found})
     sources = [
-        ImageSource(path, files, stems[path], tuple(beside[path.with_name(f"{stems[path]}{MASK_ENDING}")]))
+        ImageSource(path, files, stems[path], tuple(mask_files_of[path.with_name(f"{stems[path]}{MASK_ENDING}")]))
         for path, files in found
     ]
     return _with_unique_names(sources)
 
 
-def passed_over(images: Sequence[Path], sources: Sequence[ImageSource], mask_files: str | None) -> Iterator[str]:
-    """A line for each folder of `images` that holds more than rasters, their masks and what describes them."""
+def unused_files(images: Sequence[Path], sources: Sequence[ImageSource], mask_files: str | None) -> Iterator[str]:
+    """Iterate over notices: one line per folder of `images` with files that are no raster, mask or metadata."""
     masks = {mask for source in sources for mask in mask_paths(source.path, source.stem, mask_files)}
-    taken = {source.path for source in sources}
-    known = masks | {folder for mask in masks for folder in mask.parents} | taken
+    used = {source.path for source in sources}
+    known = masks | {folder for mask in masks for folder in mask.parents} | used
     for image in images:
         folder = image.resolve()
-        if not folder.is_dir() or folder in taken:  # of band files
+        if not folder.is_dir() or folder in used:  # a folder of band files
             continue
-        strangers = [
+        unused = [
             path.name
             for path in sorted(folder.iterdir())
             if not {path, path.with_suffix("")} & known
@@ -95,9 +95,9 @@ def passed_over(images: Sequence[Path], sources: Sequence[ImageSource], mask_fil
             and not path.stem.endswith(MASK_ENDING)
             and path.suffix.lower() not in SIDE_CAR_ENDINGS
         ]
-        if strangers:
+        if unused:
             yield (
-                f"passed over in {image}: {_some(strangers)}; rasters are *{', *'.join(RASTER_ENDINGS)} of the folder "
+                f"not used in {image}: {_some(unused)}; rasters are *{', *'.join(RASTER_ENDINGS)} of the folder "
                 "itself, so name others one by one"
             )
 
@@ -116,7 +116,7 @@ def _files_of_bands(folder: Path, band_files: Sequence[str]) -> tuple[Path, ...]
 
 
 def _rasters(path: Path) -> Iterator[Path]:
-    """The raster at `path`, or all rasters in that folder, sorted, masks left out."""
+    """Iterate over the raster at `path`, or over all rasters in that folder, sorted and without masks."""
     if not path.is_dir():
         yield _data_file(path)
         return
@@ -133,13 +133,13 @@ def _rasters(path: Path) -> Iterator[Path]:
 
 
 def _data_file(path: Path) -> Path:
-    """The pixels that belong to an ENVI header; any other path unchanged."""
+    """Return the data file of an ENVI header, or any other path unchanged."""
     if path.suffix.lower() != ".hdr":
         return path
     for ending in ("", ".dat", ".img", ".bsq", ".bil", ".bip", ".raw"):
         if (data := path.with_suffix(ending)).is_file():
             return data
-    raise ValueError(f"{path} is a header whose data file is missing; put it beside the header")
+    raise ValueError(f"{path} is a header whose data file is missing; put it in the same folder")
 
 
 def _some_files(folder: Path) -> str:
@@ -151,8 +151,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def mask_paths(image: Path, stem: str, pattern: str | None) -> list[Path]:
-    """Where the mask of an image may lie: by `pattern`, beside the image or from here; else beside it, to which an
-    ending must be added."""
+    """Return the possible paths of the mask of an image.
+
+    With a pattern: relative to the image and to the current folder. Without: `{stem}_mask` without ending."""
     if pattern is None:
         return [image.with_name(f"{stem}{MASK_ENDING}")]
     name = pattern.replace("{stem}", stem)
@@ -160,36 +161,36 @@ def mask_paths(image: Path, stem: str, pattern: str | None) -> list[Path]:
 
 
 def _masks_in(folders: Iterable[Path]) -> dict[Path, list[Path]]:
-    """Files that are named as masks, by their path without ending."""
+    """Return the files named `*_mask`, by their path without ending."""
     found = defaultdict(list)
     for folder in folders:
         for file in sorted(folder.glob(f"*{MASK_ENDING}*")):
-            if file.stem.endswith(MASK_ENDING) and file.suffix.lower() not in NO_MASK and file.is_file():
+            if file.stem.endswith(MASK_ENDING) and file.suffix.lower() not in NO_MASK_ENDINGS and file.is_file():
                 found[file.with_suffix("")].append(file)
     return found
 
 
 def _with_unique_names(sources: Sequence[ImageSource]) -> list[ImageSource]:
-    """Each named by its stem, with the folder before it where two stems are the same."""
+    """Name each image by its stem, preceded by its folder if two stems are equal."""
     stems = [_clean(source.stem) for source in sources]
     counts = Counter(stems)
-    taken = {stem for stem in stems if counts[stem] == 1}
+    used = {stem for stem in stems if counts[stem] == 1}
     named = []
     for source, stem in zip(sources, stems, strict=True):
         name = stem
         if counts[stem] > 1:
             prefixed = name = _clean(f"{source.path.parent.name}_{source.stem}")
             number = 1
-            while name in taken:
+            while name in used:
                 number += 1
                 name = f"{prefixed}-{number}"
-            taken.add(name)
+            used.add(name)
         named.append(replace(source, name=name))
     return named
 
 
 def _clean(text: str) -> str:
-    """Letters, digits, `_` and `-` only: a dot would end the key for WebDataset."""
+    """Return text of letters, digits, `_` and `-` only. For WebDataset a dot would end the key."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", text) or "image"
     if len(name) <= MAX_NAME_CHARS:
         return name

@@ -17,7 +17,7 @@ from PIL import Image
 
 from msvae.inference import sliding_window
 from msvae.inference.raster_output import leaf_values
-from msvae.rasters.pixel_format import Layout
+from msvae.rasters.pixel_format import PixelFormat
 
 from .conftest import no_reconstruction, read, reconstruct
 
@@ -278,9 +278,9 @@ def test_the_hidden_file_of_a_killed_run_is_removed_by_the_next_run(model_folder
     ],
 )
 def test_integers_are_rounded_clipped_and_never_nodata_on_the_leaf(dtype, nodata, expected):
-    layout = Layout(None, dtype, (0.01,), (0.0,), dtype, (0.01,), (0.0,), True)
+    pixel_format = PixelFormat(None, dtype, (0.01,), (0.0,), dtype, (0.01,), (0.0,), True)
     reflectance, leaf = np.array([[[-2.0, 0.0312, 9.0, np.nan]]], np.float32), np.array([[True, True, True, False]])
-    values = leaf_values(reflectance, leaf, layout, None if nodata is None else np.dtype(dtype).type(nodata))
+    values = leaf_values(reflectance, leaf, pixel_format, None if nodata is None else np.dtype(dtype).type(nodata))
     assert values.dtype == dtype
     assert values[0, 0, :3].tolist() == expected
     assert values[0, 0, 3] == (nodata or 0)

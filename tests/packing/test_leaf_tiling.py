@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from skimage.draw import ellipse
 
 from msvae.packing.options import PackOptions
 from msvae.packing.pack import pack
-from msvae.packing.placement import leaf_tiles
-from msvae.packing.tiling import MAX_CELLS, leaf_cell_px, places
+from msvae.packing.tiling import MAX_CELLS, leaf_cell_px, leaf_tiles, tile_positions
 
 TRAIN_ONLY = {"split": (1, 0, 0), "min_coverage": 0.1}
 
@@ -89,14 +86,14 @@ def test_less_leaf_than_99_percent_is_said_with_what_would_hold_more(tmp_path, w
     thin = pack([image], tmp_path / "thin", options)
     (note,) = [note for note in thin.notices if "of the leaf" in note]
     assert "96.6% of the leaf; the rest is too scattered for --min-coverage 0.1" in note
-    full = pack([image], tmp_path / "full", replace(options, min_coverage=0.01))
+    full = pack([image], tmp_path / "full", options.model_copy(update={"min_coverage": 0.01}))
     assert full.leaf_pixels_covered == mask.sum()
     assert not [note for note in full.notices if "of the leaf" in note]
 
 
 def test_tiles_over_dense_leaf_hardly_overlap():
     mask_cells = np.full((64, 64), 64, np.uint32)
-    where = places(512, 512, PackOptions(tile_px=64, tiling="leaf"))
+    where = tile_positions(512, 512, PackOptions(tile_px=64, tiling="leaf"))
     assert len(leaf_tiles(0, where, mask_cells, 0.1)) <= 66  # 64 without any overlap
 
 

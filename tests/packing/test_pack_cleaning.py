@@ -13,8 +13,9 @@ from skimage.filters import threshold_otsu
 from msvae.packing import pack as job
 from msvae.packing.options import PackOptions
 from msvae.packing.pack import pack
-from msvae.rasters import cleaning, masks
-from msvae.rasters.cleaning import BitMask, eroded, without_small_objects
+from msvae.rasters import images, whole_image
+from msvae.rasters.masks import BitMask
+from msvae.rasters.whole_image import eroded, without_small_objects
 
 WHOLE = {"split": (1, 0, 0), "min_coverage": 0.0}
 
@@ -42,7 +43,7 @@ def whole_cleaned(leaf, min_px, erode_px):
 @pytest.mark.parametrize("strip_px", [1, 61 * 3, 61 * 16, 10**6])
 @pytest.mark.parametrize("min_px", [2, 7, 60, 10**5])
 def test_small_objects_are_those_of_the_whole_image(tmp_path, monkeypatch, strip_px, min_px):
-    monkeypatch.setattr(cleaning, "STRIP_PX", strip_px)
+    monkeypatch.setattr(whole_image, "STRIP_PX", strip_px)
     leaf = spirals(97, 61)
     mask = BitMask.write(tmp_path / "leaf", 61, np.array_split(leaf, 5))
     cleaned = np.concatenate(list(without_small_objects(mask, min_px)))
@@ -52,7 +53,7 @@ def test_small_objects_are_those_of_the_whole_image(tmp_path, monkeypatch, strip
 @pytest.mark.parametrize("strip_px", [1, 61 * 3, 10**6])
 @pytest.mark.parametrize("erode_px", [1, 2, 5])
 def test_eroded_borders_are_those_of_the_whole_image(tmp_path, monkeypatch, strip_px, erode_px):
-    monkeypatch.setattr(cleaning, "STRIP_PX", strip_px)
+    monkeypatch.setattr(whole_image, "STRIP_PX", strip_px)
     leaf = ndimage.gaussian_filter(np.random.default_rng(1).random((97, 61)), 4) > 0.5
     mask = BitMask.write(tmp_path / "leaf", 61, np.array_split(leaf, 5))
     expected = whole_cleaned(leaf, 0, erode_px)
@@ -74,7 +75,7 @@ def test_every_window_of_a_mask_on_disk_is_that_of_the_mask(tmp_path):
 
 
 def test_objects_of_a_large_mask_take_strips_and_not_the_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning, "STRIP_PX", 2**18)
+    monkeypatch.setattr(whole_image, "STRIP_PX", 2**18)
     block = np.zeros((1024, 4096), bool)
     block[100:900, 100:4000] = True
     mask = BitMask.write(tmp_path / "leaf", 4096, (block for _ in range(16)))
@@ -110,8 +111,8 @@ def packed_mask(image, out, read_tars, **options):
 
 @pytest.mark.parametrize("window_rows", [7, 64, 1000])
 def test_otsu_finds_the_threshold_of_the_whole_image_and_says_it(tmp_path, field, read_tars, monkeypatch, window_rows):
-    monkeypatch.setattr(masks, "WINDOW_ROWS", window_rows)
-    monkeypatch.setattr(masks, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(images, "WINDOW_ROWS", window_rows)
+    monkeypatch.setattr(images, "WINDOW_BYTES", 1)
     image, (_, _, red, _, nir), valid = field
     with np.errstate(invalid="ignore"):
         ndvi = (nir - red) / (nir + red)
@@ -177,8 +178,8 @@ def test_an_image_without_contrast_has_no_threshold(tmp_path, write_raster):
 def test_cleaned_masks_of_tiles_are_windows_of_the_cleaned_whole(
     tmp_path, field, read_tars, monkeypatch, rule, min_px, erode_px
 ):
-    monkeypatch.setattr(cleaning, "STRIP_PX", 90 * 11)
-    monkeypatch.setattr(masks, "WINDOW_ROWS", 13)
+    monkeypatch.setattr(whole_image, "STRIP_PX", 90 * 11)
+    monkeypatch.setattr(images, "WINDOW_ROWS", 13)
     image, (_, green, red, _, nir), valid = field
     options = {"otsu": {"mask": "otsu(nir-red)"}, "index": {"mask": "ndvi>0.2 and green<0.27"}}.get(rule, {})
     leaf = {

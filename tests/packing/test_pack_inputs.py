@@ -270,11 +270,11 @@ def test_what_a_folder_holds_beside_rasters_is_named_and_no_raster_is_lost(tmp_p
     options = PackOptions(tile_px=32, mask_files="masks/{stem}.png", split=(1, 0, 0), scale=1e-4)
     summary = pack([folder], tmp_path / "all", options)
     assert summary.num_images == 3
-    assert not [notice for notice in summary.notices if "passed over" in notice]
+    assert not [notice for notice in summary.notices if "not used in" in notice]
     for name in ("notes.txt", "photo.png", "old/a3.tif"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes((folder / "a0.tif").read_bytes())
-    (note,) = [notice for notice in pack([folder], tmp_path / "more", options).notices if "passed over" in notice]
+    (note,) = [notice for notice in pack([folder], tmp_path / "more", options).notices if "not used in" in notice]
     assert f"in {folder}: notes.txt, old, photo.png; rasters are *.tif" in note
 
 

@@ -56,14 +56,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def kill_once_shards_are_done(process: subprocess.Popen[str], out: Path, num_shards: int) -> dict[str, int]:
     """SIGKILL as soon as so many shards are finished; returns the inode of each that was."""
     data = out.with_name(f".{out.name}.partial") / "data"
-    while len(list(data.glob("*/*.index.json"))) < num_shards:
+    while len(list(data.glob("*/leaf-*.index.json"))) < num_shards:
         assert process.poll() is None, process.stderr.read()
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not psutil.wait_procs(workers, 60)[1], "workers end when they are alone"
     assert not out.exists()
-    done = {str(index.relative_to(data)).replace(".index.json", ".tar") for index in data.glob("*/*.index.json")}
+    done = {str(index.relative_to(data)).replace(".index.json", ".tar") for index in data.glob("*/leaf-*.index.json")}
     return {name: (data / name).stat().st_ino for name in done}
 
 
@@ -132,7 +132,7 @@ def test_workers_end_when_the_run_that_started_them_is_killed(tmp_path, leaves, 
     out = tmp_path / "out"
     process = start(leaves, out, num_workers=2)
     data = tmp_path / ".out.partial" / "data"
-    while not list(data.glob("*/*.index.json")):
+    while not list(data.glob("*/leaf-*.index.json")):
         assert process.poll() is None
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
@@ -179,7 +179,7 @@ def test_two_runs_never_pack_into_the_same_folder_at_once(tmp_path, leaves, star
     running = start(leaves, out)
     os.kill(running.pid, signal.SIGSTOP) if wait_for(tmp_path / ".out.partial" / "record.json", running) else None
     try:
-        with pytest.raises(ValueError, match=r"another run works in .*name another --out"):
+        with pytest.raises(ValueError, match=r"another run uses .*choose another --out"):
             pack([leaves], out, PackOptions(**OPTIONS))
     finally:
         os.kill(running.pid, signal.SIGCONT)
@@ -199,14 +199,14 @@ def test_merging_without_parts_is_refused_and_leaves_nothing(tmp_path, leaves):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_leaf_map_counted_in_many_bands_gives_the_same_tiles(tmp_path, leaves, monkeypatch):
+def test_a_leaf_map_counted_in_many_strips_gives_the_same_tiles(tmp_path, leaves, monkeypatch):
     from msvae.packing import survey
 
     monkeypatch.setattr(survey, "MIN_READ_PX", 32)
-    for name, band_pixels in (("whole", 2**30), ("banded", 1)):
-        monkeypatch.setattr(survey, "BAND_PIXELS", band_pixels)
+    for name, strip_pixels in (("whole", 2**30), ("stripped", 1)):
+        monkeypatch.setattr(survey, "STRIP_PIXELS", strip_pixels)
         pack([leaves], tmp_path / name, PackOptions(tiling="leaf", **OPTIONS))
-    assert files_of(tmp_path / "whole") == files_of(tmp_path / "banded")
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "stripped")
 
 
 def test_a_damaged_image_is_named_by_a_worker_too(tmp_path, leaves, write_raster):

@@ -80,6 +80,47 @@ def test_mask_files_of_every_kind_mean_the_same(tmp_path, write_raster, read_tar
     np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 
 
+WHITE, BLACK, GREEN, TRANSPARENT_WHITE = (255, 255, 255, 255), (0, 0, 0, 255), (0, 128, 0, 255), (255, 255, 255, 0)
+
+
+@pytest.mark.parametrize(
+    ("background", "leaf_colour", "leaf_number"),
+    [
+        (BLACK, WHITE, 1),
+        (BLACK, WHITE, 0),  # as Image.quantize(2) writes a black and white mask
+        (BLACK, GREEN, 1),
+        (TRANSPARENT_WHITE, GREEN, 1),
+    ],
+)
+def test_a_mask_with_a_palette_is_read_by_its_colours(
+    tmp_path, write_raster, read_tars, background, leaf_colour, leaf_number
+):
+    leaf = np.random.default_rng(4).random((16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32))
+    save_with_palette(tmp_path / "a_mask.png", leaf, background, leaf_colour, leaf_number)
+    pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+    np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
+
+
+@pytest.mark.parametrize(
+    ("background", "leaf_colour", "leaf_number"),
+    [(WHITE, GREEN, 1), (GREEN, WHITE, 1), (BLACK, GREEN, 0)],
+)
+def test_a_mask_whose_palette_is_ambiguous_is_refused(tmp_path, write_raster, background, leaf_colour, leaf_number):
+    leaf = np.random.default_rng(4).random((16, 16)) < 0.5
+    image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32))
+    save_with_palette(tmp_path / "a_mask.png", leaf, background, leaf_colour, leaf_number)
+    with pytest.raises(ValueError, match=r"a_mask.png has a palette in which 0 has the colour \(.*without a palette"):
+        pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
+
+
+def save_with_palette(path, leaf, background, leaf_colour, leaf_number):
+    mask = Image.fromarray(np.where(leaf, leaf_number, 1 - leaf_number).astype(np.uint8), mode="P")
+    colours = [leaf_colour, background] if leaf_number == 0 else [background, leaf_colour]
+    mask.putpalette([value for colour in colours for value in colour[:3]])
+    mask.save(path, transparency=bytes(colour[3] for colour in colours))
+
+
 @pytest.mark.parametrize("hidden_by", ["nodata", "mask band", "alpha"])
 def test_what_a_mask_file_hides_is_no_leaf(tmp_path, write_raster, read_tars, hidden_by):
     rng = np.random.default_rng(7)

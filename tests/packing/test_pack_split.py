@@ -10,7 +10,7 @@ import pytest
 
 from msvae.packing.options import PackOptions
 from msvae.packing.pack import pack
-from msvae.packing.splits import deal
+from msvae.packing.splits import assign_splits
 
 SPLITS = ("train", "val", "test")
 
@@ -82,13 +82,13 @@ def test_groups_are_dealt_near_the_shares_and_no_split_goes_empty():
     for _ in range(200):
         sizes = rng.integers(1, 20, rng.integers(1, 60)).tolist()
         shares = rng.dirichlet([2, 1, 1]).tolist()
-        dealt = np.array(deal(sizes, shares, int(rng.integers(100))))
+        dealt = np.array(assign_splits(sizes, shares, int(rng.integers(100))))
         counts = np.bincount(dealt, weights=sizes, minlength=3)
         assert counts[0] > 0
         if len(sizes) >= 3:
             assert (counts > 0).all()
         assert np.abs(counts - np.multiply(shares, sum(sizes))).max() <= 2 * max(sizes)
-    assert set(deal([1] * 100, (0.8, 0.2, 0), 0)) == {0, 1}
+    assert set(assign_splits([1] * 100, (0.8, 0.2, 0), 0)) == {0, 1}
 
 
 def test_all_tiles_of_a_plant_stay_together(tmp_path, leaf_image, read_tars):

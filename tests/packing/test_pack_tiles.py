@@ -178,7 +178,7 @@ def test_leaf_that_the_grid_does_not_reach_is_counted(tmp_path, leaf_image, stri
     summary = pack([image], tmp_path / "out", options)
     assert summary.leaf_pixels_covered == reached
     ((reason, count),) = summary.dropped.items()
-    assert reason.startswith("leaf pixels that no whole tile of the grid reaches; --tiling leaf does")
+    assert reason.startswith("leaf pixels that no whole tile of the grid reaches; use --tiling leaf")
     assert count == 120 * 120 - reached
 
 
