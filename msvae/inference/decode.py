@@ -109,15 +109,13 @@ def _decode_array(decoder: Decoder, file: Path, out: Path, unscaled: bool, on_pr
             "--unscaled if the latents are outputs of the encoder"
         )
     unscaled_latents = (each if unscaled else each.astype(np.float32) / scaling + shift for each in latents)
+    bands = model.bands
+    scales, offsets = (1.0,) * len(bands), (0.0,) * len(bands)
     with gdal_session(), replace_folder(out) as folder:
         for number, image_CHW in enumerate(decoder.decode(unscaled_latents)):
-            dtype, bands = "float32", model.bands
-            ones, zeros = (1.0,) * len(bands), (0.0,) * len(bands)
-            path = folder / f"{file.stem}-{number:04d}.tif"
-            output = GeoTiff(
-                path, image_CHW.shape[1:], dtype, bands, ones, zeros, None, Georeference(), has_mask=False
-            )
-            output.write(0, 0, image_CHW, np.ones(image_CHW.shape[1:], bool))
+            path, shape = folder / f"{file.stem}-{number:04d}.tif", image_CHW.shape[1:]
+            output = GeoTiff(path, shape, "float32", bands, scales, offsets, None, Georeference(), has_mask=False)
+            output.write(0, 0, image_CHW, np.ones(shape, bool))
             output.close()
             if on_progress is not None:
                 on_progress(number + 1, len(latents))

@@ -43,7 +43,7 @@ class LatentShard(NamedTuple):
     """One shard of latents to make from the shard of tiles with the same number and name."""
 
     split: str
-    shard: int
+    number: int
     name: str
     num_samples: int
 
@@ -88,9 +88,9 @@ def encode(
     if ranks.broadcast_object(lambda: _is_complete(out, identity)):
         return _manifests(out, readers)
     latent_shards = [
-        LatentShard(split, shard, entry.name, entry.num_samples)
+        LatentShard(split, number, entry.name, entry.num_samples)
         for split, reader in readers.items()
-        for shard, entry in enumerate(reader.manifest.shards)
+        for number, entry in enumerate(reader.manifest.shards)
     ]
     with ExitStack() as held:
         ranks.broadcast_object(lambda: _begin(out, identity, readers, held))
@@ -161,10 +161,10 @@ def _encode_shards(
 ) -> None:
     done, total = 0, sum(shard.num_samples for shard in latent_shards)
     for split, of_split in groupby(latent_shards, key=lambda shard: shard.split):
-        reader, by_number = readers[split], {shard.shard: shard for shard in of_split}
+        reader, by_number = readers[split], {shard.number: shard for shard in of_split}
         plans = chain.from_iterable(
             in_micro_batches(
-                (SampleRef(shard.shard, row, slot=row) for row in range(shard.num_samples)),
+                (SampleRef(shard.number, row, slot=row) for row in range(shard.num_samples)),
                 encoder.options.batch_size,
             )
             for shard in by_number.values()
