@@ -1,9 +1,9 @@
-"""An alpha-beta model of gloo's ring all-reduce, fitted to some links and message sizes, tested on others.
+"""Fit an alpha-beta model of gloo's ring all-reduce to some links and message sizes, and test it on others.
 
 python bench/network.py [--repeats 7] [--json FILE]; needs root, `ip` and `tc`.
 
-Machines are network namespaces on a bridge; `tc … tbf` slows what each of them sends. What HELD_OUT_* names is never
-fitted. Prints predicted / measured for each, and the two fitted numbers.
+Machines are network namespaces on a bridge; `tc … tbf` limits the rate at which each of them sends. Combinations with
+a HELD_OUT_* value are never used for the fit. Prints predicted / measured for each, and the two fitted numbers.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FITTED_RATES_MBIT, HELD_OUT_RATES_MBIT = (50, 200), (100,)
 FITTED_SIZES, HELD_OUT_SIZES = (2**14, 2**18, 2**22), (2**20, 2**21)
 FITTED_MACHINES, HELD_OUT_MACHINES = (2, 4), (3,)
 BURST_BYTES = 8192
-"""What a link that has rested lets through at once: far less than a message."""
+"""Bytes that an idle link passes at once, far less than a message."""
 
 
 class Measured(NamedTuple):
-    """The median all-reduce of `num_bytes` between `machines`, each of which sends at `rate_mbit`."""
+    """Median time of an all-reduce of `num_bytes` between `machines`, each of which sends at `rate_mbit`."""
 
     machines: int
     rate_mbit: float
@@ -39,21 +39,21 @@ class Measured(NamedTuple):
 
 
 class Link(NamedTuple):
-    """The fitted model: 2 (p - 1) (alpha + n / p * overhead / rate), for p machines and n bytes."""
+    """Fitted model: 2 (p - 1) (alpha + n / p * overhead / rate), for p machines and n bytes."""
 
     alpha_s: float
-    """Of one step round the ring."""
+    """Latency of one step of the ring, in seconds."""
     overhead: float
     """Bytes on the wire for each byte of the message."""
 
     def seconds(self, machines: int, rate_mbit: float, num_bytes: int) -> float:
-        """What an all-reduce should take."""
+        """Predict the time of an all-reduce."""
         steps = 2 * (machines - 1)
         return steps * (self.alpha_s + num_bytes / machines * self.overhead * 8e-6 / rate_mbit)
 
 
 def fit(rows: Sequence[Measured]) -> Link:
-    """Least squares of the relative errors; the model is linear in both numbers."""
+    """Fit by least squares of the relative errors; the model is linear in both numbers."""
     steps = np.array([2 * (row.machines - 1) for row in rows])
     wire_s = np.array([row.num_bytes / row.machines * 8e-6 / row.rate_mbit for row in rows])
     seconds = np.array([row.seconds for row in rows])
@@ -63,13 +63,13 @@ def fit(rows: Sequence[Measured]) -> Link:
 
 
 class Lab:
-    """Machines on a bridge: namespaces with one slowed link each."""
+    """Machines on a bridge: network namespaces with one rate-limited link each."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
 
     def run(self, machine: int, *command: str) -> subprocess.Popen[str]:
-        """Begin a command on a machine, and talk with it."""
+        """Start a command on a machine, with pipes to its input and from its output."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[machine], *command],
             env={**os.environ, "GLOO_SOCKET_IFNAME": "net0", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
@@ -78,8 +78,8 @@ class Lab:
             text=True,
         )
 
-    def slow(self, rate_mbit: float) -> None:
-        """What each machine sends, from now on."""
+    def limit_rate(self, rate_mbit: float) -> None:
+        """Limit the rate at which each machine sends."""
         for name in self.names:
             shape = f"tbf rate {rate_mbit}mbit burst {BURST_BYTES} limit {2**26}"
             _run(f"tc -n {name} qdisc replace dev net0 root {shape}")
@@ -87,7 +87,7 @@ class Lab:
 
 @contextmanager
 def lab(machines: int) -> Iterator[Lab]:
-    """Made, and removed again."""
+    """Create the machines, and remove them when the block ends."""
     hub = f"bench-{os.getpid()}-hub"
     names = [f"bench-{os.getpid()}-{machine}" for machine in range(machines)]
     with ExitStack() as stack:
@@ -106,13 +106,13 @@ def lab(machines: int) -> Iterator[Lab]:
 
 
 def measure(machines: int, rates_mbit: Sequence[float], sizes: Sequence[int], repeats: int) -> Iterator[Measured]:
-    """All-reduces between that many machines: every rate with every size."""
-    with lab(machines) as made:
+    """Time all-reduces between `machines` machines, for every rate and size."""
+    with lab(machines) as machines_lab:
         command = (sys.executable, __file__, "--worker")
-        workers = [made.run(rank, *command, f"{rank},{machines}") for rank in range(machines)]
+        workers = [machines_lab.run(rank, *command, f"{rank},{machines}") for rank in range(machines)]
         try:
             for rate_mbit in rates_mbit:
-                made.slow(rate_mbit)
+                machines_lab.limit_rate(rate_mbit)
                 for num_bytes in sizes:
                     for worker in workers:
                         print(num_bytes, repeats, file=worker.stdin, flush=True)
@@ -125,7 +125,7 @@ def measure(machines: int, rates_mbit: Sequence[float], sizes: Sequence[int], re
 
 
 def work(rank: int, machines: int) -> None:
-    """A machine's process: for each line `BYTES REPEATS`, the median seconds of an all-reduce."""
+    """Run the process of one machine: for each input line `BYTES REPEATS`, print the median time of an all-reduce."""
     import torch
     import torch.distributed as dist
 
@@ -148,10 +148,10 @@ def _run(command: str) -> None:
 
 
 def main() -> None:
-    """Measure, fit on some, predict the others."""
+    """Measure, fit the model to some measurements, and predict the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write every ratio there, too")
+    parser.add_argument("--json", type=Path, help="file to write every ratio to")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -164,7 +164,7 @@ def main() -> None:
     for machines in (*FITTED_MACHINES, *HELD_OUT_MACHINES):
         held_out += measure(machines, HELD_OUT_RATES_MBIT, HELD_OUT_SIZES, arguments.repeats)
     link = fit(fitted)
-    print(f"alpha {link.alpha_s * 1e6:.0f} us a step of the ring, {link.overhead:.3f} bytes on the wire a byte")
+    print(f"alpha {link.alpha_s * 1e6:.0f} us per step of the ring, {link.overhead:.3f} bytes on the wire per byte")
     report = []
     for kind, rows in (("fitted", fitted), ("held out", held_out)):
         for row in rows:

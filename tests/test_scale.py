@@ -1,4 +1,4 @@
-"""The figures of docs/scale.md, and the model of the network behind them, on real links."""
+"""Tables of docs/scale.md, and the model of the network behind them on real links."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bench(name: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_the_tables_of_the_document_are_what_the_script_prints():
+def test_the_script_prints_the_tables_of_the_page():
     document = (ROOT / "docs" / "scale.md").read_text()
     tables = bench("scale.py").strip().split("\n\n")
     assert len(tables) == 5
@@ -30,7 +30,7 @@ def test_the_tables_of_the_document_are_what_the_script_prints():
 
 
 @pytest.mark.slow
-def test_a_model_of_two_numbers_foretells_rates_and_sizes_that_it_never_saw(tmp_path: Path):
+def test_a_model_of_two_numbers_predicts_rates_and_sizes_it_was_not_fitted_to(tmp_path: Path):
     if os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
         pytest.skip("network namespaces need root and iproute2")
     printed = bench("network.py", "--json", tmp_path / "fit.json")
