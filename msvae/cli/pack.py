@@ -1,4 +1,4 @@
-"""`msvae synth` and `msvae pack`: leaf images, and shards of them."""
+"""The commands `msvae synth`, which makes leaf images, and `msvae pack`, which makes shards of images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ app = typer.Typer()
 
 @app.command()
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
     images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 24,
     size: Annotated[int, typer.Option(min=64, help="Side of an image in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed: the same seed gives the same images.")] = 0,
 ) -> None:
     """Make leaf images with the spectra of the PROSPECT-D model, and their masks."""
     with user_errors(), progress("leaves") as advance_to:
@@ -86,7 +86,7 @@ def _show(summary: PackSummary) -> None:
     )
     before_gap = " before the gap" if summary.num_in_gap else ""
     repeated = summary.leaf_pixels_repeated
-    overlaps = f"; in tiles that overlap, {counted(repeated, 'leaf pixel')} came again" if repeated else ""
+    overlaps = f"; overlapping tiles repeat {counted(repeated, 'leaf pixel')}" if repeated else ""
     say(f"tiles cover {covered:.1%} of {counted(summary.leaf_pixels_in_images, 'leaf pixel')}{before_gap}{overlaps}")
     if summary.dropped:
         console.print(_dropped(summary))
@@ -97,7 +97,7 @@ def _show(summary: PackSummary) -> None:
 def _dropped(summary: PackSummary) -> Table:
     table = Table()
     table.add_column("dropped", justify="right")
-    table.add_column("because")
+    table.add_column("reason")
     for reason, count in summary.dropped.items():
         table.add_row(f"{count:,}", reason)
     return table

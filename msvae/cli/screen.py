@@ -96,8 +96,3 @@ def numbers(option: str, text: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(",")) if text else None
     except ValueError:
         raise ValueError(f"{option} is {text!r}, expected numbers such as 475,560,668") from None
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Split words separated by commas, without empty ones."""
-    return tuple(filter(None, (word.strip() for word in text.split(","))))

@@ -1,4 +1,4 @@
-"""Small rasters with known content, and a way to read packed tars without the package's own reader."""
+"""Fixtures: small rasters with known content, and a reader of packed tars that does not use the package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WriteRaster = Callable[..., Path]
 
 @pytest.fixture
 def write_raster() -> WriteRaster:
-    """Writes (C, H, W) values as a tif; options: wavelengths_nm, names, mask (H, W), scale, place, anything GDAL."""
+    """Return a function that writes (C, H, W) values as a tif, with metadata and optionally a mask (H, W)."""
 
     def write(
         path: Path,
@@ -58,7 +58,7 @@ def write_raster() -> WriteRaster:
 
 @pytest.fixture
 def leaf_image(write_raster: WriteRaster) -> WriteRaster:
-    """A random uint16 image of `size_px` with a random leaf mask of about half its pixels."""
+    """Return a function that writes a random uint16 image with a random leaf mask of about half its pixels."""
 
     def write(path: Path, size_px: int = 64, seed: int = 0, **options: Any) -> Path:
         rng = np.random.default_rng(seed)
@@ -71,13 +71,13 @@ def leaf_image(write_raster: WriteRaster) -> WriteRaster:
 
 @pytest.fixture
 def on_earth() -> dict[str, Any]:
-    """Profile of a georeferenced raster: 2 cm pixels in UTM 43N."""
+    """Return the profile of a georeferenced raster: 2 cm pixels in UTM 43N."""
     return {"crs": "EPSG:32643", "transform": from_origin(578_000, 3_419_000, 0.02, 0.02)}
 
 
 @pytest.fixture
 def read_tars() -> Callable[[Path], dict[str, dict[str, Any]]]:
-    """All samples of a split by `tarfile` alone: key -> bands (C, H, W), mask (H, W), json."""
+    """Return a function that reads a split with `tarfile` alone: key -> bands (C, H, W), mask (H, W), json."""
 
     def read(folder: Path) -> dict[str, dict[str, Any]]:
         samples: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""A small cube of five bands, and what packing makes of it."""
+"""A small cube of five bands, and a function that packs one image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIVE_NM = (475.0, 560.0, 668.0, 717.0, 840.0)
 WHOLE = {"tile_px": 32, "split": (1, 0, 0), "min_coverage": 0.0}
 EVERYWHERE = np.ones((48, 32), bool)
 TOP = np.s_[:, :32]
-"""A tile of 32 px is the top of an image of 48 x 32."""
+"""The only tile of 32 px in an image of 48 x 32: its top."""
 
 
 def cube(dtype="uint16", highest=10_000):

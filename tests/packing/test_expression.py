@@ -1,4 +1,4 @@
-"""Conditions on bands mean what NumPy would compute, and nothing else can be said with them."""
+"""Conditions on bands give the same masks as NumPy, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIVE = Bands((475.0, 560.0, 668.0, 717.0, 840.0), ("blue", "green", "red", "red_
 
 
 def leaf(text, **bands):
-    """Leaf of one row of pixels."""
+    """Return the leaf mask of one row of pixels."""
     return Expression.parse(text).leaf({name: np.array([values], float) for name, values in bands.items()})[0].tolist()
 
 
@@ -33,7 +33,7 @@ def ratio(first, second):
         ("nir > 0.2 and nir < 0.9 or blue > 0.95", lambda b, g, r, e, n: ((n > 0.2) & (n < 0.9)) | (b > 0.95)),
     ],
 )
-def test_arithmetic_over_bands_is_that_of_numpy(tmp_path, write_raster, read_tars, text, reference):
+def test_arithmetic_over_bands_equals_numpy(tmp_path, write_raster, read_tars, text, reference):
     values = np.random.default_rng(3).integers(1, 10_000, (5, 32, 32), dtype=np.uint16)
     image = write_raster(tmp_path / "a.tif", values, scale=1e-4, names=FIVE.names)
     pack([image], tmp_path / "out", PackOptions(tile_px=32, split=(1, 0, 0), min_coverage=0, mask=text))
@@ -46,18 +46,18 @@ def test_arithmetic_over_bands_is_that_of_numpy(tmp_path, write_raster, read_tar
 @pytest.mark.parametrize(
     "text", ["nir/red > 2", "not nir/red > 2", "nir/red > 2 or nir > 0", "1/(nir/red) < 9", "nir/red < 9"]
 )
-def test_a_quotient_by_zero_is_never_leaf(text):
+def test_a_quotient_by_zero_is_background(text):
     with_zero = leaf(text, nir=[0.5, 0.0, 0.5, np.nan, np.inf], red=[0.0, 0.0, 0.1, 0.1, 0.1])
     assert with_zero[:2] == [False, False] and with_zero[3:] == [False, False]
     assert any(leaf(text, nir=[0.5, 0.1], red=[0.1, 0.4]))
 
 
-def test_an_index_that_divides_by_zero_is_no_leaf():
+def test_an_index_that_divides_by_zero_is_background():
     assert leaf("ndvi>0.1", nir=[0.0, 0.5], red=[0.0, 0.1]) == [False, True]
 
 
 @pytest.mark.parametrize(("index", "other"), [("ndvi", "red"), ("ndre", "red_edge"), ("gndvi", "green")])
-def test_indices_take_negative_reflectance_for_0_and_stay_within_their_bounds(index, other):
+def test_indices_treat_negative_reflectance_as_0_and_stay_within_bounds(index, other):
     bands = {"nir": [-0.006, 0.02, 0.02, -0.02, 0.4], other: [-0.002, -0.0199, -0.03, 0.0201, 0.1]}
     expected = [np.nan, 1.0, 1.0, -1.0, 0.6]
     reflectance = {name: np.array([values]) for name, values in bands.items()}
@@ -109,13 +109,13 @@ def test_indices_take_negative_reflectance_for_0_and_stay_within_their_bounds(in
         ("otsu(2)", "names no band"),
     ],
 )  # fmt: skip
-def test_all_but_arithmetic_and_comparisons_is_refused(text, why):
+def test_anything_but_arithmetic_and_comparisons_is_refused(text, why):
     with pytest.raises(ValueError, match=r"got --mask .*expected auto, or a condition such as") as caught:
         Expression.parse(text)
     assert why in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_name_that_is_no_band_is_refused_with_those_that_are():
+def test_an_unknown_band_name_is_refused_with_a_list_of_known_names():
     for text in ("evi>0.1", "otsu(evi)", "ndvi>nan"):
         with pytest.raises(ValueError, match="is no band, expected one of blue, green, red, red_edge, nir, ndvi"):
             Expression.parse(text).band_indices(FIVE)
@@ -126,7 +126,7 @@ def test_an_index_without_its_band_is_refused():
         Expression.parse("ndre>0.1").band_indices(Bands.of_wavelengths((475, 560, 668, 840)))
 
 
-def test_names_of_bands_come_before_roles():
+def test_band_names_have_precedence_over_roles():
     bands = Bands((668.0, 840.0, 560.0), ("green", "nir", "b3"))
     assert Expression.parse("green<nir").band_indices(bands) == {"green": 0, "nir": 1}
     assert Expression.parse("red<B3").band_indices(bands) == {"red": 0, "B3": 2}

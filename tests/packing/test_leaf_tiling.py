@@ -1,4 +1,4 @@
-"""Leaf tiling covers the leaves with few tiles; the grid overlaps when asked to."""
+"""Leaf tiling covers the leaves with few tiles, and a stride makes tiles of the grid overlap."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def share_covered(mask: np.ndarray, tiles: list[tuple[int, ...]]) -> float:
 
 @pytest.mark.parametrize("shape", [(512, 512), (500, 333)])
 @pytest.mark.parametrize("seed", range(3))
-def test_leaf_tiling_covers_99_percent_with_markedly_fewer_tiles_than_the_grid(
+def test_leaf_tiling_covers_99_percent_with_far_fewer_tiles_than_the_grid(
     tmp_path, write_raster, read_tars, shape, seed
 ):
     mask = scattered_leaves(*shape, num_leaves=14, radius_px=28, seed=seed)
@@ -67,7 +67,7 @@ def test_leaf_at_the_far_border_of_an_odd_image_is_covered(tmp_path, write_raste
     assert windows(read_tars, tmp_path / "out" / "train") == [(85, 75, 16, 16)]
 
 
-def test_leaf_that_no_tile_of_enough_coverage_holds_is_left_out_and_told(tmp_path, write_raster, read_tars):
+def test_leaf_too_scattered_for_min_coverage_is_left_out_and_reported(tmp_path, write_raster, read_tars):
     mask = np.zeros((128, 128), bool)
     mask[8:40, 8:40] = True
     mask[120:122, 120:122] = True
@@ -77,7 +77,7 @@ def test_leaf_that_no_tile_of_enough_coverage_holds_is_left_out_and_told(tmp_pat
     assert (summary.leaf_pixels_in_images, summary.leaf_pixels_covered) == (32 * 32 + 4, 32 * 32)
 
 
-def test_less_leaf_than_99_percent_is_said_with_what_would_hold_more(tmp_path, write_raster):
+def test_coverage_below_99_percent_is_reported_with_the_option_to_change(tmp_path, write_raster):
     mask = np.zeros((128, 128), bool)
     mask[8:40, 8:40] = True
     mask[100:106, 100:106] = True
@@ -97,7 +97,7 @@ def test_tiles_over_dense_leaf_hardly_overlap():
     assert len(leaf_tiles(0, where, mask_cells, 0.1)) <= 66  # 64 without any overlap
 
 
-def test_the_leaf_map_of_an_image_far_larger_than_memory_stays_small():
+def test_the_number_of_cells_of_a_huge_image_is_bounded():
     for side_px in (1_000, 50_000, 200_000):
         cell_px = leaf_cell_px(side_px, side_px, 256)
         assert (side_px / cell_px) ** 2 <= 2.5 * MAX_CELLS

@@ -1,4 +1,4 @@
-"""Bands are chosen by wavelength, reflectance by what the raster states, and every assumption is said."""
+"""Bands are selected by wavelength, scales come from the raster, and every assumption is reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def packed_means(out: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("units", "factor"), [("nm", 1), ("Nanometers", 1), ("um", 1e-3), ("Micrometers", 1e-3), ("Unknown", 1e-3)]
 )
-def test_nearest_bands_are_taken_in_the_asked_order(tmp_path, write_raster, units, factor):
+def test_nearest_bands_are_used_in_the_requested_order(tmp_path, write_raster, units, factor):
     stated = tuple(nm * factor for nm in (400.0, 480.0, 555.0, 668.0, 840.0))
     image = write_raster(
         tmp_path / "a.tif", constant_bands(1, 2, 3, 4, 5), wavelengths_nm=stated, units=units, mask=LEAF
@@ -55,7 +55,7 @@ def test_wavelengths_of_envi_headers_are_read(tmp_path, write_raster):
         assert summary.num_images == 1
 
 
-def test_five_unlabelled_bands_are_taken_for_the_defaults_and_it_is_said(tmp_path, write_raster):
+def test_five_unlabelled_bands_become_the_default_bands_with_a_notice(tmp_path, write_raster):
     image = write_raster(tmp_path / "a.tif", constant_bands(1, 2, 3, 4, 5), None, mask=LEAF)
     summary = pack([image], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
     assert summary.bands.wavelengths_nm == DEFAULTS_NM
@@ -76,7 +76,7 @@ def test_default_wavelengths_follow_the_names_and_not_the_order(tmp_path, write_
     assert packed_means(tmp_path / "out") == [1, 2, 3, 4, 5]
 
 
-def test_images_with_bands_in_another_order_are_brought_into_the_first_ones(tmp_path, write_raster):
+def test_images_with_another_band_order_are_reordered_by_wavelength(tmp_path, write_raster):
     first = write_raster(tmp_path / "a.tif", constant_bands(1, 2, 3), (475, 668, 840), mask=LEAF)
     second = write_raster(tmp_path / "b.tif", constant_bands(3, 1, 2), (842, 476, 667), mask=LEAF)
     pack([first, second], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
@@ -87,7 +87,7 @@ COLOURS = ("blue", "green", "red", "red_edge", "nir")
 SPELLED_OTHERWISE = ("NIR", "RedEdge", "Red", "Green", "Blue")
 
 
-def test_images_that_name_their_bands_are_brought_into_the_first_ones_order_however_they_spell(tmp_path, write_raster):
+def test_images_with_another_band_order_are_reordered_by_name_in_any_spelling(tmp_path, write_raster):
     write_raster(tmp_path / "in" / "a.tif", constant_bands(1, 2, 3, 4, 5), None, names=COLOURS, mask=LEAF)
     write_raster(tmp_path / "in" / "b.tif", constant_bands(5, 4, 3, 2, 1), None, names=SPELLED_OTHERWISE, mask=LEAF)
     summary = pack([tmp_path / "in"], tmp_path / "out", PackOptions(scale=1, **TRAIN_ONLY))
@@ -95,7 +95,7 @@ def test_images_that_name_their_bands_are_brought_into_the_first_ones_order_howe
     assert packed_means(tmp_path / "out") == [1, 2, 3, 4, 5]
 
 
-def test_images_that_name_other_bands_are_refused_unless_their_order_is_given(tmp_path, write_raster):
+def test_images_with_other_band_names_are_refused_unless_wavelengths_confirm_the_order(tmp_path, write_raster):
     levels = constant_bands(1, 2, 3, 4, 5)
     write_raster(tmp_path / "in" / "a.tif", levels, None, names=COLOURS, mask=LEAF)
     write_raster(tmp_path / "in" / "b.tif", levels, None, names=("B2", "B3", "B4", "B5", "B8"), mask=LEAF)
@@ -105,7 +105,7 @@ def test_images_that_name_other_bands_are_refused_unless_their_order_is_given(tm
     assert packed_means(tmp_path / "out") == [1, 2, 3, 4, 5]
 
 
-def test_a_fourth_band_that_gdal_calls_alpha_is_data_when_four_are_asked_for(tmp_path, write_raster):
+def test_a_fourth_band_that_gdal_declares_as_alpha_is_data_if_four_bands_are_requested(tmp_path, write_raster):
     values = constant_bands(10, 20, 30, 0, dtype="uint8")
     image = write_raster(tmp_path / "a.tif", values, None, mask=LEAF)
     with warnings.catch_warnings(action="ignore"), rasterio.open(image) as raster:
@@ -138,7 +138,7 @@ def test_transparent_pixels_are_never_leaf(tmp_path, write_raster):
         ("float64", 0.25, {}, None, 0.25, False),
     ],
 )
-def test_scale_comes_from_the_option_then_the_raster_then_the_type(
+def test_scale_comes_from_the_option_else_the_raster_else_the_type(
     tmp_path, write_raster, dtype, stored, options, raster_scale, reflectance, said
 ):
     values = constant_bands(*[stored] * 5, dtype=dtype)
@@ -165,7 +165,7 @@ def test_floats_that_cannot_be_reflectance_are_refused_unless_their_scale_is_giv
     assert any(f"mean leaf reflectance is {value}" in notice for notice in insisted.notices)
 
 
-def test_a_few_glints_and_a_bright_background_are_still_reflectance(tmp_path, write_raster):
+def test_a_few_bright_pixels_and_a_bright_background_are_accepted_as_reflectance(tmp_path, write_raster):
     values = constant_bands(*[0.3] * 5, dtype="float32")
     values[:, :7], values[:, 9:] = 50, 4000
     image = write_raster(tmp_path / "a.tif", values, mask=np.arange(16)[:, None].repeat(16, 1) < 15 - 1)
@@ -180,7 +180,7 @@ def test_a_few_glints_and_a_bright_background_are_still_reflectance(tmp_path, wr
 @pytest.mark.parametrize(
     ("dtype", "said"), [("uint8", "such as 0.01 for percent"), ("uint16", "such as 0.0001 for reflectance x 10000")]
 )
-def test_the_note_on_a_missing_scale_names_one_that_the_type_can_hold(tmp_path, write_raster, dtype, said):
+def test_the_notice_of_a_missing_scale_suggests_one_that_fits_the_type(tmp_path, write_raster, dtype, said):
     image = write_raster(tmp_path / "a.tif", constant_bands(*[50] * 5, dtype=dtype), mask=LEAF)
     (note,) = pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY)).notices
     assert note.startswith(f"no scale stated: {dtype} 0..") and note.endswith(said)
@@ -206,7 +206,7 @@ def test_a_band_that_does_not_exist_is_named(tmp_path, write_raster, read_tars, 
         packed(image, tmp_path / "out", read_tars, bands=("red", band))
 
 
-def test_the_number_of_a_band_counts_transparency_too(tmp_path, write_raster, read_tars):
+def test_band_numbers_count_transparency_bands_too(tmp_path, write_raster, read_tars):
     values = np.concatenate([cube(), cube()[:1]])
     values[3, :4] = 0
     image = write_raster(tmp_path / "a.tif", values, None, mask=EVERYWHERE, scale=1e-4)
@@ -222,7 +222,7 @@ def test_the_number_of_a_band_counts_transparency_too(tmp_path, write_raster, re
     assert mask.all()
 
 
-def test_the_tolerance_of_wavelengths_is_an_option(tmp_path, write_raster, read_tars):
+def test_tolerance_of_wavelengths_is_an_option(tmp_path, write_raster, read_tars):
     image = write_raster(tmp_path / "a.tif", cube(), FIVE_NM, mask=EVERYWHERE, scale=1e-4)
     with pytest.raises(ValueError, match=r"none within 20 nm of 590 nm, the nearest is 560 nm.*--tolerance-nm"):
         packed(image, tmp_path / "out", read_tars, wavelengths_nm=(590, 840))

@@ -1,4 +1,4 @@
-"""Masks that need the whole image are those of the whole image, although no window holds it."""
+"""Masks that depend on the whole image are correct although the image is read in windows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE = {"split": (1, 0, 0), "min_coverage": 0.0}
 
 
 def spirals(height, width, seed=0):
-    """Objects of every size, many of them across many strips: noise, a comb and a snake."""
+    """Return a mask with objects of every size, many across several strips: noise and a comb."""
     rng = np.random.default_rng(seed)
     leaf = ndimage.gaussian_filter(rng.random((height, width)), 1.2) > 0.5
     leaf |= rng.random((height, width)) > 0.9
@@ -31,7 +31,7 @@ def spirals(height, width, seed=0):
 
 
 def whole_cleaned(leaf, min_px, erode_px):
-    """Independent of strips: one labelling, then peeling pixel by pixel with shifted copies."""
+    """Return the cleaned mask without strips: one labelling, then erosion pixel by pixel with shifted copies."""
     labels, _ = ndimage.label(leaf)
     kept = leaf & (np.bincount(labels.ravel())[labels] >= min_px)
     for _ in range(erode_px):
@@ -42,7 +42,7 @@ def whole_cleaned(leaf, min_px, erode_px):
 
 @pytest.mark.parametrize("strip_px", [1, 61 * 3, 61 * 16, 10**6])
 @pytest.mark.parametrize("min_px", [2, 7, 60, 10**5])
-def test_small_objects_are_those_of_the_whole_image(tmp_path, monkeypatch, strip_px, min_px):
+def test_removed_objects_do_not_depend_on_strips(tmp_path, monkeypatch, strip_px, min_px):
     monkeypatch.setattr(whole_image, "STRIP_PX", strip_px)
     leaf = spirals(97, 61)
     mask = BitMask.write(tmp_path / "leaf", 61, np.array_split(leaf, 5))
@@ -52,7 +52,7 @@ def test_small_objects_are_those_of_the_whole_image(tmp_path, monkeypatch, strip
 
 @pytest.mark.parametrize("strip_px", [1, 61 * 3, 10**6])
 @pytest.mark.parametrize("erode_px", [1, 2, 5])
-def test_eroded_borders_are_those_of_the_whole_image(tmp_path, monkeypatch, strip_px, erode_px):
+def test_eroded_borders_do_not_depend_on_strips(tmp_path, monkeypatch, strip_px, erode_px):
     monkeypatch.setattr(whole_image, "STRIP_PX", strip_px)
     leaf = ndimage.gaussian_filter(np.random.default_rng(1).random((97, 61)), 4) > 0.5
     mask = BitMask.write(tmp_path / "leaf", 61, np.array_split(leaf, 5))
@@ -61,12 +61,12 @@ def test_eroded_borders_are_those_of_the_whole_image(tmp_path, monkeypatch, stri
     np.testing.assert_array_equal(np.concatenate(list(eroded(mask, erode_px))), expected)
 
 
-def test_a_mask_without_any_leaf_stays_without(tmp_path):
+def test_a_mask_without_leaf_stays_empty(tmp_path):
     mask = BitMask.write(tmp_path / "leaf", 9, [np.zeros((7, 9), bool)])
     assert not np.concatenate(list(without_small_objects(mask, 3))).any()
 
 
-def test_every_window_of_a_mask_on_disk_is_that_of_the_mask(tmp_path):
+def test_every_window_of_a_bit_mask_equals_the_mask(tmp_path):
     leaf = np.random.default_rng(0).random((19, 37)) < 0.5
     mask = BitMask.write(tmp_path / "leaf", 37, [leaf])
     assert mask.file.stat().st_size == 19 * 5
@@ -74,7 +74,7 @@ def test_every_window_of_a_mask_on_disk_is_that_of_the_mask(tmp_path):
         np.testing.assert_array_equal(mask.read(row, col, height, width), leaf[row : row + height, col : col + width])
 
 
-def test_objects_of_a_large_mask_take_strips_and_not_the_image(tmp_path, monkeypatch):
+def test_cleaning_a_large_mask_needs_memory_of_a_strip(tmp_path, monkeypatch):
     monkeypatch.setattr(whole_image, "STRIP_PX", 2**18)
     block = np.zeros((1024, 4096), bool)
     block[100:900, 100:4000] = True
@@ -90,7 +90,7 @@ def test_objects_of_a_large_mask_take_strips_and_not_the_image(tmp_path, monkeyp
 
 @pytest.fixture
 def field(tmp_path, write_raster):
-    """A field with bare ground, plants, specks and a strip without data; and its reflectance."""
+    """Write a field with soil, plants, specks and a strip without data. Return file, reflectance, valid pixels."""
     plants = spirals(120, 90, seed=3)
     rng = np.random.default_rng(6)
     values = np.full((5, 120, 90), 2000) + rng.integers(0, 900, (5, 120, 90))
@@ -110,7 +110,9 @@ def packed_mask(image, out, read_tars, **options):
 
 
 @pytest.mark.parametrize("window_rows", [7, 64, 1000])
-def test_otsu_finds_the_threshold_of_the_whole_image_and_says_it(tmp_path, field, read_tars, monkeypatch, window_rows):
+def test_otsu_finds_the_threshold_of_the_whole_image_and_reports_it(
+    tmp_path, field, read_tars, monkeypatch, window_rows
+):
     monkeypatch.setattr(images, "WINDOW_ROWS", window_rows)
     monkeypatch.setattr(images, "WINDOW_BYTES", 1)
     image, (_, _, red, _, nir), valid = field
@@ -123,7 +125,7 @@ def test_otsu_finds_the_threshold_of_the_whole_image_and_says_it(tmp_path, field
     assert sorted(path.name for path in tmp_path.iterdir()) == ["field.tif", "out"]
 
 
-def test_otsu_takes_any_quantity_and_each_image_has_its_own(tmp_path, write_raster, read_tars):
+def test_otsu_accepts_any_quantity_and_each_image_has_its_own_threshold(tmp_path, write_raster, read_tars):
     images, expected = [], {}
     for number, level in enumerate((0, 1000)):
         values = np.random.default_rng(number).integers(100, 900, (5, 32, 32), dtype=np.uint16) + np.uint16(level)
@@ -139,7 +141,7 @@ def test_otsu_takes_any_quantity_and_each_image_has_its_own(tmp_path, write_rast
 
 
 def test_a_single_dark_pixel_does_not_move_the_threshold(tmp_path, write_raster, read_tars):
-    """Noise after the dark signal is taken off: nir + red is 0.0001, where their difference is 0.04."""
+    """Noise of a dark pixel can make nir + red 0.0001 while their difference is 0.04."""
     rng = np.random.default_rng(0)
     plants = np.zeros((32, 32), bool)
     plants[8:24, 8:24] = True
@@ -175,7 +177,7 @@ def test_an_image_without_contrast_has_no_threshold(tmp_path, write_raster):
 
 @pytest.mark.parametrize("rule", ["otsu", "index", "file", "nodata"])
 @pytest.mark.parametrize(("min_px", "erode_px"), [(30, 0), (0, 2), (30, 2)])
-def test_cleaned_masks_of_tiles_are_windows_of_the_cleaned_whole(
+def test_cleaned_masks_of_tiles_are_windows_of_the_cleaned_image(
     tmp_path, field, read_tars, monkeypatch, rule, min_px, erode_px
 ):
     monkeypatch.setattr(whole_image, "STRIP_PX", 90 * 11)
@@ -238,7 +240,7 @@ def test_mask_files_are_found_by_their_pattern(tmp_path, leaf_image, write_raste
         np.testing.assert_array_equal(samples[key]["mask.png"], leaf)
 
 
-def test_mask_files_that_are_missing_or_of_another_size_are_named(tmp_path, leaf_image):
+def test_missing_mask_files_and_mask_files_of_another_size_are_named(tmp_path, leaf_image):
     image = leaf_image(tmp_path / "a.tif", size_px=16)
     with pytest.raises(ValueError, match=r"a.tif has no mask at .*/masks/a.png or .*correct --mask-files"):
         pack([image], tmp_path / "out", PackOptions(tile_px=16, mask_files="masks/{stem}.png"))

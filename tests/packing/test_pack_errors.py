@@ -1,4 +1,4 @@
-"""Whatever is wrong is said in one line that names the file and the way out, and nothing stays behind."""
+"""Every error is one line that names the file and the fix, and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIVE_NM = (475.0, 560.0, 668.0, 717.0, 840.0)
 
 
 def refuse(images, out, match, **options):
-    """Packing must fail with one line that matches, and leave no trace beside what was there."""
+    """Check that packing fails with one line that matches, and changes no file."""
     around = next(folder for folder in out.parents if folder.is_dir())
     before = sorted(around.rglob("*"))
     with pytest.raises(ValueError, match=match) as caught:
@@ -63,7 +63,7 @@ def refuse(images, out, match, **options):
         ({"wavelengths_nm": (475,), "band_files": ("a.tif", "b.tif")}, "2 band files but 1 wavelength"),
     ],
 )
-def test_options_that_cannot_be_met_are_refused(options, match):
+def test_invalid_options_are_refused_in_one_line(options, match):
     with pytest.raises(ValueError, match=match) as caught:
         PackOptions(**options)
     assert "\n" not in str(caught.value)
@@ -103,7 +103,7 @@ def test_band_files_that_do_not_fit_together_are_named(tmp_path, write_raster, o
     refuse([folder], out, "plot holds uint16, uint8", band_files=("red.tif", "bytes.tif"), **nm)
 
 
-def test_bands_that_cannot_be_chosen_are_named(tmp_path, write_raster):
+def test_bands_that_cannot_be_selected_are_named(tmp_path, write_raster):
     out = tmp_path / "out"
 
     def image(name, count, wavelengths_nm=None, **options):
@@ -128,7 +128,7 @@ def test_bands_that_cannot_be_chosen_are_named(tmp_path, write_raster):
     refuse([four], out, "--mask ndvi needs nir and red", **mask)
 
 
-def test_types_and_scales_that_cannot_be_joined_are_named(tmp_path, write_raster):
+def test_types_and_scales_that_differ_are_named(tmp_path, write_raster):
     out = tmp_path / "out"
 
     def image(name, dtype, **options):
@@ -142,7 +142,7 @@ def test_types_and_scales_that_cannot_be_joined_are_named(tmp_path, write_raster
     refuse([words, image("other.tif", "uint16", scale=0.001)], out, "other.tif states scale", **mask)
 
 
-def test_masks_that_are_missing_or_do_not_fit_are_named(tmp_path, leaf_image, write_raster):
+def test_missing_and_misfitting_masks_are_named(tmp_path, leaf_image, write_raster):
     out = tmp_path / "out"
     refuse([leaf_image(tmp_path / "a.tif", mask=None)], out, "a.tif has no leaf mask.*put a mask file.*--mask")
     floats = write_raster(tmp_path / "b.tif", np.ones((5, 16, 16), np.float32))
@@ -160,7 +160,7 @@ def test_masks_that_are_missing_or_do_not_fit_are_named(tmp_path, leaf_image, wr
     refuse([broken], out, "mask .*d_mask.png cannot be read")
 
 
-def test_a_mask_that_lies_elsewhere_than_its_image_is_named(tmp_path, leaf_image, write_raster, on_earth):
+def test_a_mask_on_another_grid_than_its_image_is_named(tmp_path, leaf_image, write_raster, on_earth):
     image = leaf_image(tmp_path / "a.tif", mask=None, **on_earth)
     south_up = Affine(0.02, 0, 578_000, 0, 0.02, 3_419_000 - 64 * 0.02)
     for place, off in (
@@ -173,7 +173,7 @@ def test_a_mask_that_lies_elsewhere_than_its_image_is_named(tmp_path, leaf_image
         refuse([image], tmp_path / "out", f"mask .*a_mask.tif is on another grid than .*a.tif .*{off}.*rio warp")
 
 
-def test_no_tile_to_train_on_is_an_error_that_says_why(tmp_path, leaf_image):
+def test_a_dataset_without_tiles_is_refused_with_the_reasons(tmp_path, leaf_image):
     empty = leaf_image(tmp_path / "empty.tif", mask=np.zeros((64, 64), bool))
     small = leaf_image(tmp_path / "small.tif", size_px=8)
     refuse(
@@ -201,7 +201,7 @@ def test_truncated_rasters_are_never_packed(tmp_path, write_raster, driver, shar
     refuse([image], tmp_path / "out", f"cut.{ending} ", mask="ndvi<1", wavelengths_nm=FIVE_NM)
 
 
-def test_existing_data_is_replaced_only_when_asked(tmp_path, leaf_image):
+def test_existing_data_is_replaced_only_with_overwrite(tmp_path, leaf_image):
     out, image = tmp_path / "out", leaf_image(tmp_path / "leaf.tif")
     out.mkdir()
     first = pack([image], out, PackOptions(tile_px=16))
@@ -211,7 +211,7 @@ def test_existing_data_is_replaced_only_when_asked(tmp_path, leaf_image):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leaf.tif", "leaf_mask.png", "out"]
 
 
-def test_overwrite_never_deletes_what_packing_did_not_write(tmp_path, leaf_image):
+def test_overwrite_never_deletes_files_that_packing_did_not_write(tmp_path, leaf_image):
     image = leaf_image(tmp_path / "photos" / "leaf.tif")
     refuse([image], tmp_path / "photos", "would delete leaf.tif, leaf_mask.png", overwrite=True)
     inside = leaf_image(tmp_path / "data" / "train" / "leaf.tif")
@@ -225,7 +225,7 @@ def test_overwrite_never_deletes_what_packing_did_not_write(tmp_path, leaf_image
 
 
 def test_packing_needs_no_hard_links(tmp_path, leaf_image, read_tars, monkeypatch):
-    """As on exFAT and on many network shares."""
+    """exFAT and many network file systems have none."""
 
     def refused(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -240,7 +240,7 @@ def test_packing_needs_no_hard_links(tmp_path, leaf_image, read_tars, monkeypatc
 def test_an_output_that_cannot_be_written_is_refused_before_any_pixel_is_read(tmp_path, leaf_image, monkeypatch):
     image = leaf_image(tmp_path / "leaf.tif")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(job, "describe_images", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(job, "describe_images", lambda *_: pytest.fail("an image was opened"))
     refuse([image], tmp_path / "file", "is a file; name a folder")
     refuse([image], tmp_path / "file" / "out", r"cannot write .*file/out \(File exists: .*file\)")
     monkeypatch.setattr(Path, "is_mount", lambda _: True)
@@ -251,9 +251,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_pixel_is_read(tm
     ("thrown", "seen"),
     [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), ValueError)],
 )
-def test_an_end_in_the_middle_of_writing_leaves_the_earlier_data_and_nothing_else(
-    tmp_path, leaf_image, monkeypatch, thrown, seen
-):
+def test_an_interrupted_overwrite_leaves_exactly_the_earlier_data(tmp_path, leaf_image, monkeypatch, thrown, seen):
     out, image = tmp_path / "out", leaf_image(tmp_path / "leaf.tif")
     pack([image], out, PackOptions(tile_px=16))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
@@ -272,7 +270,7 @@ def test_an_end_in_the_middle_of_writing_leaves_the_earlier_data_and_nothing_els
     assert sorted(path.name for path in tmp_path.iterdir()) == ["leaf.tif", "leaf_mask.png", "out"]
 
 
-def test_no_warning_of_gdal_reaches_the_screen(tmp_path, leaf_image, capfd):
+def test_warnings_of_gdal_are_not_shown(tmp_path, leaf_image, capfd):
     image = leaf_image(tmp_path / "leaf.tif")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

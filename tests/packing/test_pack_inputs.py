@@ -1,4 +1,4 @@
-"""Every kind of raster gives the same tiles, whatever its type and wherever it keeps its bands."""
+"""Rasters of every file type, value type and axis order give the same tiles."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_hyperspectral_cubes_of_every_order_give_the_same_tile(tmp_path, write_r
     assert not summary.notices
 
 
-def test_a_reflectance_scale_factor_that_is_no_number_is_named(tmp_path, write_raster, read_tars):
+def test_an_invalid_reflectance_scale_factor_is_named(tmp_path, write_raster, read_tars):
     image = write_raster(tmp_path / "cube.img", cube(), None, mask=EVERYWHERE, driver="ENVI")
     header = image.with_suffix(".hdr")
     header.write_text(f"{header.read_text()}reflectance scale factor = 0\n")
@@ -86,7 +86,7 @@ def test_half_precision_and_foreign_byte_order_of_arrays_are_read(tmp_path, read
     np.testing.assert_array_equal(tile, big_endian[TOP])
 
 
-def test_nan_in_an_array_is_no_leaf(tmp_path, read_tars):
+def test_nan_in_an_array_is_background(tmp_path, read_tars):
     values = cube("float32")
     values[2, 3, 4] = np.nan
     tile, mask, summary = packed(save_array(tmp_path / "a.npy", values, mask=None), tmp_path / "out", read_tars)
@@ -97,7 +97,7 @@ def test_nan_in_an_array_is_no_leaf(tmp_path, read_tars):
     assert any("from nodata, NaN or mask bands" in notice for notice in summary.notices)
 
 
-def test_arrays_of_one_band_each_make_an_image(tmp_path, read_tars):
+def test_one_array_per_band_makes_an_image(tmp_path, read_tars):
     values = cube()
     (tmp_path / "plot").mkdir()
     for name, plane in zip(("red", "nir"), values[:2], strict=True):
@@ -109,7 +109,7 @@ def test_arrays_of_one_band_each_make_an_image(tmp_path, read_tars):
     assert summary.bands.names == ("red", "nir")
 
 
-def test_arrays_that_hold_no_image_are_named_and_never_unpickled(tmp_path, read_tars):
+def test_arrays_that_are_no_image_are_named_and_never_unpickled(tmp_path, read_tars):
     np.save(tmp_path / "objects.npy", np.array([[[print]]], object), allow_pickle=True)
     np.save(tmp_path / "flat.npy", np.zeros(9))
     np.save(tmp_path / "complex.npy", np.zeros((5, 48, 32), complex))
@@ -132,7 +132,7 @@ def test_arrays_that_hold_no_image_are_named_and_never_unpickled(tmp_path, read_
 
 
 def write_axes(path, values_chw, axes, write_raster, pages=False):
-    """The cube with its axes in another order, as a raster, as pages, or as an array."""
+    """Write the cube with its axes in another order, as a raster, as pages, or as an array."""
     turned = np.ascontiguousarray(values_chw.transpose(["chw".index(axis) for axis in axes]))
     if path.suffix == ".npy":
         np.save(path, turned)
@@ -163,7 +163,7 @@ def test_bands_along_any_axis_give_the_same_tile(tmp_path, write_raster, read_ta
 
 @KINDS
 @pytest.mark.parametrize("axes", ["hwc", "hcw"])
-def test_bands_on_a_wrong_axis_are_noticed_and_the_way_out_works(
+def test_bands_on_a_wrong_axis_are_detected_and_the_suggested_option_works(
     tmp_path, write_raster, read_tars, axes, ending, pages
 ):
     image = write_axes(tmp_path / f"a.{ending}", cube(), axes, write_raster, pages)
@@ -184,14 +184,14 @@ def test_axes_that_contradict_the_shape_are_refused(tmp_path, write_raster, read
         packed(image, tmp_path / "out", read_tars, axes="chw", scale=1e-4)
 
 
-def test_a_small_hyperspectral_image_is_no_wrong_axis(tmp_path, read_tars):
+def test_a_small_hyperspectral_image_is_accepted(tmp_path, read_tars):
     values = np.random.default_rng(2).random((200, 40, 32), dtype=np.float32)
     image = save_array(tmp_path / "chip.npy", values, np.ones((40, 32), bool))
     tile, _, _ = packed(image, tmp_path / "out", read_tars, wavelengths_nm=tuple(range(400, 1000, 3)))
     np.testing.assert_array_equal(tile, values[:, :32])
 
 
-def test_pages_of_a_tiff_are_bands_and_odd_pages_are_refused(tmp_path, read_tars):
+def test_pages_of_a_tiff_are_bands_and_pages_of_other_sizes_are_refused(tmp_path, read_tars):
     tifffile.imwrite(tmp_path / "a.tif", cube(), photometric="minisblack")
     Image.fromarray(EVERYWHERE).save(tmp_path / "a_mask.png")
     tile, _, _ = packed(tmp_path / "a.tif", tmp_path / "out", read_tars, scale=1e-4)
@@ -204,7 +204,7 @@ def test_pages_of_a_tiff_are_bands_and_odd_pages_are_refused(tmp_path, read_tars
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_nodata_of_the_option_replaces_that_of_the_file(tmp_path, write_raster, read_tars, dtype):
+def test_nodata_option_replaces_nodata_of_the_file(tmp_path, write_raster, read_tars, dtype):
     values = cube().astype(dtype)
     values[1, 3], values[2, 5] = 7, 8
     image = write_raster(tmp_path / "a.tif", values, nodata=7)
@@ -218,7 +218,7 @@ def test_nodata_of_the_option_replaces_that_of_the_file(tmp_path, write_raster, 
 
 
 @pytest.mark.parametrize("ending", ["tif", "npy"])
-def test_nodata_of_the_option_is_the_mask_when_there_is_no_other(tmp_path, write_raster, read_tars, ending):
+def test_nodata_option_is_the_mask_if_there_is_no_other(tmp_path, write_raster, read_tars, ending):
     values = cube()
     leaf = np.random.default_rng(11).random(values.shape[1:]) < 0.5
     values[:, ~leaf] = 0
@@ -231,7 +231,7 @@ def test_nodata_of_the_option_is_the_mask_when_there_is_no_other(tmp_path, write
     np.testing.assert_array_equal(mask, leaf[:32])
 
 
-def test_a_nodata_that_the_type_cannot_hold_is_refused(tmp_path, write_raster, read_tars):
+def test_a_nodata_value_outside_the_type_is_refused(tmp_path, write_raster, read_tars):
     image = write_raster(tmp_path / "a.tif", cube(), mask=EVERYWHERE, scale=1e-4)
     for nodata in (-9999, float("nan"), 0.5):
         with pytest.raises(ValueError, match=f"got --nodata {nodata:g} but .*a.tif holds uint16"):
@@ -247,7 +247,7 @@ def test_pixels_hidden_by_a_mask_band_are_never_leaf(tmp_path, write_raster, rea
     np.testing.assert_array_equal(mask, shown[:32])
 
 
-def test_names_in_envi_headers_are_the_names_of_the_bands(tmp_path, write_raster, read_tars):
+def test_band_names_in_envi_headers_are_used(tmp_path, write_raster, read_tars):
     image = write_raster(tmp_path / "a.dat", cube()[:2], None, ("red", "nir 2"), mask=EVERYWHERE, driver="ENVI")
     header = image.with_suffix(".hdr")
     header.write_text(f"{header.read_text()}wavelength units = Micrometers\nwavelength = {{0.668, 0.84}}\n")
@@ -256,7 +256,7 @@ def test_names_in_envi_headers_are_the_names_of_the_bands(tmp_path, write_raster
     assert summary.bands.wavelengths_nm == (668, 840)
 
 
-def test_what_a_folder_holds_beside_rasters_is_named_and_no_raster_is_lost(tmp_path, write_raster, leaf_image):
+def test_unused_files_of_a_folder_are_listed_and_no_raster_is_lost(tmp_path, write_raster, leaf_image):
     folder = tmp_path / "leaves"
     leaf_image(folder / "a0.tif", 64, seed=0)
     write_raster(folder / "a1.jp2", cube(), mask=EVERYWHERE, driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES")

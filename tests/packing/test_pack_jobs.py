@@ -1,4 +1,4 @@
-"""However the work is divided and whatever is killed, the same bytes come out, and nothing is done twice."""
+"""The bytes do not depend on processes, parts and killed runs, and finished work is not repeated."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def kill_once_shards_are_done(process: subprocess.Popen[str], out: Path, num_shards: int) -> dict[str, int]:
-    """SIGKILL as soon as so many shards are finished; returns the inode of each that was."""
+    """Kill the process when `num_shards` shards are finished, and return the inode of each finished shard."""
     data = out.with_name(f".{out.name}.partial") / "data"
     while len(list(data.glob("*/leaf-*.index.json"))) < num_shards:
         assert process.poll() is None, process.stderr.read()
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not psutil.wait_procs(workers, 60)[1], "workers end when they are alone"
+    assert not psutil.wait_procs(workers, 60)[1], "workers end with their parent"
     assert not out.exists()
     done = {str(index.relative_to(data)).replace(".index.json", ".tar") for index in data.glob("*/leaf-*.index.json")}
     return {name: (data / name).stat().st_ino for name in done}
@@ -81,7 +81,7 @@ def test_bytes_are_the_same_on_one_and_three_workers_and_in_two_parts(tmp_path, 
     assert not list(tmp_path.glob(".*"))
 
 
-def test_masks_of_whole_images_are_found_once_for_all_parts_and_counted(tmp_path, leaves, start):
+def test_whole_image_masks_are_prepared_once_for_all_parts_and_count_as_progress(tmp_path, leaves, start):
     seen = {"mask": "otsu(ndvi)", "min_object_px": 8}
     one, two, parts = (tmp_path / name for name in ("one", "two", "parts"))
     counted: list[tuple[int, int]] = []
@@ -89,12 +89,12 @@ def test_masks_of_whole_images_are_found_once_for_all_parts_and_counted(tmp_path
     assert [done for done, _ in counted] == sorted(done for done, _ in counted)
     assert counted[-1][0] == counted[-1][1]
     masking = sum(done <= counted[0][1] / 3 for done, _ in counted)
-    assert masking > 8, "two passes for a threshold and one to clean, of four images"
+    assert masking > 8, "two passes for the threshold and one for cleaning, over four images"
     assert start(leaves, two, num_workers=2, **seen).wait() == 0
     pack([leaves], parts, PackOptions(part=(1, 2), **OPTIONS, **seen))
     masks = tmp_path / ".parts.partial" / "masks"
     made = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in masks.iterdir()}
-    assert len(made) == 8, "for each image a threshold and a mask, and nothing on the way to them"
+    assert len(made) == 8, "a threshold and a mask for each image, and no intermediate files"
     pack([leaves], parts, PackOptions(part=(2, 2), **OPTIONS, **seen))
     assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in masks.iterdir()} == made
     pack([leaves], parts, PackOptions(merge=True, **OPTIONS, **seen))
@@ -103,7 +103,7 @@ def test_masks_of_whole_images_are_found_once_for_all_parts_and_counted(tmp_path
 
 
 @pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_a_killed_run_goes_on_without_repeating_finished_shards(tmp_path, leaves, start, num_workers):
+def test_a_killed_run_resumes_without_repeating_finished_shards(tmp_path, leaves, start, num_workers):
     out, whole = tmp_path / "out", tmp_path / "whole"
     pack([leaves], whole, PackOptions(**OPTIONS))
     done = kill_once_shards_are_done(start(leaves, out, num_workers=num_workers), out, 4)
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_without_repeating_finished_shards(tmp_path, leaves
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_killed_part_goes_on_and_merging_waits_for_it(tmp_path, leaves, start):
+def test_a_killed_part_resumes_and_merging_before_that_is_refused(tmp_path, leaves, start):
     out, whole = tmp_path / "out", tmp_path / "whole"
     pack([leaves], whole, PackOptions(**OPTIONS))
     pack([leaves], out, PackOptions(part=(2, 2), **OPTIONS))
@@ -142,7 +142,7 @@ def test_workers_end_when_the_run_that_started_them_is_killed(tmp_path, leaves, 
 
 
 def test_workers_do_not_run_the_script_that_packs(tmp_path, leaves):
-    """It has no `if __name__ == "__main__"`, and may take long to import."""
+    """The script has no `if __name__ == "__main__"`, and may be slow to import."""
     script, runs = tmp_path / "script.py", tmp_path / "runs"
     options = f"PackOptions(num_workers=2, **{OPTIONS})"
     script.write_text(
@@ -159,7 +159,7 @@ pack([Path({str(leaves)!r})], Path({str(tmp_path / "out")!r}), {options})
     assert runs.read_text() == "x"
 
 
-def test_going_on_with_other_options_or_images_is_refused_and_says_what_differs(tmp_path, leaves, start):
+def test_resuming_with_other_options_or_images_is_refused_with_the_differences(tmp_path, leaves, start):
     out = tmp_path / "out"
     kill_once_shards_are_done(start(leaves, out), out, 1)
     before = files_of(tmp_path)
@@ -174,7 +174,7 @@ def test_going_on_with_other_options_or_images_is_refused_and_says_what_differs(
     assert files_of(tmp_path) == before
 
 
-def test_two_runs_never_pack_into_the_same_folder_at_once(tmp_path, leaves, start):
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, leaves, start):
     out = tmp_path / "out"
     running = start(leaves, out)
     os.kill(running.pid, signal.SIGSTOP) if wait_for(tmp_path / ".out.partial" / "record.json", running) else None
@@ -199,7 +199,7 @@ def test_merging_without_parts_is_refused_and_leaves_nothing(tmp_path, leaves):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_leaf_map_counted_in_many_strips_gives_the_same_tiles(tmp_path, leaves, monkeypatch):
+def test_tiles_do_not_depend_on_the_strips_of_the_survey(tmp_path, leaves, monkeypatch):
     from msvae.packing import survey
 
     monkeypatch.setattr(survey, "MIN_READ_PX", 32)
@@ -209,7 +209,7 @@ def test_a_leaf_map_counted_in_many_strips_gives_the_same_tiles(tmp_path, leaves
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "stripped")
 
 
-def test_a_damaged_image_is_named_by_a_worker_too(tmp_path, leaves, write_raster):
+def test_a_worker_process_names_a_damaged_image(tmp_path, leaves, write_raster):
     values = np.random.default_rng(0).integers(1, 10_000, (5, 192, 192), dtype=np.uint16)
     image = write_raster(leaves / "cut.tif", values, scale=0.0001, mask=np.ones((192, 192), bool))
     image.write_bytes(image.read_bytes()[:200_000])
@@ -219,7 +219,7 @@ def test_a_damaged_image_is_named_by_a_worker_too(tmp_path, leaves, write_raster
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_full_disk_is_an_error_that_says_so_and_leaves_no_data_set(tmp_path, leaf_image, small_disk, num_workers):
+def test_a_full_disk_is_reported_and_leaves_no_dataset(tmp_path, leaf_image, small_disk, num_workers):
     images = [leaf_image(tmp_path / f"leaf{i}.tif", size_px=128, seed=i) for i in range(4)]
     with pytest.raises(ValueError, match=r"No space left on device.*(free space|another folder)"):
         pack(images, small_disk / "out", PackOptions(tile_px=32, num_workers=num_workers))
@@ -228,8 +228,8 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_no_data_set(tmp_path, l
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.tar")) > 256_000
 
 
-def test_work_of_other_options_is_refused_and_kept(tmp_path, leaf_image):
-    """Its survey may have taken hours."""
+def test_unfinished_work_of_other_options_is_refused_and_kept(tmp_path, leaf_image):
+    """The survey of that work may have taken hours."""
     image = leaf_image(tmp_path / "leaf.tif", size_px=64)
     pack([image], tmp_path / "out", PackOptions(**OPTIONS, part=(1, 2)))
     partial = tmp_path / ".out.partial"

@@ -1,4 +1,4 @@
-"""Leaf is what the mask says, and never a pixel without data."""
+"""Leaf pixels are those of the mask, and never pixels without data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_index_masks_are_computed_in_reflectance(tmp_path, write_raster, read_ta
     np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], expected)
 
 
-def test_offsets_count_in_the_index(tmp_path, write_raster, read_tars):
+def test_offsets_are_used_in_indices(tmp_path, write_raster, read_tars):
     values = np.full((5, 16, 16), 1000, np.uint16)
     values[4, :8] = 1100
     image = write_raster(tmp_path / "a.tif", values, scale=0.0001)
@@ -55,7 +55,7 @@ def test_offsets_count_in_the_index(tmp_path, write_raster, read_tars):
     assert leaf[:8].all() and not leaf[8:].any()
 
 
-def test_a_pixel_without_data_is_no_leaf_however_green_it_looks(tmp_path, write_raster, read_tars):
+def test_a_nodata_pixel_is_background_whatever_the_condition(tmp_path, write_raster, read_tars):
     values = np.full((5, 16, 16), 100, np.uint16)
     values[4] = 900
     values[0, 3] = 0
@@ -66,7 +66,7 @@ def test_a_pixel_without_data_is_no_leaf_however_green_it_looks(tmp_path, write_
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGBA", "F"])
-def test_mask_files_of_every_kind_mean_the_same(tmp_path, write_raster, read_tars, mode):
+def test_mask_files_of_every_type_mean_the_same(tmp_path, write_raster, read_tars, mode):
     leaf = np.random.default_rng(4).random((16, 16)) < 0.5
     image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32))
     if mode == "F":
@@ -122,7 +122,7 @@ def save_with_palette(path, leaf, background, leaf_colour, leaf_number):
 
 
 @pytest.mark.parametrize("hidden_by", ["nodata", "mask band", "alpha"])
-def test_what_a_mask_file_hides_is_no_leaf(tmp_path, write_raster, read_tars, hidden_by):
+def test_hidden_pixels_of_a_mask_file_are_background(tmp_path, write_raster, read_tars, hidden_by):
     rng = np.random.default_rng(7)
     leaf, hidden = rng.random((2, 16, 16)) < 0.5
     image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32))
@@ -142,7 +142,7 @@ def test_what_a_mask_file_hides_is_no_leaf(tmp_path, write_raster, read_tars, hi
 
 
 @pytest.mark.parametrize("stated", ["the same", "0.4 px off", "no reference system", "nothing"])
-def test_a_mask_that_lies_less_than_half_a_pixel_off_or_says_not_where_is_taken_as_it_stands(
+def test_a_mask_less_than_half_a_pixel_off_or_without_georeference_is_used_unchanged(
     tmp_path, write_raster, read_tars, on_earth, stated
 ):
     leaf = np.random.default_rng(8).random((16, 16)) < 0.5
@@ -172,9 +172,7 @@ def test_non_finite_pixels_are_never_leaf_and_stored_as_zero(tmp_path, write_ras
 
 
 @pytest.mark.parametrize("hidden_by", ["nodata", "mask band", "alpha", "nan"])
-def test_tiles_are_counted_without_the_pixels_that_an_image_hides_from_its_mask_file(
-    tmp_path, write_raster, read_tars, hidden_by
-):
+def test_pixels_that_an_image_hides_are_background_despite_its_mask_file(tmp_path, write_raster, read_tars, hidden_by):
     hidden = np.random.default_rng(5).random((16, 16)) < 0.5
     values = np.ones((5, 16, 16), np.float32 if hidden_by == "nan" else np.uint16)
     if hidden_by in ("nan", "nodata"):
@@ -198,7 +196,7 @@ def test_tiles_are_counted_without_the_pixels_that_an_image_hides_from_its_mask_
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint16", 7), ("float32", None), ("float32", -1.0)])
-def test_nodata_or_nan_is_the_mask_when_there_is_no_other(tmp_path, write_raster, read_tars, dtype, nodata):
+def test_nodata_or_nan_is_the_mask_if_there_is_no_other(tmp_path, write_raster, read_tars, dtype, nodata):
     values = np.ones((5, 16, 16), dtype)
     values[1, 4] = np.nan if nodata is None else nodata
     image = write_raster(tmp_path / "a.tif", values, scale=1e-4, nodata=nodata)
@@ -209,10 +207,8 @@ def test_nodata_or_nan_is_the_mask_when_there_is_no_other(tmp_path, write_raster
 
 
 @pytest.mark.parametrize("leaf_value", [255, 1])
-def test_a_mask_whose_leaf_is_its_nodata_is_refused_and_one_beside_its_nodata_is_not(
-    tmp_path, write_raster, read_tars, leaf_value
-):
-    """As gdal_calc writes `255*(ndvi>0.3)`, and `ndvi>0.3`."""
+def test_a_mask_is_refused_only_if_all_its_leaf_pixels_are_nodata(tmp_path, write_raster, read_tars, leaf_value):
+    """gdal_calc writes such masks for `255*(ndvi>0.3)` and for `ndvi>0.3`."""
     leaf = np.random.default_rng(8).random((16, 16)) < 0.5
     image = write_raster(tmp_path / "a.tif", np.full((5, 16, 16), 500, np.uint16), scale=1e-4)
     write_raster(tmp_path / "a_mask.tif", (leaf * leaf_value).astype(np.uint8)[None], None, nodata=255)
@@ -225,14 +221,14 @@ def test_a_mask_whose_leaf_is_its_nodata_is_refused_and_one_beside_its_nodata_is
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_nodata_of_the_option_that_no_pixel_has_is_a_slip_and_refused(tmp_path, write_raster, dtype):
+def test_a_nodata_option_that_no_pixel_has_is_refused(tmp_path, write_raster, dtype):
     image = write_raster(tmp_path / "a.tif", np.full((5, 16, 16), 1, dtype), scale=1e-4)
     with pytest.raises(ValueError, match=r"a.tif has no leaf mask"):
         pack([image], tmp_path / "out", PackOptions(nodata=9, **TRAIN_ONLY))
 
 
-def test_a_mask_band_is_the_mask_when_there_is_no_other(tmp_path, write_raster, read_tars):
-    """As in a reconstruction of integers."""
+def test_a_mask_band_is_the_mask_if_there_is_no_other(tmp_path, write_raster, read_tars):
+    """Reconstructions of integer images have such a mask band."""
     leaf = np.random.default_rng(6).random((16, 16)) < 0.5
     image = write_raster(tmp_path / "a.tif", np.full((5, 16, 16), 500, np.uint16), scale=1e-4)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(image, "r+") as raster:
@@ -242,7 +238,7 @@ def test_a_mask_band_is_the_mask_when_there_is_no_other(tmp_path, write_raster, 
 
 
 @pytest.mark.parametrize("ending", ["png", "PNG", "Png", "tif", "TIF", "TIFF"])
-def test_a_mask_beside_its_image_is_found_whatever_the_case_of_its_ending(tmp_path, write_raster, read_tars, ending):
+def test_a_mask_file_is_found_with_an_ending_in_upper_or_lower_case(tmp_path, write_raster, read_tars, ending):
     leaf = np.random.default_rng(9).random((16, 16)) < 0.5
     values = np.full((5, 16, 16), 500, np.uint16)
     image = write_raster(tmp_path / "a.b.tif", values, scale=1e-4, nodata=0)
@@ -252,7 +248,7 @@ def test_a_mask_beside_its_image_is_found_whatever_the_case_of_its_ending(tmp_pa
     np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 
 
-def test_a_shell_pattern_that_also_names_the_masks_does_no_harm(tmp_path, leaf_image, write_raster):
+def test_mask_files_among_the_image_arguments_are_not_images(tmp_path, leaf_image, write_raster):
     images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i, mask=None) for i in range(3)]
     for image in images:
         write_raster(image.with_name(f"{image.stem}_mask.tif"), np.ones((1, 64, 64), np.uint8), None)

@@ -1,4 +1,4 @@
-"""A raster far larger than memory packs in bounded memory."""
+"""Packing needs bounded memory, however large the raster is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 SMALL_PX, GROWTH = 1024, 4
 MAX_GROWTH_MB = 64
-"""The raster grows by 150 MB; GDAL's cache of 32 MB and one row of tiles may fill."""
+"""The raster grows by 150 MB. Memory may grow by GDAL's cache of 32 MB and one row of tiles."""
 PACK = """
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ KINDS = {
 
 
 def block(rows):
-    """5 bands of (rows, 1024) px, the same for every size: one tile of four has leaves."""
+    """Return 5 bands of (rows, 1024) px, the same for every size. A quarter of the pixels is leaf."""
     values = np.random.default_rng(0).integers(1000, 1400, (5, rows, SMALL_PX), dtype=np.uint16)
     values[4, rows // 2 :, SMALL_PX // 2 :] += np.uint16(3000)
     return values
@@ -58,7 +58,7 @@ def write_image(path: Path, side_px: int, kind: str) -> None:
 
 
 def peak_mb(image: Path, out: Path, *options: str) -> float:
-    """Peak resident memory of `msvae pack` in a process of its own. Tiles are small: both contact sheets are full."""
+    """Return the peak resident memory of `msvae pack` in its own process. Small tiles fill the contact sheet."""
     arguments = ["pack", str(image), "--out", str(out), "--scale", "0.0001", "--tile", "64", *options]
     done = subprocess.run([sys.executable, "-c", PACK, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,7 @@ def peak_mb(image: Path, out: Path, *options: str) -> float:
         pytest.param("array", CLEANED, marks=pytest.mark.slow),
     ],
 )
-def test_peak_memory_stays_flat_as_the_raster_grows(tmp_path, kind, options):
+def test_peak_memory_does_not_grow_with_the_raster(tmp_path, kind, options):
     ending = {"array": "npy", "raw": "dat"}.get(kind, "tif")
     peaks = []
     for side_px in (SMALL_PX, SMALL_PX * GROWTH):

@@ -1,4 +1,4 @@
-"""No image, and no block of neighbouring tiles, stands on two sides."""
+"""No image and no block of neighbouring tiles is in two splits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_three_images_are_split_by_image(tmp_path, leaf_image, read_tars):
     assert summary.tiles == {"train": 16, "val": 16, "test": 16}
 
 
-def test_one_image_is_split_by_blocks_that_stay_whole(tmp_path, leaf_image, read_tars):
+def test_one_image_is_split_by_whole_blocks(tmp_path, leaf_image, read_tars):
     image = leaf_image(tmp_path / "field.tif", size_px=160)
     summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, block_tiles=2, gap_px=0))
     tiles = sources_and_windows(read_tars, tmp_path / "out")
@@ -45,7 +45,7 @@ def test_one_image_is_split_by_blocks_that_stay_whole(tmp_path, leaf_image, read
 
 
 @pytest.mark.parametrize("stride_px", [None, 8, 4])
-def test_overlapping_tiles_lie_in_as_many_blocks_as_tiles_side_by_side(tmp_path, leaf_image, stride_px):
+def test_overlapping_tiles_are_split_in_the_same_shares(tmp_path, leaf_image, stride_px):
     image = leaf_image(tmp_path / "field.tif", size_px=256)
     options = PackOptions(tile_px=16, stride_px=stride_px, gap_px=0, min_coverage=0.0)
     summary = pack([image], tmp_path / "out", options)
@@ -60,7 +60,7 @@ def test_tiles_keep_the_order_of_their_source(tmp_path, leaf_image, read_tars):
         assert places == sorted(places)
 
 
-def test_the_seed_decides_the_split(tmp_path, leaf_image, read_tars):
+def test_the_seed_determines_the_split(tmp_path, leaf_image, read_tars):
     image = leaf_image(tmp_path / "field.tif")
     drawn = []
     for seed in (0, 1):
@@ -69,7 +69,7 @@ def test_the_seed_decides_the_split(tmp_path, leaf_image, read_tars):
     assert drawn[0] != drawn[1]
 
 
-def test_a_split_without_tiles_is_left_out_and_it_is_said(tmp_path, leaf_image):
+def test_a_split_without_tiles_is_omitted_with_a_notice(tmp_path, leaf_image):
     image = leaf_image(tmp_path / "field.tif")
     summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, split_by="image"))
     assert summary.tiles == {"train": 16}
@@ -77,7 +77,7 @@ def test_a_split_without_tiles_is_left_out_and_it_is_said(tmp_path, leaf_image):
     assert sum("split: too few images" in notice for notice in summary.notices) == 2
 
 
-def test_groups_are_dealt_near_the_shares_and_no_split_goes_empty():
+def test_groups_are_assigned_near_the_shares_and_no_split_is_empty():
     rng = np.random.default_rng(6)
     for _ in range(200):
         sizes = rng.integers(1, 20, rng.integers(1, 60)).tolist()
@@ -107,7 +107,7 @@ def test_all_tiles_of_a_plant_stay_together(tmp_path, leaf_image, read_tars):
             assert sample["json"]["source"][0].split("_")[1] in plants[split]
 
 
-def test_an_image_outside_all_groups_is_named(tmp_path, leaf_image):
+def test_an_image_without_a_group_is_named(tmp_path, leaf_image):
     images = [leaf_image(tmp_path / name, seed=i) for i, name in enumerate(("plant_1.tif", "soil.tif"))]
     with pytest.raises(ValueError, match=r"--group-by plant_\\d finds no group in .*soil\.tif"):
         pack(images, tmp_path / "out", PackOptions(tile_px=16, group_by=r"plant_\d"))
@@ -115,7 +115,7 @@ def test_an_image_outside_all_groups_is_named(tmp_path, leaf_image):
 
 
 @pytest.mark.parametrize(("stride", "gap_px"), [(16, 0), (16, 1), (16, 20), (8, 0), (8, 1), (12, 5)])
-def test_tiles_of_different_splits_in_one_image_lie_the_gap_apart(tmp_path, leaf_image, read_tars, stride, gap_px):
+def test_tiles_of_different_splits_in_one_image_are_the_gap_apart(tmp_path, leaf_image, read_tars, stride, gap_px):
     image = leaf_image(tmp_path / "field.tif", size_px=256)
     options = PackOptions(tile_px=16, stride_px=stride, gap_px=gap_px)
     summary = pack([image], tmp_path / "out", options)
@@ -139,14 +139,14 @@ def test_tiles_of_different_splits_in_one_image_lie_the_gap_apart(tmp_path, leaf
         ({"group_by": "leaf"}, "too few groups .*; pack images of more groups, or give another --group-by$"),
     ],
 )
-def test_a_split_that_stays_empty_is_told_with_what_would_fill_it(tmp_path, leaf_image, options, hint):
+def test_an_empty_split_is_reported_with_an_option_that_fills_it(tmp_path, leaf_image, options, hint):
     image = leaf_image(tmp_path / "leaf.tif", size_px=16)
     summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, **options))
     assert [bool(re.search(hint, notice)) for notice in summary.notices] == [True, True]
 
 
-def test_a_folder_that_all_images_share_is_no_group(tmp_path, leaf_image):
-    """Its name may look like that of a plant."""
+def test_a_folder_that_all_images_share_is_not_a_group(tmp_path, leaf_image):
+    """The name of that folder may match the pattern."""
     folder = tmp_path / "plant_9"
     for plant in range(4):
         for side in "ab":

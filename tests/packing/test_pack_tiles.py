@@ -1,4 +1,4 @@
-"""What reaches the shards is what stood in the images."""
+"""Shards hold the values and masks of the images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_webdataset_reads_the_same_samples_as_tarfile(tmp_path, leaf_image, read
         np.testing.assert_array_equal(mask, expected[sample["__key__"]]["mask.png"])
 
 
-def test_statistics_are_those_of_all_training_leaf_pixels_at_once(tmp_path, write_raster, read_tars):
+def test_statistics_equal_those_of_all_training_leaf_pixels_in_float64(tmp_path, write_raster, read_tars):
     rng = np.random.default_rng(1)
     shape = (48, 48)
     values = rng.normal(0.3, 0.001, (5, *shape)) + rng.normal(0, 0.1, shape) * np.arange(5)[:, None, None]
@@ -83,7 +83,7 @@ def test_statistics_are_those_of_all_training_leaf_pixels_at_once(tmp_path, writ
     assert all(manifest.statistics == statistics for manifest in manifests)
 
 
-def test_background_never_reaches_the_statistics(tmp_path, write_raster):
+def test_background_does_not_change_the_statistics(tmp_path, write_raster):
     rng = np.random.default_rng(2)
     leaf = rng.random((64, 64)) < 0.5
     values = rng.random((5, 64, 64)).astype(np.float32)
@@ -106,9 +106,7 @@ def test_same_input_gives_the_same_bytes(tmp_path, leaf_image):
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 10_000, 2**26])
-def test_neither_the_layout_of_the_file_nor_the_memory_changes_the_bytes(
-    tmp_path, leaf_image, monkeypatch, slab_bytes
-):
+def test_bytes_do_not_depend_on_file_layout_or_memory(tmp_path, leaf_image, monkeypatch, slab_bytes):
     monkeypatch.setattr(raster, "MAX_SLAB_BYTES", slab_bytes)
     tars = []
     for name, profile in (
@@ -121,7 +119,7 @@ def test_neither_the_layout_of_the_file_nor_the_memory_changes_the_bytes(
     assert tars[0] == tars[1] == tars[2]
 
 
-def test_shards_hold_at_most_the_asked_number_of_tiles_and_fit_their_index(tmp_path, leaf_image):
+def test_shards_hold_at_most_tiles_per_shard_and_match_their_index(tmp_path, leaf_image):
     summary = pack(
         [leaf_image(tmp_path / "field.tif")],
         tmp_path / "out",
@@ -137,7 +135,7 @@ def test_shards_hold_at_most_the_asked_number_of_tiles_and_fit_their_index(tmp_p
     assert summary.num_bytes == size
 
 
-def test_georeference_of_a_tile_is_that_of_its_window(tmp_path, leaf_image, on_earth, read_tars):
+def test_georeference_of_a_tile_is_the_georeference_of_its_window(tmp_path, leaf_image, on_earth, read_tars):
     pack([leaf_image(tmp_path / "field.tif", **on_earth)], tmp_path / "out", PackOptions(tile_px=32))
     for sample in read_tars(tmp_path / "out" / "train").values():
         row, col = sample["json"]["window"][:2]
@@ -146,7 +144,7 @@ def test_georeference_of_a_tile_is_that_of_its_window(tmp_path, leaf_image, on_e
         np.testing.assert_allclose(sample["json"]["transform"], expected, rtol=1e-12)
 
 
-def test_images_of_the_same_name_do_not_merge_and_dots_do_not_cut_keys(tmp_path, leaf_image, read_tars):
+def test_images_of_the_same_name_have_different_keys_without_dots(tmp_path, leaf_image, read_tars):
     paths = ["a/leaf_0.5m.tif", "b/leaf_0.5m.tif", "b/leaf_0.7m.tif", "x/b/leaf_0.5m.tif", f"{'n' * 90}.tif"]
     images = [leaf_image(tmp_path / path, size_px=16, seed=i) for i, path in enumerate(paths)]
     summary = pack(images, tmp_path / "out", PackOptions(tile_px=8))
@@ -172,7 +170,7 @@ def test_tiles_below_the_coverage_and_images_below_a_tile_are_counted(tmp_path, 
 
 
 @pytest.mark.parametrize(("stride", "reached"), [(None, 64 * 64), (16, 112 * 112), (72, 64 * 64), (40, 104 * 104)])
-def test_leaf_that_the_grid_does_not_reach_is_counted(tmp_path, leaf_image, stride, reached):
+def test_leaf_outside_the_grid_is_counted(tmp_path, leaf_image, stride, reached):
     image = leaf_image(tmp_path / "field.tif", size_px=120, mask=np.ones((120, 120), bool))
     options = PackOptions(tile_px=64, stride_px=stride, block_tiles=1, split=(1, 0, 0))
     summary = pack([image], tmp_path / "out", options)
@@ -182,7 +180,7 @@ def test_leaf_that_the_grid_does_not_reach_is_counted(tmp_path, leaf_image, stri
     assert count == 120 * 120 - reached
 
 
-def test_leaf_between_places_that_lie_apart_is_counted(tmp_path, leaf_image):
+def test_leaf_between_tiles_of_a_wide_stride_is_counted(tmp_path, leaf_image):
     image = leaf_image(tmp_path / "field.tif", size_px=64, mask=np.ones((64, 64), bool))
     summary = pack([image], tmp_path / "out", PackOptions(tile_px=16, stride_px=24, block_tiles=1, split=(1, 0, 0)))
     assert list(summary.dropped.values()) == [64 * 64 - 9 * 16 * 16]
