@@ -1,4 +1,4 @@
-"""A real Slurm on this machine for tests: a controller and two nodes of its own, which leave nothing behind."""
+"""A real Slurm on this machine for tests: its own controller and two nodes, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE
 
 
 class Slurm:
-    """Partitions `low`, whose jobs may be pre-empted with two minutes' notice, and `high`."""
+    """Slurm with a partition `low`, whose jobs are pre-empted with two minutes' notice, and a partition `high`."""
 
     def __init__(self, folder: Path) -> None:
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def run(self, *command: object, cwd: Path | None = None) -> str:
-        """What a command of Slurm says."""
+        """Run a Slurm command and return its output."""
         done = subprocess.run(
             [str(word) for word in command], env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60
         )
@@ -63,28 +63,28 @@ class Slurm:
         return done.stdout
 
     def submit(self, *words: object, cwd: Path) -> str:
-        """Returns: the job's id."""
+        """Submit a job and return its id."""
         return self.run("sbatch", "--parsable", *words, cwd=cwd).strip()
 
     def field(self, job: str, name: str) -> str:
-        """What `scontrol show job` says of it."""
+        """Return a field of `scontrol show job`."""
         words = self.run("scontrol", "show", "job", job).split()
         return next(word.split("=", 1)[1] for word in words if word.startswith(f"{name}="))
 
-    def wait_until(self, happened: Callable[[], bool], patience_s: float = 300) -> None:
-        deadline = time.monotonic() + patience_s
-        while not happened():
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 300) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
             assert time.monotonic() < deadline, self.run("scontrol", "show", "job")
             time.sleep(0.2)
 
 
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Slurm]:
-    """Skips the test where Slurm or munge are not installed."""
+    """Start a cluster of two nodes. Skip the test if Slurm or munge is not installed."""
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         pytest.skip(f"{missing[0]} is not installed (Debian: slurm-wlm, munge)")
     if os.geteuid():
-        pytest.skip("Slurm's daemons need root here")
+        pytest.skip("Slurm's daemons need root")
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True)
     controller, *ports = free_ports(1 + len(NODES))
@@ -113,16 +113,21 @@ def slurm_cluster(folder: Path) -> Iterator[Slurm]:
 
 @contextmanager
 def munge(folder: Path) -> Iterator[None]:
-    """With a key and socket of its own, beside that of the system, if there is one."""
-    key, place = folder / "munge.key", folder / "munge.socket"
+    """Run munge with its own key and socket, independent of a munge of the system."""
+    key, socket_path = folder / "munge.key", folder / "munge.socket"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
-    names = {"key-file": key, "socket": place, "pid-file": folder / "munge.pid", "log-file": folder / "munge.log"}
+    names = {
+        "key-file": key,
+        "socket": socket_path,
+        "pid-file": folder / "munge.pid",
+        "log-file": folder / "munge.log",
+    }
     names["seed-file"] = folder / "munge.seed"
     command = ["munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in names.items())]
     with daemon(command, folder / "munged.out"):
         deadline = time.monotonic() + 20
-        while not place.exists():
+        while not socket_path.exists():
             assert time.monotonic() < deadline, (folder / "munged.out").read_text()
             time.sleep(0.05)
         yield
@@ -130,7 +135,7 @@ def munge(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def daemon(command: list[str], log: Path, slurm: Slurm | None = None) -> Iterator[None]:
-    """In the foreground of its own process, which is ended in the end."""
+    """Run a command in its own session, and end it when the block ends."""
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=file, env=slurm.environment if slurm else None, start_new_session=True

@@ -1,4 +1,4 @@
-"""launch/Dockerfile, as far as it can be judged without an engine to build it with."""
+"""launch/Dockerfile, as far as it can be tested without building it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCKERFILE = ROOT / "launch" / "Dockerfile"
 STAGES = DOCKERFILE.read_text().split("\nFROM ")[1:]
 
 
-def test_hadolint_finds_nothing():
+def test_hadolint_has_no_complaint():
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed")
@@ -34,7 +34,7 @@ def test_bases_and_packages_are_pinned_and_the_last_stage_neither_builds_nor_is_
     assert re.search(r"^USER 1000$", last, re.MULTILINE)
 
 
-def test_all_that_is_copied_is_in_the_repository_and_all_that_runs_is_copied():
+def test_all_copied_files_exist_and_all_needed_files_are_copied():
     copied = [word for line in STAGES[0].splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
     assert all((ROOT / name).exists() for name in copied)
     assert {"msvae", "train", "configs", "launch", "pyproject.toml", "constraints.txt"} <= set(copied)

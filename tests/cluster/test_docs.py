@@ -1,4 +1,4 @@
-"""The pages on clusters: their commands are whole, and name files, options and keys that there are."""
+"""The pages on clusters: their commands are complete, and their files, options and keys exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = [ROOT / "docs" / f"{name}.md" for name in ("slurm", "kubernetes", "skypi
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_name_what_there_is(page):
+def test_commands_use_existing_files_options_and_keys(page):
     text = page.read_text()
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     assert blocks

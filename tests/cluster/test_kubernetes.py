@@ -1,4 +1,4 @@
-"""launch/kubernetes.yaml and kubeflow.yaml: checked against published schemas, their pods run as a cluster would."""
+"""launch/kubernetes.yaml and kubeflow.yaml: validated with published schemas, and their pods run as a cluster does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..servers import set_credentials
 
 LAUNCH = ROOT / "launch"
 SCHEMAS = "1.31", "1.37"
-"""The oldest Kubernetes that the file is for, and a new one."""
+"""Oldest supported version of Kubernetes, and a recent one."""
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def kubeflow_job() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", SCHEMAS)
-def test_every_object_fits_the_published_schema_and_nothing_is_misspelt(version):
+def test_every_object_is_valid_in_the_published_schema_and_a_misspelt_key_is_not(version):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for document in [*documents("kubernetes.yaml"), kubeflow_job()]:
         kubernetes_validate.validate(document, version, strict=True)
@@ -56,16 +56,16 @@ def test_every_object_fits_the_published_schema_and_nothing_is_misspelt(version)
 
 
 @pytest.mark.parametrize("kind", ["TrainingRuntime", "TrainJob"])
-def test_the_objects_of_kubeflow_are_read_back_whole_by_its_own_types(kind):
+def test_kubeflows_own_types_keep_every_key_of_its_objects(kind):
     name = {"TrainingRuntime": "training_runtime", "TrainJob": "train_job"}[kind]
     pytest.importorskip("kubeflow_trainer_api")
     module = importlib.import_module(f"kubeflow_trainer_api.models.trainer_v1alpha1_{name}")
     document = of_kind("kubeflow.yaml", kind)
-    # what its types do not know is lost on the way
+    # unknown keys would be lost
     assert getattr(module, f"TrainerV1alpha1{kind}").from_dict(document).to_dict() == document
 
 
-def test_the_parts_find_each_other():
+def test_services_select_the_pods_and_all_names_match():
     service, job, deployment, board = documents("kubernetes.yaml")
     pods = job["spec"]["template"]
     assert service["spec"]["clusterIP"] == "None"
@@ -84,7 +84,7 @@ def test_the_parts_find_each_other():
 
 
 @pytest.mark.parametrize("job", [of_kind("kubernetes.yaml", "Job"), kubeflow_job()], ids=["kubernetes", "kubeflow"])
-def test_what_ends_with_a_code_to_start_again_is_started_again_and_a_users_error_is_not(job):
+def test_codes_75_and_69_restart_the_pods_and_a_user_error_does_not(job):
     (container,) = job["spec"]["template"]["spec"]["containers"]
     action = {}
     for rule in job["spec"]["podFailurePolicy"]["rules"]:
@@ -96,11 +96,11 @@ def test_what_ends_with_a_code_to_start_again_is_started_again_and_a_users_error
     assert action == {STOPPED: "Ignore", LOST_RANKS: "Ignore", 2: "FailJob"}
     spec = job["spec"]["template"]["spec"]
     assert spec["restartPolicy"] == "Never"
-    assert spec["terminationGracePeriodSeconds"] > 120, "what node.sh gives the ranks"
+    assert spec["terminationGracePeriodSeconds"] > 120, "node.sh leaves the ranks 120 s"
     assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
 
 
-def test_secrets_are_named_and_never_written():
+def test_secrets_are_referenced_and_never_contained():
     for name in ("kubernetes.yaml", "kubeflow.yaml", "skypilot.yaml", "slurm.sbatch", "Dockerfile"):
         text = (LAUNCH / name).read_text()
         assert "kind: Secret" not in text
@@ -123,11 +123,11 @@ path = pathlib.Path(sys.argv[3])
 path.write_bytes(client.get_object(Bucket="leaves", Key=sys.argv[4])["Body"].read())
 print("copied", flush=True)
 """
-"""An S3 server with the shards; it hands out the weights of the model when it is asked to."""
+"""An S3 server with the shards. A line on its input makes it copy the weights of the model to a file."""
 
 
 class Pod(NamedTuple):
-    """What the cluster would run."""
+    """Command and environment of a pod."""
 
     words: list[str]
     environment: dict[str, str]
@@ -145,13 +145,13 @@ def kubeflow_pods() -> list[Pod]:
     trainer = of_kind("kubeflow.yaml", "TrainJob")["spec"]["trainer"]
     (container,) = kubeflow_job()["spec"]["template"]["spec"]["containers"]
     (script,) = trainer["args"]
-    told = {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": "1"}
-    told |= {"PET_MASTER_ADDR": "msvae-node-0-0.msvae", "PET_MASTER_PORT": "29500"}
+    cluster = {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": "1"}
+    cluster |= {"PET_MASTER_ADDR": "msvae-node-0-0.msvae", "PET_MASTER_PORT": "29500"}
     return [
-        # more words go to its end, as they do in the other file
+        # further arguments are appended to the command, as in the other file
         Pod(
             [*trainer["command"], script.rstrip() + ' "$@"', "pod"],
-            {**told, "PET_NODE_RANK": str(index), **variables(container)},
+            {**cluster, "PET_NODE_RANK": str(index), **variables(container)},
         )
         for index in range(2)
     ]
@@ -162,14 +162,14 @@ def variables(container: dict[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def names_known(machines: TwoMachines, *names: str) -> Iterator[None]:
-    """What the cluster's name server would know: `ip netns exec` puts these files over /etc."""
+def resolvable(machines: TwoMachines, *names: str) -> Iterator[None]:
+    """Resolve the names as the cluster's DNS does: `ip netns exec` mounts these files over /etc."""
     folders = [Path("/etc/netns") / name for name in machines.names]
     try:
         for folder in folders:
             folder.mkdir(parents=True)
-            known = [f"{machines.addresses[0]} {name}" for name in names]
-            (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *known, ""]))
+            entries = [f"{machines.addresses[0]} {name}" for name in names]
+            (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *entries, ""]))
         yield
     finally:
         for folder in folders:
@@ -178,7 +178,7 @@ def names_known(machines: TwoMachines, *names: str) -> Iterator[None]:
 
 
 class Pods:
-    """Both, each on a machine of its own with a disk of its own."""
+    """Both pods, each on its own machine with its own disk."""
 
     def __init__(self, machines: TwoMachines, pods: list[Pod], arguments: list[str], disks: Path) -> None:
         self.processes, self._disks = [], [disks / f"pod-{index}" for index in range(2)]
@@ -194,14 +194,14 @@ class Pods:
                 )
 
     @property
-    def said(self) -> list[str]:
+    def logs(self) -> list[str]:
         return [(disk / "log").read_text() for disk in self._disks]
 
-    def wait_until(self, happened: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while not happened():
-            assert all(process.poll() is None for process in self.processes), self.said
-            assert time.monotonic() < deadline, self.said
+        while not condition():
+            assert all(process.poll() is None for process in self.processes), self.logs
+            assert time.monotonic() < deadline, self.logs
             time.sleep(0.02)
 
     def codes(self) -> list[int]:
@@ -218,10 +218,10 @@ class Pods:
     [(plain_pods, "msvae-0.msvae"), (kubeflow_pods, "msvae-node-0-0.msvae")],
     ids=["kubernetes", "kubeflow"],
 )
-def test_the_pods_train_together_are_drained_and_go_on_in_new_ones(
+def test_the_pods_train_together_save_when_drained_and_resume_in_new_pods(
     launch, leaf_shards, monkeypatch, tmp_path, pods, head
 ):
-    """Their very commands and environments, with options of a tiny model behind. SIGTERM goes to the first process."""
+    """Run the commands and environments of the pods, with a tiny model. SIGTERM goes to the first process."""
     options = {"train__eval_every": 100}
     small = tiny_run(leaf_shards, tmp_path / "alone", **{**RUN, **options})
     done = launch(ROOT / "train" / "train.py", *small)
@@ -229,7 +229,7 @@ def test_the_pods_train_together_are_drained_and_go_on_in_new_ones(
     own = ("--data.train", "--data.val", "--out")
     arguments = [word for at in range(0, len(small), 2) if small[at] not in own for word in small[at : at + 2]]
     copied = tmp_path / "model.safetensors"
-    with two_machines() as machines, names_known(machines, head):
+    with two_machines() as machines, resolvable(machines, head):
         set_credentials(monkeypatch, f"http://{machines.addresses[0]}:9000")
         model = "runs/first/model/diffusion_pytorch_model.safetensors"
         server = machines.run(0, sys.executable, "-c", SERVE, machines.addresses[0], leaf_shards, copied, model)
@@ -240,11 +240,11 @@ def test_the_pods_train_together_are_drained_and_go_on_in_new_ones(
                 lambda: any('"step": 5,' in log.read_text() for log in tmp_path.glob("drained/*/*/metrics.jsonl"))
             )
             drained.processes[1].send_signal(signal.SIGTERM)
-            assert drained.codes() == [STOPPED, STOPPED], drained.said
-            assert not list(tmp_path.glob("drained/*/msvae-*")), "what is uploaded is removed"
+            assert drained.codes() == [STOPPED, STOPPED], drained.logs
+            assert not list(tmp_path.glob("drained/*/msvae-*")), "uploaded files are removed"
             ended = Pods(machines, pods(), arguments, tmp_path / "ended")
-            assert ended.codes() == [0, 0], ended.said
-            assert any("resumed at step " in said for said in ended.said)
+            assert ended.codes() == [0, 0], ended.logs
+            assert any("resumed at step " in log for log in ended.logs)
             print(file=server.stdin, flush=True)
             assert server.stdout.readline() == "copied\n"
         finally:

@@ -1,4 +1,4 @@
-"""launch/node.sh: one machine's part of a run, and the exit codes that a scheduler acts on. Real launches."""
+"""launch/node.sh on one and two machines, and the exit codes that schedulers use. Tests launch real runs."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
 
 
 class Nodes:
-    """node.sh on two machines that are both this one. The run stands still once, in the evaluation after step 4."""
+    """node.sh on two machines, both of which are this machine. The run pauses once, in the evaluation after step 4."""
 
-    def __init__(self, place: Path, commands: list[list[str]]) -> None:
-        place.mkdir(exist_ok=True)
-        self.paused, self.go = place.parent / "paused", place.parent / "go"
+    def __init__(self, folder: Path, commands: list[list[str]]) -> None:
+        folder.mkdir(exist_ok=True)
+        self.paused, self.go = folder.parent / "paused", folder.parent / "go"
         pause = {"PAUSE": "evaluation 0 4", "PAUSED": self.paused, "GO": self.go, "PYTHONPATH": ROOT}
         environment = {**os.environ, **{name: str(value) for name, value in pause.items()}}
-        self._logs = [place / f"node-{number}" for number in range(len(commands))]
+        self._logs = [folder / f"node-{number}" for number in range(len(commands))]
         self.nodes = [
             psutil.Popen(command, cwd=ROOT, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT)
             for command, log in zip(commands, self._logs, strict=True)
         ]
 
-    def wait_until(self, happened: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while not happened():
-            assert time.monotonic() < deadline, self.said
-            assert all(node.poll() is None for node in self.nodes), self.said
+        while not condition():
+            assert time.monotonic() < deadline, self.logs
+            assert all(node.poll() is None for node in self.nodes), self.logs
             time.sleep(0.05)
 
     def rank(self, node: int) -> psutil.Process:
@@ -68,7 +68,7 @@ class Nodes:
                     process.kill()
 
     @property
-    def said(self) -> list[str]:
+    def logs(self) -> list[str]:
         return [log.read_text() for log in self._logs]
 
 
@@ -86,43 +86,43 @@ def listens(port: int) -> bool:
 def test_a_run_of_two_nodes_ends_with_75_on_both_when_one_is_asked_to_stop_and_then_with_0(
     leaf_shards, undisturbed, tmp_path
 ):
-    """The second request is that of a scheduler which signals every process of a machine."""
+    """The signals imitate a scheduler that signals every process of a machine."""
     out = tmp_path / "run"
     stopped = Nodes(tmp_path / "stopped", two_nodes(leaf_shards, out))
     stopped.wait_until(stopped.paused.exists)
     for process in [stopped.nodes[1], *stopped.nodes[1].children(recursive=True)]:
         process.send_signal(signal.SIGUSR1)
-    stopped.wait_until(lambda: "asked to stop by SIGUSR1" in stopped.said[1])
+    stopped.wait_until(lambda: "asked to stop by SIGUSR1" in stopped.logs[1])
     time.sleep(1.5)
     stopped.nodes[1].send_signal(signal.SIGTERM)
     stopped.go.touch()
-    assert stopped.codes() == [75, 75], stopped.said
-    assert any("asked to stop: saved at step" in said for said in stopped.said)
+    assert stopped.codes() == [75, 75], stopped.logs
+    assert any("asked to stop: saved at step" in log for log in stopped.logs)
     ended = Nodes(tmp_path / "ended", two_nodes(leaf_shards, out))
-    assert ended.codes() == [0, 0], ended.said
+    assert ended.codes() == [0, 0], ended.logs
     assert logged(out) == list(range(1, 17))
     for folder in ("model", "best", "untrained"):
         assert weights(out, folder) == weights(undisturbed, folder)
 
 
 @pytest.mark.slow
-def test_a_node_that_lost_another_ends_with_69_and_that_one_with_the_launchers_code(leaf_shards, tmp_path):
+def test_a_node_that_lost_another_ends_with_69_and_the_lost_one_with_the_launchers_code(leaf_shards, tmp_path):
     run = Nodes(tmp_path / "lost", two_nodes(leaf_shards, tmp_path / "run"))
     run.wait_until(run.paused.exists)
-    waits = next(node for node in range(2) if run.rank(node).environ()["RANK"] == "0")
-    run.rank(1 - waits).kill()
+    survivor = next(node for node in range(2) if run.rank(node).environ()["RANK"] == "0")
+    run.rank(1 - survivor).kill()
     run.go.touch()
     codes = run.codes()
-    assert codes[waits] == 69, run.said
-    assert codes[1 - waits] == 1, run.said
+    assert codes[survivor] == 69, run.logs
+    assert codes[1 - survivor] == 1, run.logs
 
 
 @pytest.mark.slow
-def test_with_a_minimum_and_a_maximum_a_run_goes_on_when_a_machine_is_lost(leaf_shards, undisturbed, tmp_path):
+def test_an_elastic_run_continues_when_a_machine_is_lost(leaf_shards, undisturbed, tmp_path):
     out, (port,) = tmp_path / "run", free_ports(1)
     first, second = two_nodes(leaf_shards, out, port, "1:2")
     run = Nodes(tmp_path / "first", [first])
-    # who comes first is where they meet, and must stay
+    # the first machine hosts the rendezvous, and must not leave
     run.wait_until(lambda: listens(port))
     (lost,) = Nodes(tmp_path / "second", [second]).nodes
     run.wait_until(run.paused.exists)
@@ -130,14 +130,14 @@ def test_with_a_minimum_and_a_maximum_a_run_goes_on_when_a_machine_is_lost(leaf_
     for process in [*lost.children(recursive=True), lost]:
         process.kill()
     run.go.touch()
-    assert run.codes() == [0], run.said
+    assert run.codes() == [0], run.logs
     assert logged(out) == list(range(1, 17))
     actual, expected = (load_file(run / "model" / "diffusion_pytorch_model.safetensors") for run in (out, undisturbed))
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_what_cannot_be_launched_is_told_in_one_line():
+def test_a_wrong_command_is_an_error_of_one_line():
     for words, message in (
         ([], "no script to run; add train/train.py and its options"),
         (["--nodes", "two", "train/train.py"], "--nodes is 'two', expected a number such as 2, or 2:4"),
@@ -165,7 +165,7 @@ def test_what_cannot_be_launched_is_told_in_one_line():
         assert message in line
 
 
-def test_a_users_error_ends_a_node_with_2(leaf_shards, tmp_path):
+def test_a_user_error_ends_a_node_with_2(leaf_shards, tmp_path):
     words = [*NODE, str(TRAIN), *tiny_run(tmp_path / "nowhere", tmp_path / "run")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
@@ -173,17 +173,17 @@ def test_a_users_error_ends_a_node_with_2(leaf_shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_msvae_doctor_looks_at_the_machines_that_node_sh_starts(leaf_shards, tmp_path):
+def test_msvae_doctor_checks_the_machines_that_node_sh_starts(leaf_shards, tmp_path):
     (port,) = free_ports(1)
     doctor = ["--module", "msvae", "doctor", *tiny_run(leaf_shards, tmp_path / "run")]
     nodes = Nodes(tmp_path / "nodes", [[*NODE, "--nodes", "2", "--at", f"127.0.0.1:{port}", *doctor]] * 2)
-    assert nodes.codes() == [0, 0], nodes.said
-    (told,) = [said for said in nodes.said if "0 faults" in said]
-    assert "2 launched, 2 joined, on 2 machines" in told
+    assert nodes.codes() == [0, 0], nodes.logs
+    (printed,) = [log for log in nodes.logs if "0 faults" in log]
+    assert "2 launched, 2 joined, on 2 machines" in printed
 
 
 @pytest.mark.slow
-def test_mpirun_starts_a_run_over_its_machines(leaf_shards, undisturbed, tmp_path):
+def test_mpirun_starts_a_run_on_its_machines(leaf_shards, undisturbed, tmp_path):
     """The command of docs/machines.md; both slots are on this machine."""
     if shutil.which("mpirun") is None:
         pytest.skip("mpirun is not installed (Debian: openmpi-bin)")
@@ -197,9 +197,9 @@ def test_mpirun_starts_a_run_over_its_machines(leaf_shards, undisturbed, tmp_pat
 
 @contextmanager
 def ssh_server(folder: Path) -> Iterator[list[str]]:
-    """A real sshd on loopback with keys of its own. Gives the words of `ssh` to it."""
+    """Start a real sshd on loopback with its own keys, and yield the `ssh` command that connects to it."""
     if shutil.which("sshd") is None or os.geteuid():
-        pytest.skip("sshd is not installed (Debian: openssh-server), or may not be run")
+        pytest.skip("sshd is not installed (Debian: openssh-server), or needs root")
     (port,) = free_ports(1)
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
@@ -209,7 +209,7 @@ def ssh_server(folder: Path) -> Iterator[list[str]]:
         "AuthorizedKeysFile": folder / "user.pub", "PermitRootLogin": "yes", "StrictModes": "no",
     }  # fmt: skip
     (folder / "sshd").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-    # it wants to be called by its whole name
+    # sshd requires an absolute path
     command = [str(shutil.which("sshd")), "-D", "-e", "-f", str(folder / "sshd")]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     options = ["-F", "none", "-i", folder / "user", "-p", port, "-o", "StrictHostKeyChecking=no"]
@@ -235,12 +235,12 @@ def test_ssh_starts_a_run_on_machines_one_by_one(leaf_shards, undisturbed, tmp_p
     )
     with ssh_server(tmp_path) as ssh:
         nodes = Nodes(tmp_path / "logs", [[*ssh, command]] * 2)
-        assert nodes.codes() == [0, 0], nodes.said
+        assert nodes.codes() == [0, 0], nodes.logs
     assert weights(tmp_path / "run") == weights(undisturbed)
 
 
-def test_the_place_on_the_network_is_found_for_a_name_that_this_machine_gives_a_loopback_address(tmp_path):
-    """As Debian's /etc/hosts does for a machine's own name."""
+def test_the_address_is_found_if_the_own_name_resolves_to_a_loopback_address(tmp_path):
+    """Debian's /etc/hosts maps a machine's own name to 127.0.1.1."""
     program = (
         "import socket, sys, runpy\n"
         "socket.gethostbyname, sys.argv[1:] = lambda name: '127.0.1.1', ['me', '29500']\n"
@@ -251,7 +251,7 @@ def test_the_place_on_the_network_is_found_for_a_name_that_this_machine_gives_a_
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            pytest.skip("this machine has no way to others")
+            pytest.skip("this machine has no route to other machines")
         address = probe.getsockname()[0]
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == address

@@ -1,4 +1,4 @@
-"""launch/skypilot.yaml: read by SkyPilot's own parser where that is installed, and its run script on this machine."""
+"""launch/skypilot.yaml: read by SkyPilot's own parser if it is installed, and its run script on this machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(json.dumps([task.num_nodes, resources.use_spot, resources.job_recovery, ta
 """
 
 
-def test_skypilot_reads_the_task(task, tmp_path):
+def test_skypilot_parses_the_task(task, tmp_path):
     command = shutil.which("sky")
     if command is None:
         pytest.skip("skypilot's command is not on PATH (pip install skypilot, in an environment of its own)")
@@ -48,7 +48,7 @@ def test_skypilot_reads_the_task(task, tmp_path):
     assert envs == task["envs"]
 
 
-def test_spot_instances_are_replaced_and_runs_that_saved_are_started_again(task):
+def test_spot_instances_are_replaced_and_runs_that_saved_are_restarted(task):
     recovery = task["resources"]["job_recovery"]
     assert task["resources"]["use_spot"] is True
     assert recovery["recover_on_exit_codes"] == [STOPPED, LOST_RANKS]
@@ -57,12 +57,12 @@ def test_spot_instances_are_replaced_and_runs_that_saved_are_started_again(task)
 
 
 @pytest.mark.slow
-def test_the_run_script_meets_at_the_first_machine_with_what_skypilot_tells(task, tmp_path):
-    """A node.sh that says its words stands in for the repository's, which tests of its own launch."""
+def test_the_run_script_meets_at_the_first_machine_of_skypilots_variables(task, tmp_path):
+    """Replace node.sh by a script that prints its arguments; tests/cluster/test_node.py tests node.sh itself."""
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "node.sh").write_text('printf "%s\\n" "$@"\n')
-    told = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.9", "SKYPILOT_NODE_RANK": "1"}
-    environment = {**os.environ, **task["envs"], **told}
+    variables = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.9", "SKYPILOT_NODE_RANK": "1"}
+    environment = {**os.environ, **task["envs"], **variables}
     done = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()

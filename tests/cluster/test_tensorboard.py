@@ -1,4 +1,4 @@
-"""TensorBoard beside a run that goes on: on an object store, and for nobody but this machine unless asked."""
+"""TensorBoard follows a run on an object store while it trains, and by default only this machine can reach it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from msvae.training.log.board import Board
 from ..servers import BUCKET, set_credentials, upload
 from .slurm import free_ports
 
-PATIENCE_S = 120
+TIMEOUT_S = 120
 
 
 def ask(port: int, path: str) -> Any:
@@ -34,15 +34,15 @@ def losses(port: int) -> list[list[float]]:
     return ask(port, "plugin/scalars/scalars?run=.&tag=train%2Floss") or []
 
 
-def wait_until(happened: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
 @pytest.mark.slow
-def test_tensorboard_follows_a_run_on_a_store_and_listens_on_this_machine_alone(moto, monkeypatch, tmp_path):
+def test_tensorboard_follows_a_run_on_a_store_and_listens_only_on_this_machine(moto, monkeypatch, tmp_path):
     """The command of docs/machines.md."""
     set_credentials(monkeypatch, f"http://{moto[0]}:{moto[1]}")
     (port,) = free_ports(1)
@@ -60,8 +60,8 @@ def test_tensorboard_follows_a_run_on_a_store_and_listens_on_this_machine_alone(
         f"s3://{BUCKET}/runs/followed/tensorboard",
     ]
     command += ["--reload_interval", "1", "--port", str(port)]
-    with (tmp_path / "said").open("w") as said:
-        server = psutil.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    with (tmp_path / "log").open("w") as log_file:
+        server = psutil.Popen(command, stdout=log_file, stderr=subprocess.STDOUT)
     try:
         wait_until(lambda: len(losses(port)) == 1)
         log(2)
