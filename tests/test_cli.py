@@ -22,7 +22,7 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_synthetic_leaves_are_packed_and_the_table_says_what_is_there(tmp_path):
+def test_synthetic_leaves_are_packed_and_the_bands_are_printed(tmp_path):
     assert run("synth", tmp_path / "leaves", "--images", 4, "--size", 64) == (
         0,
         f"4 leaf images and their masks are in {tmp_path / 'leaves'}\n",
@@ -33,7 +33,7 @@ def test_synthetic_leaves_are_packed_and_the_table_says_what_is_there(tmp_path):
     assert {path.name for path in (tmp_path / "shards").iterdir()} == {"train", "val", "test", "contact-sheet.png"}
 
 
-def test_parts_say_what_is_missing_and_merging_shows_what_was_dropped(leaf_images, tmp_path):
+def test_parts_print_missing_shards_and_merging_prints_dropped_tiles(leaf_images, tmp_path):
     command = ["pack", leaf_images, "--out", tmp_path / "shards", "--tile", 32, "--min-coverage", 0.6]
     assert run(*command, "--part", "1/2")[1].split(";")[0] == "2 of 3 shards are made"
     assert run(*command, "--part", "2/2")[1].split(";")[0] == "3 of 3 shards are made"
@@ -44,7 +44,7 @@ def test_parts_say_what_is_missing_and_merging_shows_what_was_dropped(leaf_image
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
-def test_a_part_that_comes_late_is_told_that_the_data_set_is_finished(leaf_images, tmp_path):
+def test_a_late_part_is_refused_because_the_dataset_is_finished(leaf_images, tmp_path):
     command = ["pack", leaf_images, "--out", tmp_path / "shards", "--tile", 32]
     assert run(*command)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -56,29 +56,29 @@ def test_a_part_that_comes_late_is_told_that_the_data_set_is_finished(leaf_image
     assert code == 2 and "exists and is not empty; name another folder or give --overwrite" in output
 
 
-def test_parts_that_replace_a_data_set_name_the_command_that_ends_them(leaf_images, tmp_path):
+def test_parts_that_replace_a_dataset_print_the_command_that_merges_them(leaf_images, tmp_path):
     command = ["pack", leaf_images, "--out", tmp_path / "shards", "--tile", 32]
     assert run(*command)[0] == 0
-    told = [run(*command, "--part", f"{part}/2", "--overwrite")[1].split(";")[1] for part in (1, 2)]
-    first, last = (line.removeprefix(f" {tmp_path}/shards is replaced ") for line in told)
+    hints = [run(*command, "--part", f"{part}/2", "--overwrite")[1].split(";")[1] for part in (1, 2)]
+    first, last = (line.removeprefix(f" {tmp_path}/shards is replaced ") for line in hints)
     assert first == "when all parts are made, with --merge --overwrite instead of --part\n"
     assert last == "with --merge --overwrite instead of --part\n"
     assert run(*command, "--merge", "--overwrite")[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
-def test_a_message_on_a_terminal_breaks_between_words_and_keeps_paths_whole(tmp_path):
+def test_a_message_on_a_terminal_wraps_between_words_and_never_inside_a_path(tmp_path):
     folder = tmp_path / ("a-rather-long-name-" * 4) / "images"
     command = f"stty cols 80; {sys.executable} -c 'from msvae.cli import app; app()' verify {folder}"
     shown = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True)
     lines = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.stdout).splitlines() if "━" not in line]
     assert shown.returncode == 2 and str(folder) in shown.stdout
-    told = " ".join(line.strip() for line in lines if line.strip())
-    assert f"error: neither {folder} nor train, val, test inside it holds a manifest.json; make shards" in told
+    text = " ".join(line.strip() for line in lines if line.strip())
+    assert f"error: neither {folder} nor train, val, test inside it holds a manifest.json; make shards" in text
     assert all(len(line) <= 80 or " " not in line for line in lines)
 
 
-def test_one_of_a_thing_is_not_spoken_of_as_many():
+def test_counts_use_singular_and_plural():
     assert [counted(n, "tile") for n in (0, 1, 2, 1024)] == ["0 tiles", "1 tile", "2 tiles", "1,024 tiles"]
     assert [counted(n, "micro batch", "micro batches") for n in (1, 2)] == ["1 micro batch", "2 micro batches"]
 
@@ -142,7 +142,7 @@ def test_the_python_of_the_readme_runs(leaf_images, tmp_path, monkeypatch, capsy
     assert "coverage 0." in capsys.readouterr().out
 
 
-def test_overwriting_spares_what_pack_did_not_write(leaf_images, tmp_path):
+def test_overwriting_keeps_files_that_pack_did_not_write(leaf_images, tmp_path):
     out = tmp_path / "shards"
     assert run("pack", leaf_images, "--out", out, "--tile", 32)[0] == 0
     assert run("pack", leaf_images, "--out", out, "--tile", 32, "--overwrite")[0] == 0
@@ -181,7 +181,7 @@ def quickstart(tmp_path: Path, *arguments: object) -> subprocess.CompletedProces
         (["--images", "taken/thesis.txt", "--out", "taken"], "error: taken exists and was not written by quickstart"),
     ],
 )
-def test_quickstart_refuses_what_it_cannot_mean_and_leaves_nothing(tmp_path, arguments, message):
+def test_quickstart_refuses_wrong_arguments_and_writes_nothing(tmp_path, arguments, message):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     done = quickstart(tmp_path, *arguments)
@@ -192,7 +192,7 @@ def test_quickstart_refuses_what_it_cannot_mean_and_leaves_nothing(tmp_path, arg
 
 
 @pytest.mark.slow
-def test_quickstart_ends_with_a_trained_model_and_a_report(tmp_path):
+def test_quickstart_writes_a_trained_model_and_a_report(tmp_path):
     for steps in (12, 200):  # the second run reuses the environment and replaces the first
         done = quickstart(tmp_path, "--out", "quick", "--steps", steps)
         assert done.returncode == 0, done.stderr[-3000:]

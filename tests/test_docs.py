@@ -1,4 +1,4 @@
-"""README and docs: links lead somewhere, and commands are run as a reader would, page by page, smaller and shorter."""
+"""README and docs: targets of links exist, and the commands of each page run in order, with smaller data."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SMALLER = (
     (r"export AWS_ACCESS_KEY_ID=…[^#\n]*", "true "),
     (r"s3://bucket/", "s3://leaves/"),
 )
-"""What a test has no time, machine or account for."""
-ELSEWHERE = {
+"""Replacements in commands for which a test has no time, machine or account: pattern, replacement."""
+NOT_RUN = {
     r"bash launch/test\.sh.*": "runs this test",
 }
-"""Commands that are not run here, and why."""
+"""Commands that this test does not run, and why."""
 
 
 def text(page: str) -> str:
@@ -41,7 +41,7 @@ def text(page: str) -> str:
 
 
 def commands(page: str) -> str:
-    """All of a page, in order."""
+    """Return all shell commands of a page, in order."""
     return "\n".join(re.findall(r"```bash\n(.*?)```", text(page), flags=re.DOTALL))
 
 
@@ -51,18 +51,18 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_and_pictures_lead_somewhere(page):
+def test_targets_of_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
         if "://" not in target:
             path, _, anchor = target.partition("#")
-            place = (ROOT / page).parent / path if path else ROOT / page
-            assert place.exists(), f"{page} names {target}"
-            assert not anchor or anchor in anchors(place), f"{page} names {target}"
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.exists(), f"{page} links to {target}"
+            assert not anchor or anchor in anchors(file), f"{page} links to {target}"
 
 
 @pytest.fixture(scope="session")
 def model(leaf_shards, tmp_path_factory, launch) -> Path:
-    """A run of two steps."""
+    """Train for two steps, and return the folder of the run."""
     out = tmp_path_factory.mktemp("documented") / "leaves"
     done = launch(ROOT / "train" / "train.py", *tiny_run(leaf_shards, out, train__max_steps=2), processes=1)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -71,7 +71,7 @@ def model(leaf_shards, tmp_path_factory, launch) -> Path:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What a clone holds, without its history."""
+    """Return a folder with the files of a clone, without its history."""
     for name in ("launch", "train", "configs", "examples", "bench", "docs"):
         if (ROOT / name).exists():
             (tmp_path / name).symlink_to(ROOT / name)
@@ -83,7 +83,7 @@ Prepare = Callable[[Path], None]
 
 @pytest.fixture
 def prepared(leaf_images, leaf_shards, model, request) -> dict[str, Prepare]:
-    """What a page takes from the pages before it."""
+    """Return functions that create the files which a page expects from earlier pages, by name."""
 
     def images(clone: Path) -> None:
         for name in ("my/leaves", "leaves"):
@@ -117,7 +117,7 @@ def documented_bucket(leaf_shards, monkeypatch):
         yield
 
 
-NEEDS = {
+PREPARED = {
     "README.md": ("field",),
     "docs/curves.md": ("run",),
     "docs/data.md": (),
@@ -126,9 +126,10 @@ NEEDS = {
     "docs/steps.md": ("other",),
     "docs/training.md": ("shards",),
 }
+"""Pages whose commands are run here, and the names in `prepared` of the files that they need."""
 
 
-OTHERS = {
+TESTED_ELSEWHERE = {
     "docs/doctor.md": "tests/doctor/test_doctor.py",
     "docs/kubernetes.md": "tests/cluster/test_docs.py",
     "docs/machines.md": "tests/cluster/test_docs.py",
@@ -136,21 +137,21 @@ OTHERS = {
     "docs/slurm.md": "tests/cluster/test_docs.py",
     "docs/using.md": "tests/inference/test_using.py",
 }
-"""Pages whose commands want more than a folder, and the tests that see to them."""
+"""Pages whose commands need more than a folder, and the tests that run them."""
 
 
 def test_the_commands_of_every_page_are_tested():
-    assert {page for page in PAGES if commands(page).strip()} == NEEDS.keys() | OTHERS.keys()
-    assert all(Path(page).stem in text(test) for page, test in OTHERS.items())
+    assert {page for page in PAGES if commands(page).strip()} == PREPARED.keys() | TESTED_ELSEWHERE.keys()
+    assert all(Path(page).stem in text(test) for page, test in TESTED_ELSEWHERE.items())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", NEEDS)
-def test_commands_work_in_the_order_in_which_they_are_read(page, clone, prepared):
-    for name in NEEDS[page]:
+@pytest.mark.parametrize("page", PREPARED)
+def test_the_commands_of_a_page_run_in_order(page, clone, prepared):
+    for name in PREPARED[page]:
         prepared[name](clone)
     script = commands(page)
-    for command in ELSEWHERE:
+    for command in NOT_RUN:
         script = re.sub(command, "", script)
     for pattern, replacement in SMALLER:
         script = re.sub(pattern, replacement, script)
