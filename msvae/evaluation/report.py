@@ -1,4 +1,4 @@
-"""`report.html`: what was found out, put into sections."""
+"""`report.html` of an evaluation: its sections, tables and figures."""
 
 from __future__ import annotations
 
@@ -10,145 +10,170 @@ from typing import Any
 
 from msvae.bands import Bands
 from msvae.evaluation.evaluator import Evaluator, Reconstruct
-from msvae.evaluation.measurement import Judged
-from msvae.evaluation.summary import EXPLANATIONS, LABELS, cautions, verdict
-from msvae.evaluation.tables import Row
+from msvae.evaluation.measurement import Measurement
+from msvae.evaluation.results import Row
+from msvae.evaluation.summary import EXPLANATIONS, LABELS, cautions, summary
 from msvae.messages import counted
 from msvae.metrics.histograms import ANGLE_EDGES_DEG, ERROR_EDGES
-from msvae.metrics.indices import INDICES
-from msvae.report.charts import curves_figure, deciles_figure, histograms_figure, labels_of
-from msvae.report.page import Cell, Section, Table, write_report
+from msvae.metrics.tile_sums import INDICES
+from msvae.report.charts import band_labels, curves_figure, deciles_figure, histograms_figure
+from msvae.report.page import Cell, Section, Table, write_page
 from msvae.report.pictures import comparison_figure, spectra_figure
 from msvae.runs import PANELS, RUN_CARD, VALIDATION, line, loss_lines, rows_of
 
-HEADLINE = (
+Column = tuple[str, str, str]
+"""Key in `metrics.json`, heading of the table, and format of the number."""
+
+MAIN_COLUMNS: tuple[Column, ...] = (
     ("psnr_db", "PSNR (dB) ↑", "{:.2f}"),
-    ("angle_deg", "angle (°) ↓", "{:.2f}"),
+    ("angle_deg", "spectral angle (°) ↓", "{:.2f}"),
     ("ssim", "SSIM ↑", "{:.3f}"),
     ("ndvi_mae", "NDVI error ↓", "{:.4f}"),
-    ("bits_per_value", "bits a value", "{:.2f}"),
+    ("bits_per_value", "bits per value", "{:.2f}"),
 )
-MORE = (
+FURTHER_COLUMNS: tuple[Column, ...] = (
     ("rmse", "RMSE ↓", "{:.4f}"),
     ("mae", "MAE ↓", "{:.4f}"),
     ("angle_median_deg", "median angle (°) ↓", "{:.2f}"),
-    ("angle_p95_deg", "95th percentile (°) ↓", "{:.2f}"),
+    ("angle_p95_deg", "95th percentile of angles (°) ↓", "{:.2f}"),
     ("sid", "SID (nat) ↓", "{:.5f}"),
-    ("mean_spectrum_rmse", "mean spectrum ↓", "{:.4f}"),
+    ("mean_spectrum_rmse", "RMSE of mean spectra ↓", "{:.4f}"),
 )
-PER_BAND = (
+BAND_COLUMNS: tuple[Column, ...] = (
     ("rmse_per_band", "RMSE ↓", "{:.4f}"),
     ("mae_per_band", "MAE ↓", "{:.4f}"),
     ("bias_per_band", "bias", "{:+.4f}"),
     ("psnr_db_per_band", "PSNR (dB) ↑", "{:.2f}"),
     ("ssim_per_band", "SSIM ↑", "{:.3f}"),
 )
+LATENT_COLUMNS = (
+    ("mean_per_channel", "mean"),
+    ("std_per_channel", "standard deviation"),
+    ("posterior_std_per_channel", "posterior standard deviation"),
+    ("kl_per_channel_nats", "KL (nat)"),
+)
 NUM_WORST = 10
 LIBRARIES = ("msvae", "torch", "diffusers", "imagecodecs")
 
 
-def write_page(
+def write_report(
     out: Path,
     model_folder: Path,
     evaluator: Evaluator,
     reconstruct: Reconstruct,
-    judged: Judged,
+    measurement: Measurement,
     metrics: Mapping[str, Any],
     tables: Mapping[str, Sequence[Row]],
 ) -> None:
-    """Write `report.html` and its pictures; of the main process."""
+    """Write `report.html` and its pictures. For the main process only.
+
+    Args: folder to write to; folder of the model; evaluator of the split; reconstruction with the model and its
+        measurement; content of `metrics.json`; rows of the CSV tables by kind.
+    """
     run = model_folder.resolve().parent
-    write_report(
+    write_page(
         out / "report.html",
         title="Leaf reconstruction report",
-        verdict=verdict(metrics),
+        summary=summary(metrics),
         cautions=cautions(metrics),
         sections=[
-            _headline(metrics),
-            *_pictures(evaluator, reconstruct, tables["tiles"]),
-            _histograms(judged, evaluator.bands),
-            *_where(metrics),
-            *_training_curves(run),
-            *_details(metrics, evaluator.bands),
-            *_worst(tables),
+            _main_section(metrics),
+            *_tile_sections(evaluator, reconstruct, tables["tiles"]),
+            _histogram_section(measurement, evaluator.bands),
+            *_location_sections(metrics),
+            *_training_sections(run),
+            *_detail_sections(metrics, evaluator.bands),
+            *_worst_sections(tables),
         ],
         facts=_facts(evaluator, metrics, run),
-        facts_heading="Run card",
+        facts_heading="Data, model and software",
     )
 
 
-def _headline(metrics: Mapping[str, Any]) -> Section:
+def _main_section(metrics: Mapping[str, Any]) -> Section:
     judged = metrics["judged"]
-    drawn = counted(judged["num_drawn"], judged["interval_unit"])
-    caption = (
-        "Leaf pixels only, in reflectance. PSNR is against a reflectance of 1. ↑ more is better, ↓ less is. Below "
-        f"each number its 95 % interval, from {judged['num_resamples']:,} resamples of {drawn}. A value is one band "
-        "of one pixel."
+    units = counted(judged["num_drawn"], judged["interval_unit"])
+    intervals = (
+        f"The small print below a number is its 95 % confidence interval, from {judged['num_resamples']:,} bootstrap "
+        f"resamples of {units}. "
+        if metrics["model"]["intervals"]
+        else ""
     )
-    return Section("Numbers", caption, _comparison(metrics, HEADLINE, explains=True))
+    caption = (
+        "All numbers are computed on leaf pixels only. ↑: higher is better. ↓: lower is better. PSNR is computed for "
+        "a peak reflectance of 1. The spectral angle is the angle between the original and the reconstructed spectrum "
+        f"of a pixel. {intervals}A value is the reflectance of one pixel in one band."
+    )
+    return Section("Quality of the reconstructions", caption, _metrics_table(metrics, MAIN_COLUMNS, explain=True))
 
 
-def _comparison(metrics: Mapping[str, Any], columns: Sequence[tuple[str, str, str]], explains: bool = False) -> Table:
-    """A row a reconstruction, the model first."""
+def _metrics_table(metrics: Mapping[str, Any], columns: Sequence[Column], explain: bool = False) -> Table:
+    """Return a table with one row per reconstruction, the model first."""
     shown = [column for column in columns if metrics["model"].get(column[0]) is not None]
     rows = [
-        [Cell(LABELS[name], explains * EXPLANATIONS[name]), *(_cell(numbers, key, form) for key, _, form in shown)]
+        [Cell(LABELS[name], explain * EXPLANATIONS[name]), *(_cell(numbers, key, form) for key, _, form in shown)]
         for name, numbers in _reconstructions(metrics).items()
     ]
-    return Table(["reconstruction", *(heading for _, heading, _ in shown)], rows, stresses_first_row=True)
+    return Table(["reconstruction", *(heading for _, heading, _ in shown)], rows, highlight_first_row=True)
 
 
 def _reconstructions(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     every = {"model": metrics["model"], **metrics["baselines"]}
-    return {name: every[name] for name in EXPLANATIONS if name in every}
+    return {name: every[name] for name in LABELS if name in every}
 
 
-def _cell(numbers: Mapping[str, Any], key: str, form: str, place: int | None = None) -> Cell:
+def _cell(numbers: Mapping[str, Any], key: str, form: str, index: int | None = None) -> Cell:
+    """Return a number, or the entry `index` of a list of numbers, with its interval."""
     value, ends = numbers.get(key), numbers["intervals"].get(key)
-    if place is not None:
-        value, ends = (None if x is None else x[place] for x in (value, ends))
+    if index is not None:
+        value, ends = (None if x is None else x[index] for x in (value, ends))
     if value is None:
         return Cell("–")
     return Cell(form.format(value), "" if not ends or None in ends else " to ".join(form.format(end) for end in ends))
 
 
-def _pictures(evaluator: Evaluator, reconstruct: Reconstruct, tiles: Sequence[Row]) -> Iterator[Section]:
-    """Of the tiles with the smallest, the median and the largest error; `tiles` stand worst first."""
-    places = dict.fromkeys((len(tiles) - 1, len(tiles) // 2, 0))
-    examples = evaluator.examples(reconstruct, [tiles[place]["slot"] for place in places])
+def _tile_sections(evaluator: Evaluator, reconstruct: Reconstruct, tiles: Sequence[Row]) -> Iterator[Section]:
+    """Show the tiles with the smallest, the median and the largest error. `tiles` has the largest error first."""
+    rows = dict.fromkeys((len(tiles) - 1, len(tiles) // 2, 0))
+    examples = evaluator.examples(reconstruct, [tiles[row]["slot"] for row in rows])
     yield Section(
         "Best, median and worst tile",
-        "From the top: the tile with the smallest, the median and the largest error. Outside the leaf mask nothing is "
-        "learned or judged, so reconstructions are shown on the leaf alone.",
+        "From top to bottom: the tile with the smallest, the median and the largest RMSE. The yellow line is the "
+        "border of the leaf mask. Reconstructions are shown inside the leaf mask only, because the model is neither "
+        "trained nor evaluated on the background.",
         comparison_figure(examples, evaluator.bands),
         "tiles",
     )
     yield Section(
         "Leaf spectra",
-        "Leaf pixels of the tiles above. The lines should lie on each other, and so should the shaded spreads.",
+        "Mean spectra of all leaf pixels of the tiles above. The shaded area is one standard deviation. For a good "
+        "model, the lines and the areas of original and reconstruction coincide.",
         spectra_figure(examples, evaluator.bands),
         "spectra",
     )
 
 
-def _histograms(judged: Judged, bands: Bands) -> Section:
+def _histogram_section(measurement: Measurement, bands: Bands) -> Section:
     return Section(
-        "How errors spread",
-        "Left: errors of every leaf pixel, band by band; a hump beside 0 is a bias, and errors beyond 0.2 "
-        "stand at the ends. Right: the share of leaf pixels whose spectral angle is smaller; dotted, the median and "
-        "the 95th percentile.",
-        histograms_figure(ERROR_EDGES, judged.error_counts, ANGLE_EDGES_DEG, judged.angle_counts.sum(axis=0), bands),
+        "Distribution of errors",
+        "Left: error of every leaf pixel in each band. A peak that is not at 0 shows a bias. Errors beyond ±0.2 are "
+        "counted in the outermost bins. Right: percentage of leaf pixels whose spectral angle is below the value on "
+        "the horizontal axis. Dotted lines mark the median and the 95th percentile.",
+        histograms_figure(
+            ERROR_EDGES, measurement.error_counts, ANGLE_EDGES_DEG, measurement.angle_counts.sum(axis=0), bands
+        ),
         "errors",
     )
 
 
-def _where(metrics: Mapping[str, Any]) -> Iterator[Section]:
+def _location_sections(metrics: Mapping[str, Any]) -> Iterator[Section]:
     model, edges = metrics["model"], metrics["judged"]["brightness_edges"]
     ends = model["intervals"]
     yield Section(
-        "Dark and bright leaf",
-        "Leaf pixels in ten equal parts by the brightness of the original, with 95 % intervals. The same "
-        "error turns the spectrum of a dark pixel further.",
+        "Errors in dark and bright leaf areas",
+        "Leaf pixels in ten groups of equal size, from dark to bright in the original. Black lines are 95 % "
+        "intervals. An error of the same size changes the spectral angle of a dark pixel more than that of a bright "
+        "pixel.",
         deciles_figure(
             edges,
             model["rmse_per_decile"],
@@ -160,51 +185,51 @@ def _where(metrics: Mapping[str, Any]) -> Iterator[Section]:
     )
     columns = (("rmse_per_zone", "{:.4f}"), ("angle_deg_per_zone", "{:.2f}"))
     yield Section(
-        "Leaf edge and interior",
-        f"Edge: leaf pixels within {metrics['judged']['edge_px']} pixels of background. The border of a tile is no "
-        "edge.",
+        "Errors at the leaf edge and inside the leaf",
+        f"The edge consists of the leaf pixels that are at most {metrics['judged']['edge_px']} pixels away from the "
+        "background. The border of a tile does not count as a leaf edge.",
         Table(
-            ["reconstruction", "RMSE, edge", "RMSE, interior", "angle (°), edge", "angle (°), interior"],
+            ["reconstruction", "RMSE, edge ↓", "RMSE, interior ↓", "angle (°), edge ↓", "angle (°), interior ↓"],
             [
                 [Cell(LABELS[name]), *(_cell(numbers, key, form, zone) for key, form in columns for zone in (0, 1))]
                 for name, numbers in _reconstructions(metrics).items()
             ],
-            stresses_first_row=True,
+            highlight_first_row=True,
         ),
     )
 
 
-def _training_curves(run: Path) -> Iterator[Section]:
-    """Of the run that a model lies in, where it left any."""
+def _training_sections(run: Path) -> Iterator[Section]:
+    """Show the curves of the training run that the model belongs to, if its log files exist."""
     rows = rows_of(run / VALIDATION)
     lines = {label: line(rows, name) for name, label in PANELS.items()}
     panels = {"loss": loss_lines(run), **{label: {"": own} for label, own in lines.items() if own is not None}}
     if rows:
         yield Section(
             "Training",
-            "Curves that still improve ask for more steps, those that turn on the validation split for more images.",
+            "If the validation curves still improve at the end, train for more steps. If they get worse while the "
+            "training loss still falls, the model overfits: train on more images.",
             curves_figure(panels),
             "training",
         )
 
 
-def _details(metrics: Mapping[str, Any], bands: Bands) -> Iterator[Section]:
-    model = metrics["model"]
+def _detail_sections(metrics: Mapping[str, Any], bands: Bands) -> Iterator[Section]:
+    model, unit = metrics["model"], metrics["judged"]["interval_unit"]
     yield Section(
-        "Further errors",
-        "RMSE, MAE and mean spectrum in reflectance; the last is the error of each image's mean leaf spectrum. SID: "
-        "spectral information divergence.",
-        _comparison(metrics, MORE),
+        "Further metrics",
+        "RMSE (root mean squared error) and MAE (mean absolute error) are in reflectance. SID is the spectral "
+        f"information divergence. The last column is the error of the mean leaf spectrum of each {unit}.",
+        _metrics_table(metrics, FURTHER_COLUMNS),
     )
-    labels = labels_of(bands)
     yield Section(
-        "Band by band",
-        "Of the model. Bias: reconstruction less original.",
+        "Metrics per band",
+        "These are the errors of the model. The bias is the mean of reconstruction minus original.",
         Table(
-            ["band", *(heading for _, heading, _ in PER_BAND)],
+            ["band", *(heading for _, heading, _ in BAND_COLUMNS)],
             [
-                [Cell(label), *(_cell(model, key, form, band) for key, _, form in PER_BAND)]
-                for band, label in enumerate(labels)
+                [Cell(label), *(_cell(model, key, form, band) for key, _, form in BAND_COLUMNS)]
+                for band, label in enumerate(band_labels(bands))
             ],
         ),
     )
@@ -212,7 +237,8 @@ def _details(metrics: Mapping[str, Any], bands: Bands) -> Iterator[Section]:
     if indices:
         yield Section(
             "Vegetation indices",
-            "Mean absolute error, and the model's bias: reconstruction less original.",
+            "Mean absolute error of each index (↓). The last row is the bias of the model: the mean of reconstruction "
+            "minus original.",
             Table(
                 ["reconstruction", *({"cire": "CIre"}.get(index, index.upper()) for index in indices)],
                 [
@@ -222,42 +248,43 @@ def _details(metrics: Mapping[str, Any], bands: Bands) -> Iterator[Section]:
                     ),
                     [Cell("bias of the model"), *(_cell(model, f"{index}_bias", "{:+.4f}") for index in indices)],
                 ],
-                stresses_first_row=True,
+                highlight_first_row=True,
             ),
         )
-    yield _latents(metrics["latent"], metrics["rate"])
+    yield _latent_section(metrics["latent"], metrics["rate"])
 
 
-def _latents(latent: Mapping[str, Any], rate: Mapping[str, Any]) -> Section:
-    columns = ("mean_per_channel", "std_per_channel", "posterior_std_per_channel", "kl_per_channel_nats")
+def _latent_section(latent: Mapping[str, Any], rate: Mapping[str, Any]) -> Section:
     side = rate["block_px"]
     latent_bytes, stored_bytes = (rate[f"{kind}_bits_per_tile"] // 8 for kind in ("latent", "stored"))
     caption = (
-        f"{counted(rate['values_per_block'], 'value')} for {side} x {side} pixels; cells count by their leaf share. A "
-        f"tile takes {latent_bytes:,} bytes with float16 latents and {stored_bytes:,} as stored, background included: "
-        f"{rate['ratio_float16']:.3g} to 1, or {rate['ratio_float32']:.3g} to 1 with float32. "
-        f"{latent['active_channels']} of {counted(len(latent['mean_per_channel']), 'channel')} are in use."
+        f"The model represents {side} x {side} pixels by {counted(rate['values_per_block'], 'value')}, one per "
+        f"channel. A tile, with its background, needs {latent_bytes:,} bytes as float16 latents and {stored_bytes:,} "
+        f"bytes in uncompressed shards: {rate['ratio_float16']:.3g} times less, or "
+        f"{rate['ratio_float32']:.3g} times less as float32. {latent['active_channels']} of "
+        f"{counted(len(latent['mean_per_channel']), 'channel')} carry "
+        "information about the leaf. The statistics are weighted by the leaf share of each latent cell."
     )
-    channels = zip(*(latent[name] for name in columns), strict=True)
+    channels = zip(*(latent[name] for name, _ in LATENT_COLUMNS), strict=True)
     rows = [[Cell(f"channel {i}"), *(Cell(f"{value:.3f}") for value in values)] for i, values in enumerate(channels)]
-    return Section("Latents", caption, Table(["", "mean", "std", "posterior std", "KL (nat)"], rows))
+    return Section("Latents", caption, Table(["", *(heading for _, heading in LATENT_COLUMNS)], rows))
 
 
-def _worst(tables: Mapping[str, Sequence[Row]]) -> Iterator[Section]:
+def _worst_sections(tables: Mapping[str, Sequence[Row]]) -> Iterator[Section]:
     for kind, name in (("images", "image"), ("tiles", "tile")):
         rows = tables[kind]
         if len(rows) > 1:
             yield Section(
-                f"Worst {kind}",
-                f"By RMSE. All {len(rows):,} stand in {kind}.csv.",
+                f"{kind.capitalize()} with the largest errors",
+                f"Sorted by RMSE. The file {kind}.csv lists all {len(rows):,} {kind}.",
                 Table(
-                    [name, "leaf pixels", "RMSE", "angle (°)", "SSIM"],
-                    [[Cell(row[name]), Cell(f"{row['leaf_pixels']:,}"), *_formatted(row)] for row in rows[:NUM_WORST]],
+                    [name, "leaf pixels", "RMSE ↓", "spectral angle (°) ↓", "SSIM ↑"],
+                    [[Cell(row[name]), Cell(f"{row['leaf_pixels']:,}"), *_format(row)] for row in rows[:NUM_WORST]],
                 ),
             )
 
 
-def _formatted(row: Row) -> list[Cell]:
+def _format(row: Row) -> list[Cell]:
     forms = (("rmse", "{:.4f}"), ("angle_deg", "{:.2f}"), ("ssim", "{:.3f}"))
     return [Cell("–" if row[name] is None else form.format(row[name])) for name, form in forms]
 
@@ -269,10 +296,10 @@ def _facts(evaluator: Evaluator, metrics: Mapping[str, Any], run: Path) -> dict[
     versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES)
     return {
         "model": judged["model"],
-        "split": f"{judged['split']}: {counted(model['num_tiles'], 'tile')} of {manifest.tile_px} px of "
+        "split": f"{judged['split']}: {counted(model['num_tiles'], 'tile')} of {manifest.tile_px} px from "
         f"{counted(judged['num_images'], 'image')}, {counted(model['num_leaf_pixels'], 'leaf pixel')}",
-        "bands": ", ".join(labels_of(evaluator.bands)),
-        "manifest digest, judged": manifest.digest(),
-        "versions, judging": versions,
+        "bands": ", ".join(band_labels(evaluator.bands)),
+        "manifest digest of this split": manifest.digest(),
+        "versions for this evaluation": versions,
         **{f"training: {name}": value for name, value in card.items()},
     }

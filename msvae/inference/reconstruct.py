@@ -25,9 +25,8 @@ from msvae.inference.raster_output import (
 )
 from msvae.inference.sliding_window import SlidingWindow
 from msvae.messages import OnProgress
-from msvae.metrics.accumulate import Summary, summarise
-from msvae.metrics.spectral import spectral_sums
-from msvae.metrics.tile_sums import LeafPixels
+from msvae.metrics.aggregate import Summary, summarise
+from msvae.metrics.tile_sums import LeafPixels, spectral_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.rasters.gdal import gdal_session
 from msvae.rasters.images import ImageSet, MaskedImage
@@ -262,7 +261,9 @@ class _EvaluatingWriter:
             for stored in (self._pixel_format.store(values_CHW), stored_CHW)
         )
         leaf = torch.from_numpy(leaf_HW)[None, None]
-        for name, total in spectral_sums(LeafPixels.of(recon, target, leaf), self._pixel_format.bands).items():
+        for name, total in spectral_sums(
+            LeafPixels.from_tensors(recon, target, leaf), self._pixel_format.bands
+        ).items():
             if name in self._sums:
                 self._sums[name] += total.numpy()
             else:

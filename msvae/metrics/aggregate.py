@@ -1,31 +1,104 @@
-"""From sums to numbers: what a report says of any set of leaf pixels, a split, an image or a resample of images."""
+"""Metrics from sums over leaf pixels: sums are added in stored order and divided once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msvae.metrics.histograms import ANGLE_EDGES_DEG, quantile
-from msvae.metrics.indices import INDICES
+from msvae.metrics.tile_sums import INDICES
 
 PEAK_REFLECTANCE = 1.0
 SMALLEST_MSE = 1e-20
-"""An exact reconstruction is reported as 200 dB."""
+"""Smallest mean squared error in a PSNR, so that an exact reconstruction has 200 dB."""
 
 Sums = Mapping[str, NDArray[np.float64]]
-"""What was summed over leaf pixels, (R,) or (R, K) each: a row a set of pixels."""
-Numbers = dict[str, NDArray[np.float64]]
-"""(R,) each, or (R, K) with an entry a band, decile or zone. NaN: not measurable."""
+"""Sums over leaf pixels by name, (R,) or (R, K): one row per tile, image or resample, in stored order."""
+Metrics = dict[str, NDArray[np.float64]]
+"""Metrics by name, (R,), or (R, K) with one column per band, decile or zone. NaN: cannot be measured."""
 
 
-def measures(sums: Sums) -> Numbers:
-    """Divide once, row by row, whatever sums there are; `docs/evaluation.md` defines each number."""
+@dataclass(frozen=True)
+class Summary:
+    """Metrics of a reconstructed split over its leaf pixels, in reflectance. None: cannot be measured."""
+
+    psnr_db: float
+    """Peak signal-to-noise ratio over all bands, for a peak reflectance of 1."""
+    angle_deg: float | None
+    """Mean spectral angle."""
+    ndvi_mae: float | None
+    ndre_mae: float | None
+    ssim: float | None
+    """Mean over bands and over windows that are fully inside the leaf."""
+    rmse_per_band: list[float]
+    num_tiles: int
+    num_leaf_pixels: int
+
+
+def summarise(sums: Sums) -> Summary:
+    """Return the metrics of all tiles together.
+
+    Raises: ValueError if the split has no leaf pixel.
+    """
+    totals = total_sums(sums)
+    metrics = to_json(compute_metrics(totals))
+    return Summary(
+        psnr_db=metrics["psnr_db"],
+        angle_deg=metrics["angle_deg"],
+        ndvi_mae=metrics.get("ndvi_mae"),
+        ndre_mae=metrics.get("ndre_mae"),
+        ssim=metrics.get("ssim"),
+        rmse_per_band=metrics["rmse_per_band"],
+        num_tiles=len(sums["num_pixels"]),
+        num_leaf_pixels=int(totals["num_pixels"][0]),
+    )
+
+
+def total_sums(sums: Sums) -> Sums:
+    """Add all rows to one.
+
+    Raises: ValueError if there is no leaf pixel.
+    """
+    check_leaf(sums["num_pixels"])
+    return {name: column.sum(axis=0, keepdims=True) for name, column in sums.items()}
+
+
+def check_leaf(num_pixels: NDArray[Any]) -> None:
+    """Check that there is a leaf pixel.
+
+    Raises: ValueError if there is none.
+    """
+    if not num_pixels.any():
+        raise ValueError("the split has no leaf pixel, so nothing can be measured; pack it with another --mask")
+
+
+def sum_by_class(sums: Sums, class_of_row: NDArray[np.int64], num_classes: int) -> dict[str, NDArray[np.float64]]:
+    """Add the rows of each class, in their order, to one row per class. A class is an image or a group of images."""
+    added = {name: np.zeros((num_classes, *column.shape[1:])) for name, column in sums.items()}
+    for name, column in sums.items():
+        np.add.at(added[name], class_of_row, column)
+    return added
+
+
+def mean_spectrum_sums(sums_of_images: Sums) -> dict[str, NDArray[np.float64]]:
+    """Return the squared error of each image's mean leaf spectrum, mean over bands, times the pixels of the image."""
+    pixels = sums_of_images["num_pixels"]
+    bias_RC = np.nan_to_num(_ratio(sums_of_images["error"], pixels))
+    return {"spectrum_squared_error": np.square(bias_RC).mean(axis=1) * pixels}
+
+
+def compute_metrics(sums: Sums) -> Metrics:
+    """Divide each row once and return all metrics for which there are sums.
+
+    `docs/evaluation.md` defines each metric.
+    """
     pixels = sums["num_pixels"]
     mse_RC = _ratio(sums["squared_error"], pixels)
-    found = {
+    metrics = {
         "psnr_db": psnr_db(mse_RC.mean(axis=1)),
         "rmse": np.sqrt(mse_RC.mean(axis=1)),
         "angle_deg": _ratio(sums["angle_deg"], sums["num_angles"]),
@@ -34,52 +107,45 @@ def measures(sums: Sums) -> Numbers:
     }
     if "ssim" in sums:
         ssim_RC = _ratio(sums["ssim"], sums["num_ssim"])
-        found |= {"ssim": ssim_RC.mean(axis=1), "ssim_per_band": ssim_RC}
+        metrics |= {"ssim": ssim_RC.mean(axis=1), "ssim_per_band": ssim_RC}
     for index in INDICES:
         if f"{index}_error" in sums:
-            found[f"{index}_mae"] = _ratio(sums[f"{index}_error"], pixels)
+            metrics[f"{index}_mae"] = _ratio(sums[f"{index}_error"], pixels)
         if f"{index}_signed_error" in sums:
-            found[f"{index}_bias"] = _ratio(sums[f"{index}_signed_error"], pixels)
+            metrics[f"{index}_bias"] = _ratio(sums[f"{index}_signed_error"], pixels)
     if "absolute_error" in sums:
-        found |= _details(sums, pixels)
+        metrics |= _detail_metrics(sums, pixels)
     if "spectrum_squared_error" in sums:
-        found["mean_spectrum_rmse"] = np.sqrt(_ratio(sums["spectrum_squared_error"], pixels))
+        metrics["mean_spectrum_rmse"] = np.sqrt(_ratio(sums["spectrum_squared_error"], pixels))
     if "angle_counts" in sums:
         for name, share in (("angle_median_deg", 0.5), ("angle_p95_deg", 0.95)):
-            found[name] = quantile(sums["angle_counts"], ANGLE_EDGES_DEG, share)
-    return found
+            metrics[name] = quantile(sums["angle_counts"], ANGLE_EDGES_DEG, share)
+    return metrics
 
 
 def psnr_db(mse: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio against a reflectance of 1."""
+    """Return the peak signal-to-noise ratio of mean squared errors, for a peak reflectance of 1."""
     decibels: NDArray[np.float64] = 10 * np.log10(PEAK_REFLECTANCE**2 / np.maximum(mse, SMALLEST_MSE))
     return decibels
 
 
-def spectrum_sums(sums: Sums) -> dict[str, NDArray[np.float64]]:
-    """Of images as rows: the squared error of each one's mean leaf spectrum, mean over bands, times its pixels."""
-    pixels = sums["num_pixels"]
-    bias_RC = np.nan_to_num(_ratio(sums["error"], pixels))
-    return {"spectrum_squared_error": np.square(bias_RC).mean(axis=1) * pixels}
+def to_json(metrics: Metrics, row: int = 0) -> dict[str, Any]:
+    """Convert one row to numbers and lists of numbers; NaN becomes None."""
+    return {name: _to_json(values[row]) for name, values in metrics.items()}
 
 
-def plain(numbers: Numbers, row: int = 0) -> dict[str, Any]:
-    """One row as JSON has it: numbers and lists of numbers, None where there is none."""
-    return {name: _plain(values[row]) for name, values in numbers.items()}
-
-
-def _details(sums: Sums, pixels: NDArray[np.float64]) -> Numbers:
+def _detail_metrics(sums: Sums, pixels: NDArray[np.float64]) -> Metrics:
     mae_RC = _ratio(sums["absolute_error"], pixels)
-    found = {
+    metrics = {
         "mae": mae_RC.mean(axis=1),
         "mae_per_band": mae_RC,
         "bias_per_band": _ratio(sums["error"], pixels),
         "sid": _ratio(sums["sid"], sums["num_angles"]),
     }
     for kind in ("decile", "zone"):
-        found[f"angle_deg_per_{kind}"] = _ratio(sums[f"{kind}_angle_deg"], sums[f"{kind}_angles"])
-        found[f"rmse_per_{kind}"] = np.sqrt(_ratio(sums[f"{kind}_squared_error"], sums[f"{kind}_pixels"]))
-    return found
+        metrics[f"angle_deg_per_{kind}"] = _ratio(sums[f"{kind}_angle_deg"], sums[f"{kind}_angles"])
+        metrics[f"rmse_per_{kind}"] = np.sqrt(_ratio(sums[f"{kind}_squared_error"], sums[f"{kind}_pixels"]))
+    return metrics
 
 
 def _ratio(totals: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -89,7 +155,7 @@ def _ratio(totals: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[
     return ratio
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if np.ndim(value):
-        return [_plain(part) for part in value]
+        return [_to_json(part) for part in value]
     return float(value) if np.isfinite(value) else None

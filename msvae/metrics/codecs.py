@@ -1,4 +1,4 @@
-"""JPEG XL and JPEG 2000 at a given rate: each band of a tile as a grey image of 16 bits."""
+"""JPEG XL and JPEG 2000 at a given size: each band of a tile is a grey image of 16 bits."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 HEADER_BYTES = 8
-"""The reflectances of the grey values 0 and 65535, one pair a tile, float32."""
+"""Size of the header of a tile: the reflectances of the grey values 0 and 65535 as float32."""
 CLOSE = 0.98
-"""Share of the allowed bytes that is near enough."""
+"""Share of the allowed bytes at which the search for a quality stops."""
 MAX_TRIES = 10
 FEWEST_BYTES = 60
-"""Of a code, roughly, at the coarsest quality."""
+"""Rough size of the code of one band at the coarsest quality."""
 FULL_SCALE = 65535
 
 Grey = NDArray[np.float64]
-"""(H, W), 0 to 65535."""
+"""Grey image (H, W) with values from 0 to 65535."""
 
 
 class Codec(NamedTuple):
-    """An encoder of grey images at a quality from 0, its coarsest, to 1; its decoder is told the quality."""
+    """An encoder of grey images and its decoder. Both get the quality, from 0 (coarsest) to 1."""
 
     encode: Callable[[Grey, float], bytes]
     decode: Callable[[bytes, float], Grey]
 
 
 @dataclass(frozen=True)
-class Coded:
-    """A tile that was coded: reflectance (C, H, W), and the bytes that it took, header included."""
+class CodedTile:
+    """A tile after coding and decoding."""
 
     reflectance: NDArray[np.float64]
+    """Decoded tile, (C, H, W)."""
     num_bytes: int
+    """Size of the code, header included."""
 
 
 def jpeg_xl() -> Codec:
-    """Lossy JPEG XL; quality is the logarithm of its Butteraugli distance, from 25 to 0.01. Effort 5 of 9."""
+    """Return lossy JPEG XL at effort 5 of 9.
+
+    The quality sets the logarithm of the Butteraugli distance, from 25 to 0.01.
+    """
 
     def encode(grey: Grey, quality: float) -> bytes:
         distance = 25.0 * (0.01 / 25.0) ** quality
@@ -53,24 +58,25 @@ def jpeg_xl() -> Codec:
 
 
 def jpeg_2000() -> Codec:
-    """Lossy JPEG 2000 (9/7 wavelet), a bare codestream; quality is its PSNR, from 10 to 100 dB of the grey values.
+    """Return lossy JPEG 2000 (9/7 wavelet) as a bare codestream.
 
-    The encoder takes whole decibels: grey values are made a little smaller for what lies between.
+    The quality sets the PSNR of the grey values, from 10 to 100 dB. The encoder accepts whole decibels only. For
+    values between them, the grey values are scaled down a little.
     """
 
-    def level(quality: float) -> tuple[int, float]:
+    def decibels_and_scale(quality: float) -> tuple[int, float]:
         decibels = 10.0 + 90.0 * quality
         return math.ceil(decibels), 10 ** ((decibels - math.ceil(decibels)) / 20)
 
     def encode(grey: Grey, quality: float) -> bytes:
-        decibels, size = level(quality)
-        plane = _integers(grey * size)
+        decibels, scale = decibels_and_scale(quality)
+        plane = _integers(grey * scale)
         return bytes(
             imagecodecs.jpeg2k_encode(plane, level=decibels, codecformat="j2k", reversible=False, numthreads=1)
         )
 
     def decode(code: bytes, quality: float) -> Grey:
-        return np.asarray(imagecodecs.jpeg2k_decode(code, numthreads=1), np.float64) / level(quality)[1]
+        return np.asarray(imagecodecs.jpeg2k_decode(code, numthreads=1), np.float64) / decibels_and_scale(quality)[1]
 
     return Codec(encode, decode)
 
@@ -78,32 +84,35 @@ def jpeg_2000() -> Codec:
 CODECS = {"jpeg_xl": jpeg_xl(), "jpeg_2000": jpeg_2000()}
 
 
-def at_rate(reflectance_CHW: NDArray[np.float64], max_bytes: int, codec: Codec) -> Coded | None:
-    """A tile in as many bytes as allowed or a little less, over all bands; None when it cannot be so small.
+def code_tile(reflectance_CHW: NDArray[np.float64], max_bytes: int, codec: Codec) -> CodedTile | None:
+    """Code a tile in at most `max_bytes` over all bands and decode it; None if even the coarsest quality is too large.
 
-    All bands share one scale, from the lowest to the highest value, and one quality, so that bits go to the bands that
-    vary most: for JPEG 2000 that is the smallest squared error of reflectance. The largest of at most ten tries that
-    fits is taken, or the first that fills 98 %.
+    All bands share one scale, from the lowest to the highest value, and one quality. The bands that vary most
+    therefore get most bits, which for JPEG 2000 minimises the squared error of reflectance. At most ten qualities are
+    tried. The result is the largest code that fits, or the first that fills 98 % of the bytes.
     """
     low, high = (float(np.float32(end)) for end in (reflectance_CHW.min(), reflectance_CHW.max()))
     step = max(high - low, 1e-9) / FULL_SCALE
-    found = _search(codec, (reflectance_CHW - low) / step, max_bytes - HEADER_BYTES)
-    if found is None:
+    best = _search(codec, (reflectance_CHW - low) / step, max_bytes - HEADER_BYTES)
+    if best is None:
         return None
-    codes, quality = found
+    codes, quality = best
     decoded = np.stack([codec.decode(code, quality) for code in codes])
-    return Coded(decoded * step + low, sum(map(len, codes)) + HEADER_BYTES)
+    return CodedTile(decoded * step + low, sum(map(len, codes)) + HEADER_BYTES)
 
 
 def _search(codec: Codec, grey_CHW: Grey, max_bytes: int) -> tuple[list[bytes], float] | None:
-    """The largest codes that fit, and their quality. Bytes grow about exponentially with it: hence logarithms."""
+    """Return the largest codes that fit, and their quality.
+
+    The search works on logarithms of sizes, because sizes grow about exponentially with the quality.
+    """
     best, best_bytes, goal = None, 0, math.log(max(max_bytes, 1) * CLOSE**0.5)
-    # quality and log bytes that fit and that do not; guessed before there are any
+    # (quality, log bytes) of the best code that fits and of the smallest that does not; first guesses
     fits, exceeds = (0.0, math.log(FEWEST_BYTES * len(grey_CHW))), (1.0, math.log(2.0 * grey_CHW.size))
     for attempt in range(MAX_TRIES):
         share = (goal - fits[1]) / max(exceeds[1] - fits[1], 1e-9)
         if attempt % 3 == 2:
-            share = 0.5  # false position alone may creep along one side
+            share = 0.5  # the false position method alone can converge slowly from one side
         quality = fits[0] + min(max(share, 0.03), 0.97) * (exceeds[0] - fits[0])
         codes = [codec.encode(plane, quality) for plane in grey_CHW]
         num_bytes = sum(map(len, codes))

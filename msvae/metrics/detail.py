@@ -1,4 +1,4 @@
-"""What a report tells beside the numbers of every validation: sums for each tile, float64, leaf pixels only."""
+"""Further sums of each tile for a report: signed and absolute error, SID, deciles of brightness, leaf edge."""
 
 from __future__ import annotations
 
@@ -7,51 +7,53 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from msvae.bands import Bands
-from msvae.metrics.brightness import NUM_DECILES, DecileOf
-from msvae.metrics.indices import INDICES, index_sums
-from msvae.metrics.tile_sums import LeafPixels
+from msvae.metrics.histograms import NUM_DECILES, BrightnessDeciles
+from msvae.metrics.tile_sums import INDICES, LeafPixels, index_sums
 
 EDGE_PX = 4
-"""Half a latent cell: leaf pixels with background this near, diagonals included, are the leaf's edge band."""
+"""Width of the leaf's edge zone, half a latent cell: leaf pixels this near to background, diagonals included."""
 SID_FLOOR = 1e-4
-"""Reflectance below this counts as this in the spectral information divergence, which takes logarithms."""
+"""Smallest reflectance in the spectral information divergence, which uses logarithms. Lower values count as this."""
 NUM_ZONES = 2
-"""Edge band, interior."""
+"""Number of leaf zones: edge, interior."""
 
 
-def detail_sums(pixels: LeafPixels, leaf_mask_B1HW: Tensor, bands: Bands, decile_of: DecileOf) -> dict[str, Tensor]:
-    """Sums over the finite leaf pixels of each tile.
+def detail_sums(
+    pixels: LeafPixels, leaf_mask_B1HW: Tensor, bands: Bands, deciles: BrightnessDeciles
+) -> dict[str, Tensor]:
+    """Return further sums over the finite leaf pixels of each tile, float64.
 
-    `absolute_error` and `error`, reconstruction less original, (B, C); `sid` (B,), over pixels that have an angle;
-    those of `index_sums` for every index; and `KIND_pixels`, `KIND_squared_error` (mean over bands), `KIND_angles`
-    and `KIND_angle_deg` for the `decile` of brightness (B, 10) and the `zone` of the leaf (B, 2): edge, interior.
+    Returns: `absolute_error` and `error` (reconstruction minus original), (B, C); `sid` (B,), over pixels that have an
+        angle; `index_sums` of all indices; and for the `decile` of brightness, (B, 10), and the `zone` of the leaf
+        (edge, interior), (B, 2): `KIND_pixels`, `KIND_squared_error` (mean over bands), `KIND_angles`,
+        `KIND_angle_deg`.
     """
-    zone = torch.where(edge_band(leaf_mask_B1HW), 0, 1)
+    zone = torch.where(is_edge(leaf_mask_B1HW), 0, 1)
     return {
         "absolute_error": pixels.error.abs().sum(dim=(2, 3)),
         "error": pixels.error.sum(dim=(2, 3)),
         "sid": torch.where(pixels.has_angle, information_divergence(pixels.recon, pixels.target), 0.0).sum(dim=(1, 2)),
         **index_sums(pixels, bands, INDICES),
-        **_sums_by_class(pixels, "decile", decile_of(pixels.brightness), NUM_DECILES),
+        **_sums_by_class(pixels, "decile", deciles(pixels.brightness), NUM_DECILES),
         **_sums_by_class(pixels, "zone", zone, NUM_ZONES),
     }
 
 
 def information_divergence(u_BCHW: Tensor, v_BCHW: Tensor) -> Tensor:
-    """Spectral information divergence in nats, (B, H, W), 0 for spectra of one shape.
+    """Return the spectral information divergence (Chang 2000) in nats, (B, H, W). It is 0 for spectra of equal shape.
 
-    Chang 2000: both spectra are divided by their sums to p and q; sum of p log(p / q) and q log(q / p) over the bands.
-    It needs positive values, so reflectance below `SID_FLOOR` counts as that.
+    Both spectra are divided by their sums to p and q. The divergence is the sum of p log(p / q) and q log(q / p) over
+    the bands. It needs positive values, so reflectance below `SID_FLOOR` counts as `SID_FLOOR`.
     """
     u, v = u_BCHW.clamp(min=SID_FLOOR), v_BCHW.clamp(min=SID_FLOOR)
     p, q = u / u.sum(dim=1, keepdim=True), v / v.sum(dim=1, keepdim=True)
     return ((p - q) * (p.log() - q.log())).sum(dim=1)
 
 
-def edge_band(leaf_mask_B1HW: Tensor) -> Tensor:
-    """Leaf pixels within `EDGE_PX` of one that is not leaf, (B, H, W) bool. A tile's border is no leaf's border."""
+def is_edge(leaf_mask_B1HW: Tensor) -> Tensor:
+    """Return True for leaf pixels within `EDGE_PX` of background, (B, H, W). The border of a tile is no leaf edge."""
     background = (~leaf_mask_B1HW).float()
-    # pooling pads with -inf, so what lies beyond the tile is not taken for background
+    # pooling pads with -inf, so pixels outside the tile do not count as background
     near = max_pool2d(background, 2 * EDGE_PX + 1, stride=1, padding=EDGE_PX) > 0
     return (leaf_mask_B1HW & near)[:, 0]
 

@@ -1,4 +1,4 @@
-"""What latents look like on the leaf: sums for each tile, float64, every latent cell weighted by its leaf share."""
+"""Statistics of latents on the leaf. Every latent cell is weighted by its leaf share, as in the KL of the loss."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msvae.metrics.accumulate import TileSums
+from msvae.metrics.aggregate import Sums
 
 ACTIVE_VARIANCE = 0.01
-"""A channel whose posterior mean varies less says nothing (Burda, Grosse, Salakhutdinov 2016)."""
+"""Smallest variance of the posterior mean of an active channel (Burda, Grosse, Salakhutdinov 2016)."""
 
 
 def latent_sums(mean_BKhw: Tensor, logvar_BKhw: Tensor, leaf_share_Bhw: Tensor) -> dict[str, Tensor]:
-    """Of each tile `cells` (B,), its sum of leaf shares; and (B, K) `latent` and `latent_squared`, of posterior
-    means, `posterior_std`, and `kl`, nats from N(0, 1). Cells are weighted as the KL of the loss weighs them.
+    """Return sums over the latent cells of each tile, float64, weighted by leaf share.
+
+    Returns: `cells` (B,), the sum of leaf shares; and (B, K) `latent` and `latent_squared` (of the posterior mean),
+        `posterior_std`, and `kl` (nats, against N(0, 1)).
     """
     share = leaf_share_Bhw[:, None].double()
     mean, logvar = mean_BKhw.double(), logvar_BKhw.double()
@@ -26,14 +28,16 @@ def latent_sums(mean_BKhw: Tensor, logvar_BKhw: Tensor, leaf_share_Bhw: Tensor) 
         "posterior_std": (logvar / 2).exp(),
         "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar),
     }
-    # a cell without leaf may hold anything
+    # a cell without leaf may hold NaN or infinity
     sums = {name: torch.where(share > 0, values * share, 0.0).sum(dim=(2, 3)) for name, values in maps.items()}
     return {"cells": share.sum(dim=(1, 2, 3)), **sums}
 
 
-def latent_numbers(sums: TileSums) -> dict[str, Any]:
-    """Of a split: `mean_per_channel`, `std_per_channel` (of posterior means over leaf cells), mean
-    `posterior_std_per_channel`, `kl_per_channel_nats` a cell, and how many channels are active.
+def latent_statistics(sums: Sums) -> dict[str, Any]:
+    """Return the statistics of a split.
+
+    Returns: `leaf_cells`; `mean_per_channel` and `std_per_channel` of posterior means; mean
+        `posterior_std_per_channel`; `kl_per_channel_nats` per cell; and `active_channels`, their number.
     """
     joined = {name: column.sum(axis=0) for name, column in sums.items()}
     mean, squared, posterior_std, kl = (

@@ -1,4 +1,4 @@
-"""Tiles with their reconstructions, and the pictures of three bands that show them."""
+"""Tiles with their reconstructions, and composites: pictures of three bands."""
 
 from __future__ import annotations
 
@@ -13,52 +13,58 @@ from msvae.bands import MIN_INDEX_SUM, Bands
 Picture = NDArray[np.float64]
 STRETCH_PERCENTILES = (1.0, 99.0)
 GAMMA = 0.7
-"""Lifts leaves, which are dark in visible light, above black."""
+"""Exponent of the display. It makes leaves, which are dark in visible light, brighter."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tile: original and reconstruction (C, H, W), reflectance, and its leaf mask (H, W)."""
+    """A tile and its reconstruction."""
 
     key: str
     original: NDArray[np.float32]
+    """Reflectance (C, H, W)."""
     reconstruction: NDArray[np.float32]
+    """Reflectance (C, H, W)."""
     leaf_mask: NDArray[np.bool_]
+    """Leaf mask (H, W)."""
 
     @classmethod
-    def of_tensors(cls, key: str, original: Any, reconstruction: Any, leaf_mask: Any) -> Example:
-        """From torch tensors on any device."""
+    def from_tensors(cls, key: str, original: Any, reconstruction: Any, leaf_mask: Any) -> Example:
+        """Convert torch tensors on any device."""
         return cls(key, original.cpu().numpy(), reconstruction.float().cpu().numpy(), leaf_mask.cpu().numpy())
 
     @property
     def images(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Original and reconstruction."""
+        """Original and reconstruction, (C, H, W) each."""
         return self.original, self.reconstruction
 
     def rmse(self) -> NDArray[np.float64]:
-        """Root mean squared error over bands at each leaf pixel, NaN elsewhere, (H, W)."""
+        """Return the root mean squared error over bands of each leaf pixel, (H, W), NaN elsewhere."""
         error = np.sqrt(np.mean(np.square(self.reconstruction - self.original), axis=0, dtype=np.float64))
         return np.where(self.leaf_mask, error, np.nan)
 
 
 @dataclass(frozen=True)
 class Composite:
-    """A picture of three bands. True colour shares one stretch over its bands, so that leaves are green."""
+    """A picture of three bands."""
 
     name: str
-    channels: tuple[int, int, int]
+    band_indices: tuple[int, int, int]
+    """Indices of the bands for red, green and blue."""
     shared_stretch: bool
+    """True if the three bands share one stretch. True colour does, so that leaves are green."""
 
     def draw(self, example: Example, reconstructed: bool) -> Picture:
-        """(H, W, 3) in 0..1, stretched by the original alone, so that both sides compare.
+        """Return the picture, (H, W, 3) from 0 to 1.
 
-        A reconstruction is shown on the leaf alone: nothing was learned of the rest.
+        The original alone sets the stretch, so that original and reconstruction can be compared. A reconstruction is
+        shown inside the leaf mask only, because the model is not trained on the background.
         """
-        original = np.stack([example.original[channel] for channel in self.channels], axis=-1)
+        original = np.stack([example.original[channel] for channel in self.band_indices], axis=-1)
         original = np.where(np.isfinite(original), original, np.nan)
         axis = None if self.shared_stretch else (0, 1)
         low, high = np.nanpercentile(original, STRETCH_PERCENTILES, axis=axis)
-        source = example.reconstruction[list(self.channels)].transpose(1, 2, 0) if reconstructed else original
+        source = example.reconstruction[list(self.band_indices)].transpose(1, 2, 0) if reconstructed else original
         picture: Picture = np.clip((source - low) / np.maximum(high - low, 1e-6), 0, 1).astype(np.float64) ** GAMMA
         if reconstructed:
             picture[~example.leaf_mask] = 1.0
@@ -68,14 +74,14 @@ class Composite:
 def normalised_difference(
     image_CHW: NDArray[np.float32], first: int, second: int, leaf_HW: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """(a - b) / (a + b) on the leaf, NaN elsewhere and where it is noise, (H, W)."""
+    """Return (a - b) / (a + b) of two bands, (H, W); NaN outside the leaf, and where a + b is so small as noise."""
     a, b = (image_CHW[channel].astype(np.float64).clip(min=0) for channel in (first, second))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(leaf_HW & (a + b >= MIN_INDEX_SUM), (a - b) / (a + b), np.nan)
 
 
 def composites(bands: Bands) -> list[Composite]:
-    """The pictures that the bands allow: true colour and colour infrared, else the first bands."""
+    """Return true colour and colour infrared if the bands allow them, else a composite of the first bands."""
     found = []
     if bands.has("red", "green", "blue"):
         found.append(Composite("true colour", _indices(bands, ("red", "green", "blue")), shared_stretch=True))

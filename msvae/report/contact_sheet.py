@@ -1,4 +1,4 @@
-"""Many tiles on one picture: a composite of three bands each, its leaf outlined, key and coverage below."""
+"""A contact sheet: one picture of many tiles with leaf outline, key and coverage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msvae.bands import Bands
 from msvae.report.composites import GAMMA, STRETCH_PERCENTILES, Composite, composites
 
 LabelledTile = tuple[str, NDArray[np.float32], NDArray[np.bool_]]
-"""Key, reflectance (C, H, W), leaf mask (H, W)."""
+"""Key, reflectance (C, H, W) and leaf mask (H, W) of a tile."""
 
 TILE_SIDE = 192
 GAP, LABEL_HEIGHT, TITLE_HEIGHT, FONT_SIZE = 12, 44, 44, 12
@@ -24,28 +24,31 @@ INK, FAINT_INK, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A tile as large as it is shown: three bands (H, W, 3), reflectance, and leaf mask (H, W)."""
+    """A tile, resized for display."""
 
     key: str
     coverage: float
+    """Share of leaf pixels."""
     colour: NDArray[np.float32]
+    """Reflectance of three bands, (H, W, 3)."""
     leaf_mask: NDArray[np.bool_]
+    """Leaf mask (H, W)."""
 
     @classmethod
-    def of_tile(cls, tile: LabelledTile, composite: Composite) -> Thumbnail:
-        """Small tiles keep their pixels, large ones are averaged."""
+    def from_tile(cls, tile: LabelledTile, composite: Composite) -> Thumbnail:
+        """Resize a tile: pixels of small tiles are repeated, those of large tiles are averaged."""
         key, reflectance, leaf_mask = tile
         size, enlarges = (TILE_SIDE, TILE_SIDE), leaf_mask.shape[0] < TILE_SIDE
         how = Image.Resampling.NEAREST if enlarges else Image.Resampling.BOX
         channels = [
             np.asarray(Image.fromarray(np.ascontiguousarray(reflectance[channel], np.float32)).resize(size, how))
-            for channel in composite.channels
+            for channel in composite.band_indices
         ]
         leaf = np.asarray(Image.fromarray(leaf_mask).resize(size, Image.Resampling.NEAREST))
         return cls(key, float(leaf_mask.mean()), np.stack(channels, axis=-1), leaf)
 
     def draw(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Image.Image:
-        """The picture, its channels stretched from low to high, its leaf outlined."""
+        """Return the picture with the leaf outline, its three bands stretched from low to high."""
         colour = (self.colour - low) / np.maximum(high - low, 1e-6)
         colour = np.nan_to_num(colour, nan=1.0, posinf=1.0, neginf=0.0)
         pixels = (np.clip(colour, 0, 1) ** GAMMA * 255).round().astype(np.uint8)
@@ -54,12 +57,12 @@ class Thumbnail:
 
 
 def contact_sheet(sections: Sequence[tuple[str, Iterable[LabelledTile]]], bands: Bands, columns: int = 6) -> bytes:
-    """A PNG with a heading and a grid of tiles for each section. The same tiles give the same bytes.
+    """Return a PNG file with a heading and a grid of tiles per section. Equal tiles result in equal bytes.
 
-    One stretch serves all tiles, so that they compare.
+    All tiles share one stretch, so that they can be compared.
     """
     composite = composites(bands)[0]
-    grids = [(title, [Thumbnail.of_tile(tile, composite) for tile in tiles]) for title, tiles in sections]
+    grids = [(title, [Thumbnail.from_tile(tile, composite) for tile in tiles]) for title, tiles in sections]
     low, high = _stretch([thumbnail for _, grid in grids for thumbnail in grid], composite)
     row_height = TILE_SIDE + LABEL_HEIGHT
     heights = [TITLE_HEIGHT + -(-len(grid) // columns) * row_height for _, grid in grids]
@@ -80,7 +83,7 @@ def contact_sheet(sections: Sequence[tuple[str, Iterable[LabelledTile]]], bands:
 
 
 def _stretch(thumbnails: Sequence[Thumbnail], composite: Composite) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Low and high of each channel; true colour shares one, so that leaves are green."""
+    """Return the low and the high end of the stretch of each band; true colour has one stretch for all bands."""
     pixels_P3 = np.concatenate([thumbnail.colour.reshape(-1, 3) for thumbnail in thumbnails])
     is_finite_P3 = np.isfinite(pixels_P3)
     if not is_finite_P3.all():
@@ -92,7 +95,7 @@ def _stretch(thumbnails: Sequence[Thumbnail], composite: Composite) -> tuple[NDA
 
 
 def _edge(leaf: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Leaf pixels with a neighbour that is not; the border of the tile is no edge."""
+    """Return True for leaf pixels next to background. The border of the tile is no leaf edge."""
     padded = np.pad(leaf, 1, mode="edge")
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     edge: NDArray[np.bool_] = leaf & ~inside

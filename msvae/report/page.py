@@ -1,4 +1,4 @@
-"""A report: one HTML file that holds its pictures, refers to nothing outside itself, and prints well."""
+"""A report page: one HTML file that contains its pictures, loads nothing from outside, and prints well."""
 
 from __future__ import annotations
 
@@ -15,42 +15,48 @@ PICTURE_DPI = 110
 
 @dataclass(frozen=True)
 class Cell:
-    """A word or number, and what is said below it in small."""
+    """A cell of a table."""
 
     text: str
     small: str = ""
+    """Small print below the text."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below headings. The first row can be stressed: it is what the report is about."""
+    """Rows of cells below headings."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    stresses_first_row: bool = False
+    highlight_first_row: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence that says what to see, then a picture with the name of its file, or a table."""
+    """A section of the page: heading, caption, and a figure or a table."""
 
     heading: str
     caption: str
     content: Figure | Table
-    name: str = ""
+    file_stem: str = ""
+    """Name of the file of a figure, without `.png`."""
 
 
-def write_report(
+def write_page(
     path: Path,
     *,
     title: str,
-    verdict: str,
+    summary: str,
     cautions: Sequence[str],
     sections: Sequence[Section],
     facts: Mapping[str, str],
     facts_heading: str,
 ) -> None:
-    """Write the report, and its pictures into `pictures/` beside it."""
+    """Write the page, and its pictures also as files into the folder `pictures/` next to it.
+
+    Args: file to write; title; text of the first paragraph; warnings below it; sections; names and values of the list
+        at the end, and its heading.
+    """
     pictures = path.parent / "pictures"
     pictures.mkdir(exist_ok=True)
     environment = Environment(
@@ -58,9 +64,9 @@ def write_report(
     )
     page = environment.get_template("page.html.j2").render(
         title=title,
-        verdict=verdict,
+        summary=summary,
         cautions=cautions,
-        sections=[(s, _picture(s, pictures) if isinstance(s.content, Figure) else None) for s in sections],
+        sections=[(s, _save_picture(s, pictures) if isinstance(s.content, Figure) else None) for s in sections],
         facts=facts,
         facts_heading=facts_heading,
     )
@@ -68,12 +74,12 @@ def write_report(
 
 
 def data_uri(png: Path) -> str:
-    """A PNG file as a `data:` address."""
+    """Return a PNG file as a `data:` URI."""
     return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
-def _picture(section: Section, folder: Path) -> str:
+def _save_picture(section: Section, folder: Path) -> str:
     assert isinstance(section.content, Figure)
-    png = folder / f"{section.name}.png"
+    png = folder / f"{section.file_stem}.png"
     section.content.savefig(png, dpi=PICTURE_DPI)
     return data_uri(png)

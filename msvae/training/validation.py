@@ -10,10 +10,10 @@ import numpy as np
 
 from msvae.config import Config
 from msvae.distributed.collectives import Ranks
-from msvae.evaluation.evaluator import Evaluator, by_model
-from msvae.metrics.accumulate import summarise
+from msvae.evaluation.evaluator import Evaluator, reconstruct_with
+from msvae.metrics.aggregate import summarise
 from msvae.model.saving import METRICS
-from msvae.report.distributions import bands_figure
+from msvae.report.charts import bands_figure
 from msvae.report.pictures import comparison_figure, index_figure, spectra_figure
 from msvae.shards.cache import cache_for
 from msvae.shards.reader import ShardReader
@@ -105,9 +105,9 @@ class Validation:
         return None if self._evaluator is None else self._evaluator.reader.manifest.digest()
 
     def _judge(self, evaluator: Evaluator, step: int) -> dict[str, Any]:
-        tally = evaluator.tally(self._model)
-        summary = summarise(evaluator.tile_sums(tally))
-        terms, band_weights = tally.join(self._ranks)
+        losses = evaluator.loss_sums(self._model)
+        summary = summarise(evaluator.tile_sums(losses))
+        terms, band_weights = losses.means(self._ranks)
         self._model.register_to_config(band_importance=band_weights)
         row = {
             "step": step,
@@ -127,7 +127,7 @@ class Validation:
     def _draw(self, evaluator: Evaluator, step: int, log: RunLog) -> None:
         num_tiles, bands = evaluator.reader.manifest.num_samples, evaluator.bands
         slots = np.unique(np.linspace(0, num_tiles - 1, NUM_PICTURES).astype(int)).tolist()
-        examples = evaluator.examples(by_model(self._model), slots)
+        examples = evaluator.examples(reconstruct_with(self._model), slots)
         figures = {
             "tiles": partial(comparison_figure, examples, bands),
             "leaf_spectra": partial(spectra_figure, examples, bands),

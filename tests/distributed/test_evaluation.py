@@ -1,4 +1,4 @@
-"""Whole evaluations of a trained model, by real processes; their report in a real browser; runs compared."""
+"""Evaluations of a trained model by real processes, their report in a real browser, and comparisons of runs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from msvae.evaluation.runs import read_runs
+from msvae.evaluation.compare import read_runs
 
 from ..conftest import ROOT, tiny_run
 from .browser import layout, print_pages
 
 TRAIN, EVALUATE, COMPARE = (ROOT / "train" / name for name in ("train.py", "evaluate.py", "compare.py"))
-RIVALS = {"untrained", "pca3", "mean_spectrum", "pca_latent", "jpeg_xl", "jpeg_2000"}
+BASELINES = {"untrained", "pca3", "mean_spectrum", "pca_latent", "jpeg_xl", "jpeg_2000"}
 
 
 @pytest.fixture(scope="module")
 def shards(leaf_images, tmp_path_factory) -> Path:
-    """Tiles large enough for a codec to have room beside its headers."""
+    """Tiles that are large enough for the headers of a codec."""
     from msvae.packing.options import PackOptions
     from msvae.packing.pack import pack
 
-    out = tmp_path_factory.mktemp("judged") / "shards"
+    out = tmp_path_factory.mktemp("evaluated") / "shards"
     pack([leaf_images], out, PackOptions(tile_px=48, tiles_per_shard=5))
     return out
 
@@ -43,8 +43,8 @@ def run(launch, shards, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(launch, shards, run, tmp_path_factory) -> Path:
-    """The training split by one process: it has several batches."""
+def report(launch, shards, run, tmp_path_factory) -> Path:
+    """Evaluation of the training split, which has several batches, by one process."""
     return evaluation(launch, run / "model", shards / "train", tmp_path_factory.mktemp("reports") / "one", 1)
 
 
@@ -60,27 +60,27 @@ def read(out: Path) -> dict:
 
 
 def check_same(found: Path, expected: Path) -> None:
-    """Not only to 1e-9: every digit."""
+    """Compare every digit."""
     assert read(found) == read(expected)
     for table in ("tiles.csv", "images.csv", "groups.csv"):
         assert (found / table).read_bytes() == (expected / table).read_bytes()
 
 
-def test_numbers_are_the_same_on_one_and_two_ranks(launch, shards, run, judged, tmp_path):
-    check_same(evaluation(launch, run / "model", shards / "train", tmp_path / "two", 2), judged)
+def test_numbers_are_the_same_on_one_and_two_ranks(launch, shards, run, report, tmp_path):
+    check_same(evaluation(launch, run / "model", shards / "train", tmp_path / "two", 2), report)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [3, 5])
-def test_numbers_are_the_same_on_any_number_of_ranks(launch, shards, run, judged, tmp_path, processes):
+def test_numbers_are_the_same_on_any_number_of_ranks(launch, shards, run, report, tmp_path, processes):
     """Five ranks are more than there are batches."""
-    check_same(evaluation(launch, run / "model", shards / "train", tmp_path / "many", processes), judged)
+    check_same(evaluation(launch, run / "model", shards / "train", tmp_path / "many", processes), report)
 
 
-def test_every_reconstruction_has_its_numbers_and_intervals(judged):
-    metrics = read(judged)
-    assert metrics["baselines"].keys() == RIVALS
-    assert metrics["differences"].keys() == RIVALS
+def test_every_reconstruction_has_its_metrics_and_intervals(report):
+    metrics = read(report)
+    assert metrics["baselines"].keys() == BASELINES
+    assert metrics["differences"].keys() == BASELINES
     assert metrics["judged"]["interval_unit"] == "image"
     for numbers in (metrics["model"], *metrics["baselines"].values()):
         assert len(numbers["rmse_per_band"]) == len(numbers["bias_per_band"]) == 5
@@ -89,7 +89,7 @@ def test_every_reconstruction_has_its_numbers_and_intervals(judged):
             values, pairs = (numbers[name], ends) if isinstance(numbers[name], list) else ([numbers[name]], [ends])
             for value, (low, high) in zip(values, pairs, strict=True):
                 assert low <= high
-                # percentiles of a resample hold what was measured, save for the skew of a few images
+                # the percentiles of the resamples contain the metric, except for the skew of a few images
                 assert low - 0.5 * (high - low) - 1e-9 <= value <= high + 0.5 * (high - low) + 1e-9, name
     latent, rate = metrics["latent"], metrics["rate"]
     assert len(latent["mean_per_channel"]) == rate["values_per_block"] == 16
@@ -99,21 +99,21 @@ def test_every_reconstruction_has_its_numbers_and_intervals(judged):
         assert 0 < metrics["baselines"][codec]["bits_per_value"] <= rate["bits_per_value"]
 
 
-def test_rivals_stand_where_they_must(judged):
-    """On the training tiles, of which they hold the moments."""
-    rivals = read(judged)["baselines"]
-    psnr_db = {name: numbers["psnr_db"] for name, numbers in rivals.items()}
+def test_baselines_are_in_the_expected_order(report):
+    """The tiles are the training tiles, from which the baselines were computed."""
+    baselines = read(report)["baselines"]
+    psnr_db = {name: numbers["psnr_db"] for name, numbers in baselines.items()}
     assert psnr_db["pca3"] > psnr_db["mean_spectrum"]
     assert psnr_db["pca_latent"] > psnr_db["mean_spectrum"]
-    assert abs(sum(rivals["mean_spectrum"]["bias_per_band"])) < 1e-6
-    assert rivals["pca_latent"]["fitted_on_judged"] is False
-    assert rivals["mean_spectrum"]["bits_per_value"] == 0
+    assert abs(sum(baselines["mean_spectrum"]["bias_per_band"])) < 1e-6
+    assert baselines["pca_latent"]["fitted_on_judged"] is False
+    assert baselines["mean_spectrum"]["bits_per_value"] == 0
 
 
-def test_tables_list_every_image_and_tile_worst_first(judged):
-    metrics = read(judged)
+def test_tables_list_every_image_and_tile_with_the_largest_error_first(report):
+    metrics = read(report)
     for name, count in (("tiles", metrics["model"]["num_tiles"]), ("images", metrics["judged"]["num_images"])):
-        with (judged / f"{name}.csv").open() as file:
+        with (report / f"{name}.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == count
         rmse = [float(row["rmse"]) for row in rows]
@@ -124,8 +124,8 @@ def test_tables_list_every_image_and_tile_worst_first(judged):
         assert mean_square**0.5 == pytest.approx(metrics["model"]["rmse"], rel=1e-12)
 
 
-def test_latents_lose_nothing_as_float16(shards, run):
-    """The bits are counted so, the numbers measured in float32."""
+def test_float16_latents_change_psnr_by_less_than_0_001_db(shards, run):
+    """The size of latents is that of float16, but the metrics are measured with float32."""
     from msvae import AutoencoderKLMultispectralAdapter
     from msvae.evaluation.evaluator import Evaluator
     from msvae.shards.reader import ShardReader
@@ -143,33 +143,33 @@ def test_latents_lose_nothing_as_float16(shards, run):
 
 
 @pytest.mark.parametrize("width_px", [1400, 400])
-def test_report_fits_a_screen_and_a_phone_and_asks_nothing_of_the_net(judged, tmp_path, width_px):
-    seen = layout(judged / "report.html", tmp_path, width_px)
+def test_report_fits_a_screen_and_a_phone_and_loads_nothing_from_the_net(report, tmp_path, width_px):
+    seen = layout(report / "report.html", tmp_path, width_px)
     assert seen["width"] == width_px
-    assert seen["scroll_width"] <= width_px, "nothing runs out to the right"
+    assert seen["scroll_width"] <= width_px, "nothing is wider than the page"
     assert seen["broken_pictures"] == 0
     assert seen["pictures"] == 5
     assert seen["requests"] == []
-    assert "http" not in (judged / "report.html").read_text()
+    assert "http" not in (report / "report.html").read_text()
 
 
-def test_report_prints(judged, tmp_path):
-    assert 2 <= print_pages(judged / "report.html", tmp_path) <= 8
+def test_report_prints_on_a_few_pages(report, tmp_path):
+    assert 2 <= print_pages(report / "report.html", tmp_path) <= 8
 
 
-def test_runs_stand_side_by_side(launch, shards, run, judged, tmp_path):
+def test_comparison_shows_only_what_differs_between_runs(launch, shards, run, report, tmp_path):
     second = tmp_path / "second"
     overrides = {"train__max_steps": 4, "train__eval_every": 2, "optim__lr": 3e-3, "loss__sam_weight": 0.5}
     assert launch(TRAIN, *tiny_run(shards, second, **overrides), processes=1).returncode == 0
-    shutil.copytree(judged, run / "report", dirs_exist_ok=True)
+    shutil.copytree(report, run / "report", dirs_exist_ok=True)
     done = compare(run, second, "--out", tmp_path / "compared")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "compared" / "compare.html").read_text()
-    for words in ("optim.lr", "loss.sam_weight", f"{read(judged)['model']['psnr_db']:.2f}", "not evaluated"):
+    for words in ("optim.lr", "loss.sam_weight", f"{read(report)['model']['psnr_db']:.2f}", "not evaluated"):
         assert words in page
         assert words in done.stdout
-    assert "train.seed" not in page, "what is alike is not listed"
-    assert "compare PSNR, angle and indices, not the loss" in page
+    assert "train.seed" not in page, "equal settings are not listed"
+    assert "Compare PSNR, angle and indices, not the loss" in page
     seen = layout(tmp_path / "compared" / "compare.html", tmp_path, 400)
     assert seen["scroll_width"] <= 400
     assert seen["requests"] == []
@@ -179,18 +179,18 @@ def test_runs_stand_side_by_side(launch, shards, run, judged, tmp_path):
     ("folders", "message"),
     [
         (["RUN"], "got 1 run, expected two or more"),
-        (["RUN", "RUN"], "stands twice; name each run once"),
+        (["RUN", "RUN"], "is named twice; name each run once"),
         (["RUN", "RUN/model"], "is no run: it holds no config.yaml"),
         (["RUN", "nowhere"], "nowhere does not exist"),
         (["RUN", "s3://bucket/run"], "copy the run from its store first"),
     ],
 )
-def test_what_is_no_run_is_refused(run, folders, message):
+def test_a_folder_that_is_no_run_is_an_error(run, folders, message):
     with pytest.raises(ValueError, match=message):
         read_runs([folder.replace("RUN", str(run)) for folder in folders])
 
 
-def test_an_error_is_one_line_and_leaves_nothing(tmp_path):
+def test_an_error_is_one_line_and_leaves_no_folder(tmp_path):
     done = compare("nowhere", "elsewhere", "--out", tmp_path / "compared")
     assert done.returncode == 2
     assert done.stderr == "error: nowhere does not exist; name a folder that training wrote\n"
@@ -202,11 +202,11 @@ def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_split_without_training_tiles_beside_it_says_so(launch, shards, run, tmp_path):
+def test_report_warns_if_the_dataset_has_no_training_split(launch, shards, run, tmp_path):
     shutil.copytree(shards / "val", tmp_path / "alone" / "val")
     out = evaluation(launch, run / "model", tmp_path / "alone", tmp_path / "report", 1)
     assert read(out)["baselines"]["pca_latent"]["fitted_on_judged"] is True
-    assert "was fitted on the judged tiles themselves" in (out / "report.html").read_text()
+    assert "was fitted on the evaluated tiles" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

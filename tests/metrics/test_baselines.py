@@ -1,4 +1,4 @@
-"""What the model is compared with does what it says: components of blocks, and codecs at a rate."""
+"""Baselines of an evaluation: PCA of blocks, and image codecs at a given size."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from msvae.metrics.codecs import CODECS, HEADER_BYTES, at_rate
-from msvae.metrics.pca import BlockScatter, components, fill, from_blocks, through_components, to_blocks
+from msvae.metrics.codecs import CODECS, HEADER_BYTES, code_tile
+from msvae.metrics.pca import BlockScatter, fill_background, fit_blocks, from_blocks, project_blocks, to_blocks
 
 SIDE, BANDS = 4, 3
 MEAN = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
 
 
 def tiles(num_tiles: int = 6, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth tiles (N, 3, side, side) and leaf masks."""
+    """Return smooth tiles (N, 3, side, side) and leaf masks."""
     generator = torch.Generator().manual_seed(4)
     coarse = torch.rand(num_tiles, BANDS, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
@@ -23,24 +23,24 @@ def tiles(num_tiles: int = 6, side: int = 16) -> tuple[torch.Tensor, torch.Tenso
     return smooth * 0.5 + 0.01 * torch.randn(smooth.shape, generator=generator), leaf
 
 
-def fitted(parts: list[tuple[torch.Tensor, torch.Tensor]], num_kept: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of each part, as a rank has them, added and turned into components."""
+def fitted(parts: list[tuple[torch.Tensor, torch.Tensor]], num_components: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum each part as a rank does, add the sums, and fit the components."""
     scatters = [BlockScatter(BANDS * SIDE**2, SIDE, MEAN, torch.device("cpu")) for _ in parts]
     for scatter, (some, leaf) in zip(scatters, parts, strict=True):
         scatter.add(some, leaf)
     joined = {name: sum(scatter.sums[name] for scatter in scatters) for name in scatters[0].sums}
-    return components(joined, num_kept)
+    return fit_blocks(joined, num_components)
 
 
-def test_blocks_come_back_where_they_were():
+def test_from_blocks_inverts_to_blocks():
     some, _ = tiles()
     assert torch.equal(from_blocks(to_blocks(some, SIDE), BANDS, SIDE), some)
     assert torch.equal(to_blocks(some, SIDE)[1, 2, 3], some[1, :, 8:12, 12:16].flatten())
 
 
-def test_no_linear_code_of_that_many_numbers_is_better():
+def test_pca_of_blocks_is_the_best_linear_code_with_as_many_values():
     some, leaf = tiles()
-    recon = through_components(some, leaf, MEAN, *fitted([(some, leaf)], 5), SIDE)
+    recon = project_blocks(some, leaf, MEAN, *fitted([(some, leaf)], 5), SIDE)
     blocks = to_blocks(some.double(), SIDE).reshape(-1, BANDS * SIDE**2).numpy()
     centred = blocks - blocks.mean(axis=0)
     u, s, vt = np.linalg.svd(centred, full_matrices=False)
@@ -50,7 +50,7 @@ def test_no_linear_code_of_that_many_numbers_is_better():
     assert error == pytest.approx(np.square(best - blocks).sum(), rel=1e-4)
 
 
-def test_components_do_not_depend_on_how_tiles_are_split():
+def test_components_do_not_depend_on_how_tiles_are_split_over_ranks():
     some, leaf = tiles()
     leaf[2, :, :, :10] = False
     leaf[4] = False
@@ -68,9 +68,9 @@ def test_background_changes_no_component_and_no_leaf_pixel(junk):
     dirty = torch.where(leaf, some, junk)
     expected, found = (fitted([(x, leaf)], 5) for x in (some, dirty))
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    recons = [through_components(x, leaf, MEAN, *expected, SIDE) for x in (some, dirty)]
+    recons = [project_blocks(x, leaf, MEAN, *expected, SIDE) for x in (some, dirty)]
     assert torch.equal(*recons)
-    assert torch.equal(fill(dirty, leaf, MEAN)[0, :, 0, 0], MEAN)
+    assert torch.equal(fill_background(dirty, leaf, MEAN)[0, :, 0, 0], MEAN)
 
 
 def leaf_like(side: int = 64) -> np.ndarray:
@@ -82,36 +82,36 @@ def leaf_like(side: int = 64) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("max_bytes", [700, 1000, 2500, 9000])
-def test_a_codec_never_takes_more_bytes_than_allowed_and_few_less(name, max_bytes):
+def test_a_codec_uses_nearly_all_of_the_allowed_bytes_and_never_more(name, max_bytes):
     tile = leaf_like()
-    coded = at_rate(tile, max_bytes, CODECS[name])
+    coded = code_tile(tile, max_bytes, CODECS[name])
     assert coded is not None
     assert 0.93 * max_bytes <= coded.num_bytes <= max_bytes
     assert coded.reflectance.shape == tile.shape
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_more_bytes_bring_a_smaller_error(name):
+def test_more_bytes_reduce_the_error(name):
     tile = leaf_like()
-    errors = [np.square(at_rate(tile, n, CODECS[name]).reflectance - tile).mean() for n in (700, 2500, 9000)]
+    errors = [np.square(code_tile(tile, n, CODECS[name]).reflectance - tile).mean() for n in (700, 2500, 9000)]
     assert errors[0] > 1.5 * errors[1] > 3 * errors[2]
     assert errors[2] < 1e-4**2 * 400
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_tile_that_cannot_be_so_small_is_none(name):
-    assert at_rate(leaf_like(), 90, CODECS[name]) is None
-    assert at_rate(leaf_like(), HEADER_BYTES, CODECS[name]) is None
+def test_a_tile_that_does_not_fit_is_none(name):
+    assert code_tile(leaf_like(), 90, CODECS[name]) is None
+    assert code_tile(leaf_like(), HEADER_BYTES, CODECS[name]) is None
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_tile_of_one_value_comes_back(name):
-    coded = at_rate(np.full((2, 32, 32), 0.25), 600, CODECS[name])
+def test_a_tile_of_one_value_is_decoded_exactly(name):
+    coded = code_tile(np.full((2, 32, 32), 0.25), 600, CODECS[name])
     assert np.abs(coded.reflectance - 0.25).max() < 1e-6
 
 
-def test_bytes_are_those_of_the_files_and_what_they_hold():
-    """Another decoder, another way: JPEG XL's own, on codes that were written here."""
+def test_counted_bytes_are_the_codes_from_which_the_tile_is_decoded():
+    """The test decodes the recorded codes of JPEG XL itself."""
     tile = leaf_like()
     written: list[bytes] = []
     codec = CODECS["jpeg_xl"]
@@ -120,7 +120,7 @@ def test_bytes_are_those_of_the_files_and_what_they_hold():
         written.append(codec.encode(grey, quality))
         return written[-1]
 
-    coded = at_rate(tile, 2500, codec._replace(encode=encode))
+    coded = code_tile(tile, 2500, codec._replace(encode=encode))
     tries = [written[i : i + BANDS] for i in range(0, len(written), BANDS)]
     (chosen,) = [codes for codes in tries if sum(map(len, codes)) == coded.num_bytes - HEADER_BYTES]
     low, high = np.float32(tile.min()), np.float32(tile.max())

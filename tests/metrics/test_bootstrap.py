@@ -1,16 +1,16 @@
-"""How sure a number is said to be."""
+"""Bootstrap intervals of metrics."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from msvae.metrics.aggregate import measures
+from msvae.metrics.aggregate import compute_metrics
 from msvae.metrics.bootstrap import NUM_RESAMPLES, interval, intervals, resample
 
 
 def images(squared_errors: np.ndarray, pixels: float = 100.0) -> dict[str, np.ndarray]:
-    """Images of one band: mean squared error each."""
+    """Sums of images with one band and the given mean squared errors."""
     num = len(squared_errors)
     return {
         "num_pixels": np.full(num, pixels),
@@ -20,38 +20,38 @@ def images(squared_errors: np.ndarray, pixels: float = 100.0) -> dict[str, np.nd
     }
 
 
-def test_identical_images_leave_no_doubt():
-    ends = intervals(measures(resample(images(np.full(7, 0.01)))))
+def test_identical_images_have_an_interval_of_width_zero():
+    ends = intervals(compute_metrics(resample(images(np.full(7, 0.01)))))
     assert ends["rmse"] == pytest.approx([0.1, 0.1])
     assert ends["psnr_db"] == pytest.approx([20, 20])
     assert ends["angle_deg"].tolist() == [2, 2]
 
 
-def test_two_images_can_only_be_drawn_in_three_ways():
-    found = measures(resample(images(np.array([0.01, 0.04]))))["rmse"]
+def test_two_images_have_three_distinct_resamples():
+    found = compute_metrics(resample(images(np.array([0.01, 0.04]))))["rmse"]
     ways, times = np.unique(found.round(9), return_counts=True)
     assert ways == pytest.approx([0.1, np.sqrt(0.025), 0.2])
     assert times / NUM_RESAMPLES == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
 
 
-def test_draws_are_the_same_every_time_and_for_every_reconstruction():
+def test_resamples_are_the_same_every_time_and_for_every_reconstruction():
     good, bad = images(np.linspace(0.01, 0.02, 9)), images(np.linspace(0.02, 0.04, 9))
-    first, again = (measures(resample(good))["rmse"] for _ in range(2))
+    first, again = (compute_metrics(resample(good))["rmse"] for _ in range(2))
     assert np.array_equal(first, again)
-    # twice the squared error on every image: the difference is as sure as can be, however images differ
-    ratio = measures(resample(bad))["rmse"] / first
+    # every image has twice the squared error: the ratio is certain, however much the images differ
+    ratio = compute_metrics(resample(bad))["rmse"] / first
     assert interval(ratio) == pytest.approx([np.sqrt(2)] * 2)
 
 
-def test_images_count_by_their_leaf_pixels():
+def test_images_are_weighted_by_their_leaf_pixels():
     sums = images(np.array([0.01, 0.04]))
     sums["num_pixels"] = np.array([300.0, 100.0])
     sums["squared_error"] = np.array([[3.0], [4.0]])
-    found = measures(resample(sums))["rmse"]
+    found = compute_metrics(resample(sums))["rmse"]
     assert np.unique(found.round(9)) == pytest.approx([0.1, np.sqrt(7 / 400), 0.2])
 
 
-def test_interval_holds_the_truth_as_often_as_it_says():
+def test_interval_contains_the_true_value_in_95_percent_of_the_cases():
     generator = np.random.default_rng(5)
     truth, held, repeats, num_images = 1.0, 0, 300, 60
     for _ in range(repeats):
@@ -61,7 +61,7 @@ def test_interval_holds_the_truth_as_often_as_it_says():
     assert 0.91 <= held / repeats <= 0.98
 
 
-def test_what_no_resample_measures_has_no_interval():
+def test_a_metric_without_a_value_in_any_resample_has_no_interval():
     assert np.isnan(interval(np.full((50, 2), np.nan))).all()
     half = np.where(np.arange(50) % 2, 1.0, np.nan)
     assert interval(half).tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""Known answers: every number of a report from cases that can be worked out by hand."""
+"""Every metric of a report, for cases whose result can be computed by hand."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import pytest
 import torch
 
 from msvae.bands import Bands
-from msvae.metrics.aggregate import measures, spectrum_sums
-from msvae.metrics.brightness import DecileOf, brightness_counts
-from msvae.metrics.detail import EDGE_PX, SID_FLOOR, detail_sums, edge_band, information_divergence
+from msvae.metrics.aggregate import compute_metrics, mean_spectrum_sums
+from msvae.metrics.detail import EDGE_PX, SID_FLOOR, detail_sums, information_divergence, is_edge
 from msvae.metrics.histograms import (
     ANGLE_EDGES_DEG,
     ERROR_EDGES,
+    BrightnessDeciles,
     angle_counts,
+    brightness_counts,
     error_counts,
     quantile,
 )
-from msvae.metrics.latents import latent_numbers, latent_sums
-from msvae.metrics.spectral import spectral_sums
-from msvae.metrics.structure import ssim_sums
-from msvae.metrics.tile_sums import LeafPixels
+from msvae.metrics.latents import latent_statistics, latent_sums
+from msvae.metrics.tile_sums import LeafPixels, spectral_sums, ssim_sums
 
 BANDS = Bands()
 BLUE, GREEN, RED, RED_EDGE, NIR = range(5)
@@ -30,7 +29,7 @@ LEAF_SPECTRUM = (0.05, 0.10, 0.05, 0.25, 0.45)
 
 
 def flat(num_tiles: int = 1, side: int = 8) -> torch.Tensor:
-    """Tiles of one leaf spectrum."""
+    """Return tiles with the same leaf spectrum in every pixel."""
     return torch.tensor(LEAF_SPECTRUM, dtype=torch.float64)[None, :, None, None].repeat(num_tiles, 1, side, side)
 
 
@@ -39,23 +38,25 @@ def everywhere(tiles: torch.Tensor) -> torch.Tensor:
 
 
 def sums_of(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) -> dict[str, np.ndarray]:
-    pixels = LeafPixels.of(recon, target, leaf)
-    decile_of = DecileOf(brightness_counts(pixels.brightness, pixels.leaf).numpy())
+    pixels = LeafPixels.from_tensors(recon, target, leaf)
+    deciles = BrightnessDeciles(brightness_counts(pixels.brightness, pixels.leaf).numpy())
     sums = {
         **spectral_sums(pixels, BANDS),
         **ssim_sums(pixels, [1.0] * 5),
-        **detail_sums(pixels, leaf, BANDS, decile_of),
+        **detail_sums(pixels, leaf, BANDS, deciles),
         "angle_counts": angle_counts(pixels),
     }
     return {name: column.numpy() for name, column in sums.items()}
 
 
 def numbers_of(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) -> dict[str, np.ndarray]:
-    """Of one tile, or of several as one."""
-    return measures({name: column.sum(axis=0, keepdims=True) for name, column in sums_of(recon, target, leaf).items()})
+    """Return the metrics of all tiles together."""
+    return compute_metrics(
+        {name: column.sum(axis=0, keepdims=True) for name, column in sums_of(recon, target, leaf).items()}
+    )
 
 
-def test_error_of_one_band_has_its_exact_numbers():
+def test_metrics_of_an_error_in_one_band_are_exact():
     target = flat()
     recon = target.clone()
     recon[:, GREEN, :4] += 0.02
@@ -71,7 +72,7 @@ def test_error_of_one_band_has_its_exact_numbers():
     assert numbers["rmse"][0] == pytest.approx(math.sqrt(mse / 5))
 
 
-def test_vegetation_indices_have_their_exact_errors_and_biases():
+def test_errors_and_biases_of_vegetation_indices_are_exact():
     target = flat()
     recon = target.clone()
     recon[:, NIR, :, :2] = 0.50  # a quarter of the leaf
@@ -87,7 +88,7 @@ def test_vegetation_indices_have_their_exact_errors_and_biases():
     assert numbers["ndre_bias"][0] == pytest.approx(sum(ndre) / 4)
 
 
-def test_errors_of_both_signs_cancel_in_a_bias_alone():
+def test_errors_of_both_signs_cancel_only_in_the_bias():
     target = flat()
     recon = target.clone()
     recon[:, RED, :4] += 0.01
@@ -99,20 +100,20 @@ def test_errors_of_both_signs_cancel_in_a_bias_alone():
     assert numbers["bias_per_band"][0, RED] == pytest.approx(0, abs=1e-15)
 
 
-def test_ratio_to_a_red_edge_without_light_does_not_explode():
+def test_cire_stays_finite_for_a_red_edge_reflectance_below_zero():
     target = flat()
     recon = target.clone()
     recon[:, RED_EDGE] = -0.3
     assert numbers_of(recon, target, everywhere(target))["cire_mae"][0] == pytest.approx(0.45 / 0.01 - 0.45 / 0.25)
 
 
-def test_information_divergence_of_two_bands_is_worked_out_by_hand():
+def test_information_divergence_of_two_bands_equals_the_result_by_hand():
     u, v = torch.tensor([0.2, 0.2]), torch.tensor([0.1, 0.3])  # p = (1/2, 1/2), q = (1/4, 3/4)
     divergence = information_divergence(u.double()[None, :, None, None], v.double()[None, :, None, None])
     assert divergence.item() == pytest.approx(0.25 * math.log(3), rel=1e-7)
 
 
-def test_information_divergence_sees_shape_alone_and_takes_negative_values_for_the_floor():
+def test_information_divergence_depends_on_shape_only_and_replaces_negative_values_by_the_floor():
     spectrum = flat()
     assert information_divergence(3 * spectrum, spectrum).abs().max() < 1e-12
     below, floor = spectrum.clone(), spectrum.clone()
@@ -121,16 +122,16 @@ def test_information_divergence_sees_shape_alone_and_takes_negative_values_for_t
     assert information_divergence(below, spectrum).isfinite().all()
 
 
-def test_edge_band_is_leaf_beside_background_and_a_tiles_border_is_none():
+def test_leaf_edge_is_next_to_background_and_the_border_of_a_tile_is_no_leaf_edge():
     leaf = torch.zeros(1, 1, 24, 24, dtype=torch.bool)
     leaf[..., 10:] = True
-    edge = edge_band(leaf)[0]
+    edge = is_edge(leaf)[0]
     assert edge[:, 10 : 10 + EDGE_PX].all()
     assert edge.sum() == 24 * EDGE_PX
-    assert not edge_band(torch.ones_like(leaf)).any()
+    assert not is_edge(torch.ones_like(leaf)).any()
 
 
-def test_edge_and_interior_have_their_own_errors():
+def test_edge_and_interior_have_separate_errors():
     target = flat(side=24)
     leaf = everywhere(target)
     leaf[..., :10] = False
@@ -152,19 +153,19 @@ def test_deciles_of_brightness_hold_a_tenth_of_the_leaf_each():
     recon[:, :, 3] += 0.03  # the fourth tenth
     sums = sums_of(recon, target, everywhere(target))
     assert sums["decile_pixels"].tolist() == [[10] * 10]
-    rmse = measures(sums)["rmse_per_decile"][0]
+    rmse = compute_metrics(sums)["rmse_per_decile"][0]
     assert rmse == pytest.approx([0, 0, 0, 0.03, 0, 0, 0, 0, 0, 0], abs=1e-12)
 
 
-def test_pixels_of_one_brightness_stay_together():
+def test_pixels_of_equal_brightness_are_in_one_decile():
     target = flat()
     assert sums_of(target, target, everywhere(target))["decile_pixels"].tolist() == [[0] * 5 + [64] + [0] * 4]
 
 
-def test_decile_edges_are_those_of_the_counted_brightness():
+def test_decile_edges_equal_the_quantiles_of_brightness():
     brightness = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5
     leaf = torch.ones_like(brightness, dtype=torch.bool)
-    edges = DecileOf(brightness_counts(brightness, leaf).numpy()).edges
+    edges = BrightnessDeciles(brightness_counts(brightness, leaf).numpy()).edges
     np.testing.assert_allclose(edges, np.quantile(brightness.numpy(), np.arange(0.1, 1, 0.1)), atol=2e-4)
 
 
@@ -176,7 +177,7 @@ def test_percentiles_of_the_angle_are_within_one_percent():
         assert quantile(counts, ANGLE_EDGES_DEG, share) == pytest.approx(np.quantile(angles, share), rel=0.01)
 
 
-def test_median_and_95th_percentile_are_those_of_the_leaf():
+def test_median_and_95th_percentile_of_the_angle_are_within_one_percent():
     target = flat(side=10)
     turned = torch.tensor(np.deg2rad(np.arange(1, 101) * 0.3), dtype=torch.float64).reshape(10, 10)
     direction = torch.tensor(LEAF_SPECTRUM, dtype=torch.float64)
@@ -189,32 +190,32 @@ def test_median_and_95th_percentile_are_those_of_the_leaf():
     assert numbers["angle_p95_deg"][0] == pytest.approx(28.5, rel=0.01)
 
 
-def test_errors_are_counted_in_their_bins_and_large_ones_in_the_last():
+def test_errors_are_counted_in_their_bins_and_large_errors_in_the_outermost():
     target = flat(side=4)
     recon = target.clone()
     recon[:, RED] += 0.0105
     recon[:, NIR] -= 5.0
-    counts = error_counts(LeafPixels.of(recon, target, everywhere(target)))
+    counts = error_counts(LeafPixels.from_tensors(recon, target, everywhere(target)))
     assert counts.sum(dim=1).tolist() == [16] * 5
     middle = int(np.searchsorted(ERROR_EDGES, 0.0105)) - 1
     assert counts[RED, middle] == 16
     assert counts[NIR, 0] == 16
 
 
-def test_mean_spectrum_of_each_image_is_judged_for_itself():
+def test_mean_spectrum_is_compared_per_image():
     target = flat(num_tiles=2)
     recon = target + torch.tensor([0.1, -0.1], dtype=torch.float64)[:, None, None, None]
     leaf = everywhere(target)
     leaf[1, :, :, 4:] = False
     sums = sums_of(recon, target, leaf)
-    joined = {name: column.sum(axis=0, keepdims=True) for name, column in {**sums, **spectrum_sums(sums)}.items()}
-    numbers = measures(joined)
+    joined = {name: column.sum(axis=0, keepdims=True) for name, column in {**sums, **mean_spectrum_sums(sums)}.items()}
+    numbers = compute_metrics(joined)
     assert numbers["mean_spectrum_rmse"][0] == pytest.approx(0.1)
     assert numbers["bias_per_band"][0] == pytest.approx([0.1 / 3] * 5)
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -1e30])
-def test_background_changes_no_detail(junk):
+def test_background_changes_no_sum(junk):
     generator = torch.Generator().manual_seed(1)
     target = torch.rand(2, 5, 24, 24, generator=generator, dtype=torch.float64) * 0.5
     recon = target + 0.05 * torch.randn(target.shape, generator=generator, dtype=torch.float64)
@@ -224,15 +225,15 @@ def test_background_changes_no_detail(junk):
     found = sums_of(torch.where(leaf, recon, junk), torch.where(leaf, target, junk), leaf)
     for name, column in expected.items():
         np.testing.assert_array_equal(found[name], column, err_msg=name)
-    assert np.isnan(measures(found)["psnr_db"][1]), "a tile without leaf"
+    assert np.isnan(compute_metrics(found)["psnr_db"][1]), "a tile without leaf"
 
 
-def test_latents_count_by_the_leaf_share_of_their_cell():
+def test_latents_are_weighted_by_the_leaf_share_of_their_cell():
     mean = torch.tensor([[[[1.0, 3.0], [100.0, math.nan]]]], dtype=torch.float64)
     logvar = torch.zeros_like(mean)
     share = torch.tensor([[[1.0, 0.5], [0.0, 0.0]]])
     sums = {name: column.numpy() for name, column in latent_sums(mean, logvar, share).items()}
-    numbers = latent_numbers(sums)
+    numbers = latent_statistics(sums)
     middle = (1 + 0.5 * 3) / 1.5
     assert numbers["leaf_cells"] == 1.5
     assert numbers["mean_per_channel"] == pytest.approx([middle])

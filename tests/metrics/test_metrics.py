@@ -1,4 +1,4 @@
-"""Numbers of a split against references written pixel by pixel, and against scikit-image."""
+"""Metrics of a split compared with references written pixel by pixel, and with scikit-image."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from msvae.bands import Bands
-from msvae.metrics.accumulate import summarise
-from msvae.metrics.aggregate import measures
-from msvae.metrics.baselines import mean_spectrum, principal_components
-from msvae.metrics.spectral import spectral_sums
-from msvae.metrics.structure import ssim_sums
-from msvae.metrics.tile_sums import LeafPixels
+from msvae.metrics.aggregate import compute_metrics, summarise
+from msvae.metrics.pca import mean_spectrum, project_spectra
+from msvae.metrics.tile_sums import LeafPixels, spectral_sums, ssim_sums
 
 BANDS = Bands()
 
 
 def tiles(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Target, reconstruction (3, 5, 24, 24) and leaf mask (3, 1, 24, 24)."""
+    """Return target and reconstruction (3, 5, 24, 24), and leaf mask (3, 1, 24, 24)."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.rand(3, 5, 24, 24, generator=generator, dtype=torch.float64) * 0.5 + 0.02
     recon = target + 0.05 * torch.randn(target.shape, generator=generator, dtype=torch.float64)
@@ -32,12 +29,12 @@ def tiles(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def summary_of(target: torch.Tensor, recon: torch.Tensor, leaf: torch.Tensor, span: float = 1.0):
-    pixels = LeafPixels.of(recon, target, leaf)
+    pixels = LeafPixels.from_tensors(recon, target, leaf)
     sums = {**spectral_sums(pixels, BANDS), **ssim_sums(pixels, [span] * 5)}
     return summarise({name: column.numpy() for name, column in sums.items()})
 
 
-def test_numbers_equal_references_over_leaf_pixels():
+def test_metrics_equal_references_over_leaf_pixels():
     target, recon, leaf = tiles()
     chosen = leaf[:, 0].numpy()
     u, v = (np.moveaxis(t.numpy(), 1, -1)[chosen] for t in (recon, target))
@@ -69,7 +66,7 @@ def test_psnr_and_ssim_agree_with_scikit_image_on_full_leaves():
     assert summary.ssim == pytest.approx(np.mean(expected), rel=1e-9)
 
 
-def test_hand_made_case_has_its_exact_numbers():
+def test_metrics_of_a_simple_case_are_exact():
     target = torch.full((1, 5, 8, 8), 0.2, dtype=torch.float64)
     recon = target.clone()
     recon[:, 4] = 0.3
@@ -83,14 +80,14 @@ def test_hand_made_case_has_its_exact_numbers():
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, 1e30, 65535.0])
-def test_background_changes_no_number(junk):
+def test_background_changes_no_metric(junk):
     target, recon, leaf = tiles()
-    leaf[2, :, :, 10:] = True  # windows inside the leaf stand in one row with background
+    leaf[2, :, :, 10:] = True  # windows inside the leaf share rows with background
     expected = summary_of(target, recon, leaf)
     assert summary_of(torch.where(leaf, target, junk), torch.where(leaf, recon, junk), leaf) == expected
 
 
-def test_ssim_counts_the_windows_that_lie_inside_the_leaf():
+def test_ssim_uses_only_windows_inside_the_leaf():
     target, recon, leaf = tiles()
     leaf[:] = False
     leaf[1, :, :, 10:] = True
@@ -104,22 +101,22 @@ def test_a_split_without_leaf_is_an_error():
         summary_of(target, recon, torch.zeros(3, 1, 24, 24, dtype=torch.bool))
 
 
-def test_tiles_are_ranked_by_their_own_error():
+def test_every_tile_has_its_own_error():
     target, recon, leaf = tiles()
-    sums = spectral_sums(LeafPixels.of(recon, target, leaf), BANDS)
-    rmse = measures({name: column.numpy() for name, column in sums.items()})["rmse"]
+    sums = spectral_sums(LeafPixels.from_tensors(recon, target, leaf), BANDS)
+    rmse = compute_metrics({name: column.numpy() for name, column in sums.items()})["rmse"]
     error = (recon - target).numpy()[1][:, leaf[1, 0].numpy()]
     assert rmse[1] == pytest.approx(np.sqrt((error**2).mean()))
     assert np.isnan(rmse[2]), "a tile without leaf has no error"
 
 
-def test_baselines_are_the_best_of_their_kind_on_the_data_they_are_fitted_to():
+def test_pca_of_spectra_equals_the_svd_and_the_mean_spectrum_is_everywhere():
     target, _, _ = tiles()
     pixels = np.moveaxis(target.numpy(), 1, -1).reshape(-1, 5)
     mean, covariance = pixels.mean(axis=0), np.cov(pixels.T, bias=True)
     u, s, vt = np.linalg.svd(pixels - mean, full_matrices=False)
     best = (u[:, :3] * s[:3]) @ vt[:3] + mean
-    recon = principal_components(target, mean.tolist(), covariance.tolist())
+    recon = project_spectra(target, mean.tolist(), covariance.tolist())
     np.testing.assert_allclose(np.moveaxis(recon.numpy(), 1, -1).reshape(-1, 5), best, atol=1e-10)
     everywhere = mean_spectrum(target, mean.tolist())
     np.testing.assert_allclose(np.moveaxis(everywhere.numpy(), 1, -1).reshape(-1, 5), np.tile(mean, (len(pixels), 1)))
@@ -129,7 +126,7 @@ def test_bands_without_near_infrared_have_no_ndvi():
     bands = Bands.of_wavelengths((475.0, 550.0, 660.0))
     target = torch.rand(1, 3, 8, 8)
     leaf = torch.ones(1, 1, 8, 8, dtype=torch.bool)
-    pixels = LeafPixels.of(target, target, leaf)
+    pixels = LeafPixels.from_tensors(target, target, leaf)
     sums = {**spectral_sums(pixels, bands), **ssim_sums(pixels, [1.0] * 3)}
     summary = summarise({name: column.numpy() for name, column in sums.items()})
     assert summary.ndvi_mae is None

@@ -1,4 +1,4 @@
-"""Agreement with other libraries where they measure the same: over whole tiles."""
+"""Metrics of whole tiles compared with torchmetrics and scikit-image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import torchmetrics.functional as functional
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from msvae.bands import Bands
-from msvae.metrics.aggregate import measures
-from msvae.metrics.brightness import DecileOf, brightness_counts
+from msvae.metrics.aggregate import compute_metrics
 from msvae.metrics.detail import detail_sums
-from msvae.metrics.spectral import spectral_sums
-from msvae.metrics.structure import ssim_sums
-from msvae.metrics.tile_sums import LeafPixels
+from msvae.metrics.histograms import BrightnessDeciles, brightness_counts
+from msvae.metrics.tile_sums import LeafPixels, spectral_sums, ssim_sums
 
 SPAN = (0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -30,20 +28,20 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 def numbers(pair) -> dict[str, np.ndarray]:
     target, recon = pair
     leaf = torch.ones_like(target[:, :1], dtype=torch.bool)
-    pixels = LeafPixels.of(recon, target, leaf)
-    decile_of = DecileOf(brightness_counts(pixels.brightness, pixels.leaf).numpy())
+    pixels = LeafPixels.from_tensors(recon, target, leaf)
+    deciles = BrightnessDeciles(brightness_counts(pixels.brightness, pixels.leaf).numpy())
     sums = {
         **spectral_sums(pixels, Bands()),
         **ssim_sums(pixels, SPAN),
-        **detail_sums(pixels, leaf, Bands(), decile_of),
+        **detail_sums(pixels, leaf, Bands(), deciles),
     }
-    return measures({name: column.numpy().sum(axis=0, keepdims=True) for name, column in sums.items()})
+    return compute_metrics({name: column.numpy().sum(axis=0, keepdims=True) for name, column in sums.items()})
 
 
-def test_torchmetrics_agrees(pair, numbers):
+def test_metrics_equal_those_of_torchmetrics(pair, numbers):
     target, recon = pair
     psnr = functional.image.peak_signal_noise_ratio(recon, target, data_range=1.0)
-    assert numbers["psnr_db"][0] == pytest.approx(psnr.item(), rel=1e-6)  # it keeps the peak in float32
+    assert numbers["psnr_db"][0] == pytest.approx(psnr.item(), rel=1e-6)  # torchmetrics keeps the peak in float32
     angle = functional.image.spectral_angle_mapper(recon, target)
     assert numbers["angle_deg"][0] == pytest.approx(np.degrees(angle.item()), rel=1e-9)
     for band in range(5):
@@ -55,7 +53,7 @@ def test_torchmetrics_agrees(pair, numbers):
         assert numbers["rmse_per_band"][0, band] == pytest.approx(rmse.item(), rel=1e-12)
 
 
-def test_scikit_image_agrees(pair, numbers):
+def test_metrics_equal_those_of_scikit_image(pair, numbers):
     target, recon = (tiles.numpy() for tiles in pair)
     for band, span in enumerate(SPAN):
         u, v = target[:, band], recon[:, band]

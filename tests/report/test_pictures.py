@@ -1,4 +1,4 @@
-"""Figures show what the metrics judge."""
+"""Figures show the same pixels that the metrics use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def test_leaf_spectra_are_those_of_finite_leaf_pixels(bad):
     leaf = rng.random((8, 8)) < 0.5
     leaf[3, 3], leaf[0, 0] = True, False
     original[2, 3, 3] = original[:, 0, 0] = bad
-    judged = [(row, col) for row in range(8) for col in range(8) if leaf[row, col] and (row, col) != (3, 3)]
+    used = [(row, col) for row in range(8) for col in range(8) if leaf[row, col] and (row, col) != (3, 3)]
     figure = spectra_figure([Example("a", original, recon, leaf)], Bands())
     for line, image in zip(figure.axes[0].lines, (original, recon), strict=True):
-        mean = [np.mean([float(image[band, row, col]) for row, col in judged]) for band in range(5)]
+        mean = [np.mean([float(image[band, row, col]) for row, col in used]) for band in range(5)]
         np.testing.assert_allclose(line.get_ydata(), mean, rtol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msvae.cli import app
-from msvae.evaluation.baselines import training_split
+from msvae.evaluation.baselines import find_training_split
 from msvae.shards.manifest import Manifest
 from msvae.shards.reader import ShardReader
 from msvae.shards.splits import tile_origins
@@ -51,6 +51,6 @@ def test_tars_on_s3_are_indexed_into_a_local_folder(place, leaf_shards, tmp_path
 def test_images_of_tiles_on_s3_are_those_of_the_folder(place, leaf_shards):
     near, far = (tile_origins(ShardReader(f"{where}/val")) for where in (leaf_shards, place))
     assert far == near
-    assert training_split(f"{place}/val") == f"{place}/train"
-    assert training_split(f"{place}/val/") == f"{place}/train"
-    assert training_split(f"{place}") is None
+    assert find_training_split(f"{place}/val") == f"{place}/train"
+    assert find_training_split(f"{place}/val/") == f"{place}/train"
+    assert find_training_split(f"{place}") is None

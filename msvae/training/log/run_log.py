@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from msvae.losses.coverage import NUM_BINS
-from msvae.report.distributions import coverage_figure
+from msvae.report.charts import coverage_figure
 from msvae.runs import METRICS, VALIDATION, JsonLines, whole_lines
 from msvae.training.log.board import Board
 from msvae.training.log.screen import Screen
