@@ -7,9 +7,9 @@ from msvae.evaluation.compare import compare
 
 
 def main() -> None:
-    """Read the arguments, compare; an error is one line and exit code 2."""
-    parser = argparse.ArgumentParser(description="Write compare.html of runs side by side, and show their numbers.")
-    parser.add_argument("runs", nargs="+", help="folders that train/train.py wrote")
+    """Read the arguments and compare the runs. An error is printed as one line, with exit code 2."""
+    parser = argparse.ArgumentParser(description="Print the metrics of runs side by side and write compare.html.")
+    parser.add_argument("runs", nargs="+", help="folders that train/train.py wrote, two or more")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
     try:

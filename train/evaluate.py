@@ -1,4 +1,4 @@
-"""Judge a model: accelerate launch train/evaluate.py --model DIR --data DIR --out DIR."""
+"""Evaluate a model: accelerate launch train/evaluate.py --model DIR --data DIR --out DIR."""
 
 import argparse
 from pathlib import Path
@@ -9,10 +9,10 @@ from msvae.evaluation.evaluate import evaluate
 
 
 def main() -> None:
-    """Read the arguments, join the other ranks, evaluate."""
-    parser = argparse.ArgumentParser(description="Write metrics.json and report.html of a model on a split.")
-    parser.add_argument("--model", type=Path, required=True, help="a saved model, such as RUN/best")
-    parser.add_argument("--data", required=True, help="a split, or a data set with test/ or val/; folder or URL")
+    """Read the arguments, join the other ranks and evaluate."""
+    parser = argparse.ArgumentParser(description="Evaluate a model on a split and write metrics.json and report.html.")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a saved model, such as RUN/best")
+    parser.add_argument("--data", required=True, help="folder or URL of a split, or of a dataset with test/ or val/")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
     check_writable(arguments.out)

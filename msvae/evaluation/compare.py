@@ -236,8 +236,8 @@ def _panels(runs: Sequence[Run]) -> dict[str, dict[str, Line]]:
     lines = {"training loss": {run.name: line(run.steps, "loss") for run in runs}}
     lines["validation loss"] = {run.name: line(run.validation, "loss") for run in runs}
     lines |= {label: {run.name: line(run.validation, key) for run in runs} for key, label in PANELS.items()}
-    found = {label: {name: own for name, own in by_run.items() if own is not None} for label, by_run in lines.items()}
-    return {label: by_run for label, by_run in found.items() if by_run}
+    logged = {label: {name: own for name, own in by_run.items() if own is not None} for label, by_run in lines.items()}
+    return {label: by_run for label, by_run in logged.items() if by_run}
 
 
 def _summary(runs: Sequence[Run]) -> str:
@@ -255,14 +255,14 @@ def _summary(runs: Sequence[Run]) -> str:
 
 def _cautions(runs: Sequence[Run], differences: Mapping[str, Any]) -> list[str]:
     """Return the reasons why numbers of the runs cannot be compared."""
-    found = []
+    warnings = []
     if len({run.card[VALIDATION_DIGEST] for run in runs if VALIDATION_DIGEST in run.card}) > 1:
-        found.append("The runs were validated on different tiles. Their validation metrics cannot be compared.")
+        warnings.append("The runs were validated on different tiles. Their validation metrics cannot be compared.")
     if len({run.report["judged"]["manifest_digest"] for run in runs if run.report}) > 1:
-        found.append("The models were evaluated on different tiles. Their evaluations cannot be compared.")
+        warnings.append("The models were evaluated on different tiles. Their evaluations cannot be compared.")
     if any(key.startswith("loss.") for key in differences):
-        found.append("The runs weight the loss terms differently. Compare PSNR, angle and indices, not the loss.")
-    return found
+        warnings.append("The runs weight the loss terms differently. Compare PSNR, angle and indices, not the loss.")
+    return warnings
 
 
 def _print(tables: Mapping[str, Table], cautions: Sequence[str]) -> None:

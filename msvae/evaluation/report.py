@@ -91,18 +91,19 @@ def write_report(
 
 
 def _main_section(metrics: Mapping[str, Any]) -> Section:
-    judged = metrics["judged"]
-    units = counted(judged["num_drawn"], judged["interval_unit"])
+    evaluated = metrics["judged"]
+    units = counted(evaluated["num_drawn"], evaluated["interval_unit"])
     intervals = (
-        f"The small print below a number is its 95 % confidence interval, from {judged['num_resamples']:,} bootstrap "
-        f"resamples of {units}. "
+        f"The small print below a number is its 95 % confidence interval, from {evaluated['num_resamples']:,} "
+        f"bootstrap resamples of {units}."
         if metrics["model"]["intervals"]
         else ""
     )
     caption = (
         "All numbers are computed on leaf pixels only. ↑: higher is better. ↓: lower is better. PSNR is computed for "
         "a peak reflectance of 1. The spectral angle is the angle between the original and the reconstructed spectrum "
-        f"of a pixel. {intervals}A value is the reflectance of one pixel in one band."
+        "of a pixel. SSIM is the structural similarity, at most 1. NDVI error is the mean absolute error of the NDVI. "
+        f"A value is the reflectance of one pixel in one band. {intervals}"
     )
     return Section("Quality of the reconstructions", caption, _metrics_table(metrics, MAIN_COLUMNS, explain=True))
 
@@ -260,10 +261,10 @@ def _latent_section(latent: Mapping[str, Any], rate: Mapping[str, Any]) -> Secti
     caption = (
         f"The model represents {side} x {side} pixels by {counted(rate['values_per_block'], 'value')}, one per "
         f"channel. A tile, with its background, needs {latent_bytes:,} bytes as float16 latents and {stored_bytes:,} "
-        f"bytes in uncompressed shards: {rate['ratio_float16']:.3g} times less, or "
-        f"{rate['ratio_float32']:.3g} times less as float32. {latent['active_channels']} of "
-        f"{counted(len(latent['mean_per_channel']), 'channel')} carry "
-        "information about the leaf. The statistics are weighted by the leaf share of each latent cell."
+        f"bytes in uncompressed shards: {rate['ratio_float16']:.3g} times fewer, or {rate['ratio_float32']:.3g} times "
+        f"fewer as float32. {latent['active_channels']} of {counted(len(latent['mean_per_channel']), 'channel')} "
+        "carry information about the leaf. The statistics are weighted by the leaf share of each latent cell. KL is "
+        "the divergence of the posterior from the standard normal distribution."
     )
     channels = zip(*(latent[name] for name, _ in LATENT_COLUMNS), strict=True)
     rows = [[Cell(f"channel {i}"), *(Cell(f"{value:.3f}") for value in values)] for i, values in enumerate(channels)]
@@ -290,14 +291,14 @@ def _format(row: Row) -> list[Cell]:
 
 
 def _facts(evaluator: Evaluator, metrics: Mapping[str, Any], run: Path) -> dict[str, str]:
-    manifest, judged = evaluator.reader.manifest, metrics["judged"]
+    manifest, evaluated = evaluator.reader.manifest, metrics["judged"]
     model = metrics["model"]
     card = json.loads((run / RUN_CARD).read_text()) if (run / RUN_CARD).is_file() else {}
     versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES)
     return {
-        "model": judged["model"],
-        "split": f"{judged['split']}: {counted(model['num_tiles'], 'tile')} of {manifest.tile_px} px from "
-        f"{counted(judged['num_images'], 'image')}, {counted(model['num_leaf_pixels'], 'leaf pixel')}",
+        "model": evaluated["model"],
+        "split": f"{evaluated['split']}: {counted(model['num_tiles'], 'tile')} of {manifest.tile_px} px from "
+        f"{counted(evaluated['num_images'], 'image')}, {counted(model['num_leaf_pixels'], 'leaf pixel')}",
         "bands": ", ".join(band_labels(evaluator.bands)),
         "manifest digest of this split": manifest.digest(),
         "versions for this evaluation": versions,

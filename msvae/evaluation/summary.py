@@ -36,7 +36,7 @@ FEW_UNITS = 10
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """Return three sentences: the quality, the baselines of the same size, and the simplest and most detailed ones."""
+    """Return a paragraph: the quality, the baselines of the same size, and the simplest and most detailed ones."""
     model, baselines = metrics["model"], metrics["baselines"]
     gain_db = model["psnr_db"] - baselines["untrained"]["psnr_db"]
     ends = model["intervals"].get("psnr_db")
@@ -52,36 +52,36 @@ def summary(metrics: Mapping[str, Any]) -> str:
 
 def cautions(metrics: Mapping[str, Any]) -> list[str]:
     """Return the reasons why the numbers are less reliable than they look."""
-    judged, baselines = metrics["judged"], metrics["baselines"]
-    kind, num_units = judged["interval_unit"], judged["num_drawn"]
-    found = []
-    if Path(judged["split"]).name == "train":
-        found.append("The model was trained on these tiles. On other leaves, its errors will be larger.")
+    evaluated, baselines = metrics["judged"], metrics["baselines"]
+    kind, num_units = evaluated["interval_unit"], evaluated["num_drawn"]
+    warnings = []
+    if Path(evaluated["split"]).name == "train":
+        warnings.append("The model was trained on these tiles. On other leaves, its errors will be larger.")
     if num_units == 1:
-        found.append("Only one tile was evaluated, so there are no confidence intervals.")
+        warnings.append("Only one tile was evaluated, so there are no confidence intervals.")
     elif num_units < FEW_UNITS:
-        found.append(
+        warnings.append(
             f"Only {counted(num_units, kind)} were evaluated. The numbers are uncertain, and intervals from so few "
             f"{kind}s are too narrow."
         )
     if kind != "image" and num_units > 1:
-        found.append(
+        warnings.append(
             f"All tiles are from one image, so the intervals were computed by resampling its {kind}s. They say "
             "nothing about other images."
         )
     if baselines.get("pca_latent", {}).get("fitted_on_judged"):
-        found.append(
+        warnings.append(
             "The dataset has no training split with the same bands and tile size, so PCA of blocks was fitted on the "
             "evaluated tiles. Its numbers are therefore too good."
         )
     for name in ("jpeg_xl", "jpeg_2000"):
         if num_missing := baselines[name]["tiles_that_do_not_fit"]:
-            found.append(
+            warnings.append(
                 f"{LABELS[name]} cannot store {num_missing:,} of {counted(metrics['model']['num_tiles'], 'tile')} in "
                 "so few bytes, because of the size of its headers. These tiles count as the mean leaf spectrum, and "
                 f"the summary does not mention {LABELS[name]}."
             )
-    return found
+    return warnings
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -138,14 +138,14 @@ def _compare_extremes(model: Mapping[str, Any], mean: Mapping[str, Any], pca3: M
     gain_db = model["psnr_db"] - mean["psnr_db"]
     better = "no better" if gain_db <= 0 else "hardly better" if gain_db < CLEAR_GAIN_DB else "better"
     versus_mean = (
-        f"It is {better} than the mean leaf spectrum in every pixel ({_quality(mean)}), which shows no difference "
-        "between leaf tissues"
+        f"It is {better} than the mean leaf spectrum in every pixel ({_quality(mean)}), which contains no "
+        "spatial detail."
     )
     if pca3 is None:
-        return f"{versus_mean}."
+        return versus_mean
     above = "above" if model["psnr_db"] > pca3["psnr_db"] else "below"
     return (
-        f"{versus_mean}; its PSNR is {above} that of three principal components per pixel ({_quality(pca3)}), which "
+        f"{versus_mean} Its PSNR is {above} that of three principal components per pixel ({_quality(pca3)}), which "
         "keep all spatial detail at many times the size."
     )
 

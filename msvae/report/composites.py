@@ -60,7 +60,7 @@ class Composite:
         The original alone sets the stretch, so that original and reconstruction can be compared. A reconstruction is
         shown inside the leaf mask only, because the model is not trained on the background.
         """
-        original = np.stack([example.original[channel] for channel in self.band_indices], axis=-1)
+        original = np.stack([example.original[band] for band in self.band_indices], axis=-1)
         original = np.where(np.isfinite(original), original, np.nan)
         axis = None if self.shared_stretch else (0, 1)
         low, high = np.nanpercentile(original, STRETCH_PERCENTILES, axis=axis)
@@ -74,23 +74,25 @@ class Composite:
 def normalised_difference(
     image_CHW: NDArray[np.float32], first: int, second: int, leaf_HW: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Return (a - b) / (a + b) of two bands, (H, W); NaN outside the leaf, and where a + b is so small as noise."""
-    a, b = (image_CHW[channel].astype(np.float64).clip(min=0) for channel in (first, second))
+    """Return (a - b) / (a + b) of two bands, (H, W); NaN outside the leaf, and where a + b is too small."""
+    a, b = (image_CHW[band].astype(np.float64).clip(min=0) for band in (first, second))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(leaf_HW & (a + b >= MIN_INDEX_SUM), (a - b) / (a + b), np.nan)
 
 
 def composites(bands: Bands) -> list[Composite]:
     """Return true colour and colour infrared if the bands allow them, else a composite of the first bands."""
-    found = []
+    pictures = []
     if bands.has("red", "green", "blue"):
-        found.append(Composite("true colour", _indices(bands, ("red", "green", "blue")), shared_stretch=True))
+        pictures.append(Composite("true colour", _band_indices(bands, ("red", "green", "blue")), shared_stretch=True))
     if bands.has("nir", "red", "green"):
-        found.append(Composite("colour infrared", _indices(bands, ("nir", "red", "green")), shared_stretch=False))
+        pictures.append(
+            Composite("colour infrared", _band_indices(bands, ("nir", "red", "green")), shared_stretch=False)
+        )
     first, second, third = (min(i, len(bands) - 1) for i in range(3))
-    return found or [Composite("first bands", (first, second, third), shared_stretch=False)]
+    return pictures or [Composite("first bands", (first, second, third), shared_stretch=False)]
 
 
-def _indices(bands: Bands, roles: tuple[str, str, str]) -> tuple[int, int, int]:
+def _band_indices(bands: Bands, roles: tuple[str, str, str]) -> tuple[int, int, int]:
     first, second, third = (bands.index(role) for role in roles)
     return first, second, third

@@ -41,8 +41,8 @@ class Thumbnail:
         size, enlarges = (TILE_SIDE, TILE_SIDE), leaf_mask.shape[0] < TILE_SIDE
         how = Image.Resampling.NEAREST if enlarges else Image.Resampling.BOX
         channels = [
-            np.asarray(Image.fromarray(np.ascontiguousarray(reflectance[channel], np.float32)).resize(size, how))
-            for channel in composite.band_indices
+            np.asarray(Image.fromarray(np.ascontiguousarray(reflectance[band], np.float32)).resize(size, how))
+            for band in composite.band_indices
         ]
         leaf = np.asarray(Image.fromarray(leaf_mask).resize(size, Image.Resampling.NEAREST))
         return cls(key, float(leaf_mask.mean()), np.stack(channels, axis=-1), leaf)
@@ -104,7 +104,7 @@ def _edge(leaf: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _label(draw: ImageDraw.ImageDraw, left: int, top: int, key: str, coverage: str) -> None:
     font = ImageFont.load_default(FONT_SIZE)
-    while draw.textlength(key, font) > TILE_SIDE:  # the end of a key tells tiles of one image apart
+    while draw.textlength(key, font) > TILE_SIDE:  # tiles of one image differ in the end of their keys
         key = "…" + key.lstrip("…")[1:]
     draw.text((left, top), key, INK, font)
     draw.text((left, top + FONT_SIZE + 3), coverage, FAINT_INK, font)

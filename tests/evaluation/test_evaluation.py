@@ -89,8 +89,8 @@ def test_summary_calls_a_baseline_better_or_worse_only_if_the_interval_excludes_
         "better than PCA of blocks (28.00 dB), not clearly different from JPEG 2000 (29.90 dB), "
         "worse than JPEG XL (31.00 dB)"
     ) in text
-    assert "its PSNR is below that of three principal components" in text
-    assert text.count(". ") == 2, "three sentences"
+    assert "Its PSNR is below that of three principal components" in text
+    assert text.count(". ") == 3, "four sentences"
     assert cautions(metrics) == []
 
 
@@ -143,7 +143,7 @@ def test_metrics_that_few_bands_do_not_have_are_not_mentioned(metrics):
     del metrics["baselines"]["pca3"]
     text = summary(metrics)
     assert "a PSNR of 30.00 dB (95 % interval 29.00 to 31.00), 18.00 dB above" in text
-    assert text.endswith("(20.00 dB), which shows no difference between leaf tissues.")
+    assert text.endswith("(20.00 dB), which contains no spatial detail.")
     assert summary_lines(metrics)[1] == " after training: leaf PSNR 30.00 dB"
 
 
