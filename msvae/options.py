@@ -76,6 +76,8 @@ class Options(BaseModel):
                 expected = f"expected {context['expected'].replace(chr(39), '')}"
             case "greater_than_equal":
                 expected = f"expected {context['ge']:g} or more"
+            case "missing":
+                expected = "expected more values"
             case _:
                 expected = fault["msg"].replace("Input should be", "expected")
         return f"got {cls.option_name(field)} {cls._text(field, fault['input'])}, {expected}"

@@ -61,7 +61,7 @@ def group_names(sources: Sequence[ImageSource], group_by: str) -> list[str]:
     return names
 
 
-def resolve_split_by(options: PackOptions, tiles: Sequence[Tile]) -> str:
+def _split_unit(options: PackOptions, tiles: Sequence[Tile]) -> str:
     """Return `group`, `image` or `block`; `auto` means `image` if at least three images have leaf."""
     if options.group_by is not None:
         return "group"
@@ -75,7 +75,7 @@ def split_tiles(tiles: Sequence[Tile], sources: Sequence[ImageSource], options: 
 
     Raises: ValueError if no training tile is left, or `group_by` does not match an image.
     """
-    split_by = resolve_split_by(options, tiles)
+    split_by = _split_unit(options, tiles)
     groups = _groups(tiles, sources, split_by, options)
     names, group_of_tile = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of_tile, minlength=len(names)).tolist()
@@ -165,11 +165,11 @@ def assign_splits(sizes: Sequence[int], shares: Sequence[float], *key: int) -> l
         missing[split] -= sizes[index]
         groups[split].append(index)
     for empty in (split for split in open_splits if not groups[split]):
-        giver = max(open_splits, key=lambda s: (len(groups[s]) > 1, -missing[s]))
-        if len(groups[giver]) < 2 and empty != TRAIN:
+        donor = max(open_splits, key=lambda s: (len(groups[s]) > 1, -missing[s]))
+        if len(groups[donor]) < 2 and empty != TRAIN:
             continue
-        smallest = groups[giver].pop()
-        missing[giver] += sizes[smallest]
+        smallest = groups[donor].pop()
+        missing[donor] += sizes[smallest]
         groups[empty].append(smallest)
     for split, members in groups.items():
         for index in members:

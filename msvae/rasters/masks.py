@@ -112,19 +112,19 @@ def stated_mask(image: Raster, expression: Expression | None, mask_files: str | 
 def no_mask_error(source: ImageSource) -> ValueError:
     """Return the error for an image in which nothing separates leaf from background."""
     return ValueError(
-        f"{source.path} has no leaf mask (no {source.stem}{MASK_ENDING}.png or .tif beside it, no nodata, no "
+        f"{source.path} has no leaf mask (no {source.stem}{MASK_ENDING}.png or .tif next to it, no nodata, no "
         f"mask band, no NaN); "
         "put a mask file there, or give --mask 'ndvi>0.10' or another index, or --nodata with the background value"
     )
 
 
 def find_mask_file(source: ImageSource, pattern: str | None) -> Path | None:
-    """Return the mask file of an image: by `pattern`, else the file beside the image, if there is one.
+    """Return the mask file of an image: by `pattern`, else the file next to the image, if there is one.
 
-    Raises: ValueError if no file matches the pattern, or the file beside the image has an unsupported type.
+    Raises: ValueError if no file matches the pattern, or the file next to the image has an unsupported type.
     """
     if pattern is None:
-        return _mask_beside(source)
+        return _mask_next_to(source)
     paths = mask_paths(source.path, source.stem, pattern)
     for file in paths:
         if file.is_file():
@@ -136,7 +136,7 @@ def find_mask_file(source: ImageSource, pattern: str | None) -> Path | None:
     )
 
 
-def _mask_beside(source: ImageSource) -> Path | None:
+def _mask_next_to(source: ImageSource) -> Path | None:
     for ending in MASK_FILE_ENDINGS:
         for file in source.masks:
             if file.suffix.lower() == ending:
@@ -144,7 +144,7 @@ def _mask_beside(source: ImageSource) -> Path | None:
     if source.masks:
         names = ", ".join(file.name for file in source.masks)
         raise ValueError(
-            f"{source.path} has {names} beside it, expected a mask that ends in {', '.join(MASK_FILE_ENDINGS)}; "
+            f"{source.path} has {names} next to it, expected a mask that ends in {', '.join(MASK_FILE_ENDINGS)}; "
             "save it as one of these, or rename it if it is not a mask"
         )
     return None

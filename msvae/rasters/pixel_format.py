@@ -48,9 +48,9 @@ class PixelFormat:
 
 
 def _linear(values: NDArray[Any], scale: Sequence[float], offset: Sequence[float]) -> NDArray[np.float64]:
-    one_a_band = (-1,) + (1,) * (values.ndim - 1)
-    result: NDArray[np.float64] = values * np.array(scale, np.float64).reshape(one_a_band)
-    result += np.array(offset, np.float64).reshape(one_a_band)
+    per_band = (-1,) + (1,) * (values.ndim - 1)
+    result: NDArray[np.float64] = values * np.array(scale, np.float64).reshape(per_band)
+    result += np.array(offset, np.float64).reshape(per_band)
     return result
 
 

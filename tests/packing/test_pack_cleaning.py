@@ -215,7 +215,7 @@ def test_survey_and_writing_see_the_same_mask(tmp_path, field, read_tars, monkey
         for sample in read_tars(tmp_path / "out" / "train").values()
     }
     assert len(written) > 20
-    assert written == {place: pixels for place, pixels in surveyed.items() if pixels}
+    assert written == {position: pixels for position, pixels in surveyed.items() if pixels}
 
 
 @pytest.mark.parametrize("pattern", ["{stem}_leaf.tif", "masks/{stem}.png", "ABSOLUTE/{stem}.png"])

@@ -40,6 +40,7 @@ def refuse(images, out, match, **options):
         ({"split": (0.7, 0.2, 0.2)}, "add up to 1"),
         ({"split": (0, 0.5, 0.5)}, "the first above 0"),
         ({"split": (1.2, -0.1, -0.1)}, "three shares"),
+        ({"split": (0.7, 0.3)}, "--split 0.7 0.3, expected more values"),
         ({"split_by": "field"}, "expected auto, image or block"),
         ({"scale": 0.0}, "--scale 0, "),
         ({"scale": float("nan")}, "--scale nan"),
@@ -153,7 +154,7 @@ def test_missing_and_misfitting_masks_are_named(tmp_path, leaf_image, write_rast
     photo = leaf_image(tmp_path / "e.tif", mask=None, nodata=0)
     for ending in ("npy", "jpg"):
         (tmp_path / f"e_mask.{ending}").touch()
-    refuse([photo], out, "e.tif has e_mask.jpg, e_mask.npy beside it, expected a mask that ends in .png, .tif, .tiff")
+    refuse([photo], out, "e.tif has e_mask.jpg, e_mask.npy next to it, expected a mask that ends in .png, .tif, .tiff")
     broken = leaf_image(tmp_path / "d.tif", size_px=128)
     mask = tmp_path / "d_mask.png"
     mask.write_bytes(mask.read_bytes()[:1000])
@@ -163,13 +164,13 @@ def test_missing_and_misfitting_masks_are_named(tmp_path, leaf_image, write_rast
 def test_a_mask_on_another_grid_than_its_image_is_named(tmp_path, leaf_image, write_raster, on_earth):
     image = leaf_image(tmp_path / "a.tif", mask=None, **on_earth)
     south_up = Affine(0.02, 0, 578_000, 0, 0.02, 3_419_000 - 64 * 0.02)
-    for place, off in (
+    for georeference, off in (
         ({"transform": from_origin(578_000.06, 3_418_999.92, 0.02, 0.02)}, "off by 5.00 px"),
         ({"transform": from_origin(578_000, 3_419_000, 0.03, 0.03)}, "off by 32.00 px"),
         ({"transform": south_up}, "off by 64.00 px"),
         ({"crs": "EPSG:32644"}, "off by 0.00 px, EPSG:32644 and EPSG:32643"),
     ):
-        write_raster(tmp_path / "a_mask.tif", np.ones((1, 64, 64), np.uint8), None, **(on_earth | place))
+        write_raster(tmp_path / "a_mask.tif", np.ones((1, 64, 64), np.uint8), None, **(on_earth | georeference))
         refuse([image], tmp_path / "out", f"mask .*a_mask.tif is on another grid than .*a.tif .*{off}.*rio warp")
 
 

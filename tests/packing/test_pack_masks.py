@@ -147,13 +147,13 @@ def test_a_mask_less_than_half_a_pixel_off_or_without_georeference_is_used_uncha
 ):
     leaf = np.random.default_rng(8).random((16, 16)) < 0.5
     image = write_raster(tmp_path / "a.tif", np.ones((5, 16, 16), np.float32), **on_earth)
-    place = {
+    georeference = {
         "the same": on_earth,
         "0.4 px off": on_earth | {"transform": on_earth["transform"] @ Affine.translation(0.4, 0)},
         "no reference system": {"transform": on_earth["transform"]},
         "nothing": {},
     }[stated]
-    write_raster(tmp_path / "a_mask.tif", leaf[None].astype(np.uint8), None, **place)
+    write_raster(tmp_path / "a_mask.tif", leaf[None].astype(np.uint8), None, **georeference)
     pack([image], tmp_path / "out", PackOptions(**TRAIN_ONLY))
     np.testing.assert_array_equal(packed_mask(tmp_path, read_tars)[0], leaf)
 

@@ -40,8 +40,8 @@ def test_one_image_is_split_by_whole_blocks(tmp_path, leaf_image, read_tars):
     assert summary.split_by == "block"
     assert not any(a & b for a, b in pairwise([*blocks, blocks[0]]))
     assert [summary.tiles[split] for split in SPLITS] == pytest.approx([70, 15, 15], abs=4)
-    places = [tile for split in SPLITS for tile in tiles[split]]
-    assert len(set(places)) == len(places) == 100
+    all_tiles = [tile for split in SPLITS for tile in tiles[split]]
+    assert len(set(all_tiles)) == len(all_tiles) == 100
 
 
 @pytest.mark.parametrize("stride_px", [None, 8, 4])
@@ -56,8 +56,8 @@ def test_overlapping_tiles_are_split_in_the_same_shares(tmp_path, leaf_image, st
 def test_tiles_keep_the_order_of_their_source(tmp_path, leaf_image, read_tars):
     images = [leaf_image(tmp_path / f"leaf{i}.tif", seed=i) for i in range(2)]
     pack(images, tmp_path / "out", PackOptions(tile_px=16, block_tiles=1))
-    for places in sources_and_windows(read_tars, tmp_path / "out").values():
-        assert places == sorted(places)
+    for tiles in sources_and_windows(read_tars, tmp_path / "out").values():
+        assert tiles == sorted(tiles)
 
 
 def test_the_seed_determines_the_split(tmp_path, leaf_image, read_tars):
@@ -82,8 +82,8 @@ def test_groups_are_assigned_near_the_shares_and_no_split_is_empty():
     for _ in range(200):
         sizes = rng.integers(1, 20, rng.integers(1, 60)).tolist()
         shares = rng.dirichlet([2, 1, 1]).tolist()
-        dealt = np.array(assign_splits(sizes, shares, int(rng.integers(100))))
-        counts = np.bincount(dealt, weights=sizes, minlength=3)
+        assigned = np.array(assign_splits(sizes, shares, int(rng.integers(100))))
+        counts = np.bincount(assigned, weights=sizes, minlength=3)
         assert counts[0] > 0
         if len(sizes) >= 3:
             assert (counts > 0).all()
@@ -121,7 +121,7 @@ def test_tiles_of_different_splits_in_one_image_are_the_gap_apart(tmp_path, leaf
     summary = pack([image], tmp_path / "out", options)
     tiles = sources_and_windows(read_tars, tmp_path / "out")
     for one, other in ((one, other) for one in SPLITS for other in SPLITS if one < other):
-        first, second = (np.array([place[1:] for place in tiles[split]]) for split in (one, other))
+        first, second = (np.array([tile[1:] for tile in tiles[split]]) for split in (one, other))
         between_px = np.abs(first[:, None] - second[None]).max(axis=-1) - 16
         assert between_px.min() >= gap_px
     num_places = len(range(0, 256 - 15, stride)) ** 2

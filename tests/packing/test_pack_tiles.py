@@ -194,7 +194,7 @@ def test_progress_never_goes_back_and_ends_at_its_total(tmp_path, leaf_image):
     assert shares == sorted(shares) and seen[-1] == (32, 32) and len(seen) > 16
 
 
-@pytest.mark.skipif(not RICE.is_dir(), reason="the rice field is not beside this repository")
+@pytest.mark.skipif(not RICE.is_dir(), reason="the rice field is not next to this repository")
 def test_the_rice_field_packs_into_three_splits_without_a_shared_pixel(tmp_path, read_tars):
     options = PackOptions(
         band_files=RICE_BANDS, wavelengths_nm=(475, 560, 668, 717, 840), mask="ndvi>0.10", tile_px=128, gap_px=0
