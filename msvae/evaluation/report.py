@@ -100,10 +100,10 @@ def _main_section(metrics: Mapping[str, Any]) -> Section:
         else ""
     )
     caption = (
-        "All numbers are computed on leaf pixels only. ↑: higher is better. ↓: lower is better. PSNR is computed for "
-        "a peak reflectance of 1. The spectral angle is the angle between the original and the reconstructed spectrum "
-        "of a pixel. SSIM is the structural similarity, at most 1. NDVI error is the mean absolute error of the NDVI. "
-        f"A value is the reflectance of one pixel in one band. {intervals}"
+        "All numbers are computed on leaf pixels only. ↑: higher is better. ↓: lower is better. PSNR is the peak "
+        "signal-to-noise ratio for a peak reflectance of 1. The spectral angle is the angle between the original and "
+        "the reconstructed spectrum of a pixel. SSIM is the structural similarity, at most 1. NDVI error is the mean "
+        f"absolute error of the NDVI. A value is the reflectance of one pixel in one band. {intervals}"
     )
     return Section("Quality of the reconstructions", caption, _metrics_table(metrics, MAIN_COLUMNS, explain=True))
 
@@ -225,7 +225,7 @@ def _detail_sections(metrics: Mapping[str, Any], bands: Bands) -> Iterator[Secti
     )
     yield Section(
         "Metrics per band",
-        "These are the errors of the model. The bias is the mean of reconstruction minus original.",
+        "Metrics of the model in each band. The bias is the mean of reconstruction minus original.",
         Table(
             ["band", *(heading for _, heading, _ in BAND_COLUMNS)],
             [
@@ -261,10 +261,10 @@ def _latent_section(latent: Mapping[str, Any], rate: Mapping[str, Any]) -> Secti
     caption = (
         f"The model represents {side} x {side} pixels by {counted(rate['values_per_block'], 'value')}, one per "
         f"channel. A tile, with its background, needs {latent_bytes:,} bytes as float16 latents and {stored_bytes:,} "
-        f"bytes in uncompressed shards: {rate['ratio_float16']:.3g} times fewer, or {rate['ratio_float32']:.3g} times "
-        f"fewer as float32. {latent['active_channels']} of {counted(len(latent['mean_per_channel']), 'channel')} "
-        "carry information about the leaf. The statistics are weighted by the leaf share of each latent cell. KL is "
-        "the divergence of the posterior from the standard normal distribution."
+        f"bytes in uncompressed shards. The ratio is {rate['ratio_float16']:.3g}, or {rate['ratio_float32']:.3g} with "
+        f"float32 latents. {latent['active_channels']} of {counted(len(latent['mean_per_channel']), 'channel')} are "
+        "active: their values vary over the leaf. The statistics are weighted by the leaf share of each latent cell. "
+        "KL is the divergence of the posterior from the standard normal distribution."
     )
     channels = zip(*(latent[name] for name, _ in LATENT_COLUMNS), strict=True)
     rows = [[Cell(f"channel {i}"), *(Cell(f"{value:.3f}") for value in values)] for i, values in enumerate(channels)]

@@ -15,12 +15,12 @@ LABELS = {
     "jpeg_2000": "JPEG 2000",
     "pca3": "PCA of spectra",
     "mean_spectrum": "mean spectrum",
-    "untrained": "untrained",
+    "untrained": "untrained model",
 }
 """Names of the reconstructions in a report, in the order of the rows of its tables."""
 EXPLANATIONS = {
     "model": "the evaluated model",
-    "pca_latent": "blocks of pixels from as many principal components as the model has latent channels",
+    "pca_latent": "each block of pixels from as many principal components as the model has latent channels",
     "jpeg_xl": "each band as a 16-bit grey image, in as many bytes as the latents",
     "jpeg_2000": "each band as a 16-bit grey image, in as many bytes as the latents",
     "pca3": "each spectrum from 3 principal components; keeps every spatial detail",
@@ -41,10 +41,10 @@ def summary(metrics: Mapping[str, Any]) -> str:
     gain_db = model["psnr_db"] - baselines["untrained"]["psnr_db"]
     ends = model["intervals"].get("psnr_db")
     interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
-    angle = "" if model["angle_deg"] is None else f" and a mean spectral angle of {model['angle_deg']:.2f}°"
+    angle = "" if model["angle_deg"] is None else f"The mean spectral angle is {model['angle_deg']:.2f}°. "
     return (
-        f"The model reconstructs leaves with a PSNR of {model['psnr_db']:.2f} dB{interval}{angle}, "
-        f"{abs(gain_db):.2f} dB {'above' if gain_db > 0 else 'below'} the untrained model. "
+        f"The model reconstructs leaves with a PSNR of {model['psnr_db']:.2f} dB{interval}, {abs(gain_db):.2f} dB "
+        f"{'above' if gain_db > 0 else 'below'} the untrained model. {angle}"
         f"{_compare_same_size(metrics)} "
         f"{_compare_extremes(model, baselines['mean_spectrum'], baselines.get('pca3'))}"
     )
@@ -127,8 +127,8 @@ def _compare_same_size(metrics: Mapping[str, Any]) -> str:
     ]
     rate = metrics["rate"]
     return (
-        f"At the size of its latents ({rate['bits_per_value']:.2f} bits per value, {rate['ratio_float16']:.3g} times "
-        "smaller than uncompressed shards), "
+        f"Its latents need {rate['bits_per_value']:.2f} bits per value and are {rate['ratio_float16']:.3g} times "
+        "smaller than uncompressed shards. At this size, "
         f"{'it is ' + ', '.join(parts) if parts else 'no other method can store every tile'}."
     )
 

@@ -90,7 +90,7 @@ def test_summary_calls_a_baseline_better_or_worse_only_if_the_interval_excludes_
         "worse than JPEG XL (31.00 dB)"
     ) in text
     assert "Its PSNR is below that of three principal components" in text
-    assert text.count(". ") == 3, "four sentences"
+    assert text.count(". ") == 5, "six sentences"
     assert cautions(metrics) == []
 
 
@@ -125,7 +125,9 @@ def test_summary_leaves_out_a_codec_that_cannot_store_every_tile(metrics):
     assert "JPEG 2000" not in summary(metrics)
     metrics["baselines"]["jpeg_xl"]["tiles_that_do_not_fit"] = 40
     del metrics["baselines"]["pca_latent"]
-    assert "20 times smaller than uncompressed shards), no other method can store every tile." in summary(metrics)
+    assert "20 times smaller than uncompressed shards. At this size, no other method can store every tile." in summary(
+        metrics
+    )
     assert summary_lines(metrics)[2].strip() == "at equal size: no other method can store every tile"
 
 
