@@ -232,7 +232,7 @@ def tables(arguments: argparse.Namespace) -> Iterator[str]:
         schedule_rows(arguments),
     )
     yield table(
-        ["GPUs", "between failures", "best interval", "in steps", "lost", "lost, every 500 steps", "restarts alone"],
+        ["GPUs", "between failures", "best interval", "in steps", "lost", "lost, every 500 steps", "lost to restarts"],
         failure_rows(arguments),
     )
     yield table(

@@ -57,7 +57,6 @@ def collect_device(context: Context) -> OwnFacts:
         capability = torch.cuda.get_device_capability(device)
         facts |= {
             "name": torch.cuda.get_device_name(device),
-            "index": device.index,
             "free_bytes": free_bytes,
             "total_bytes": total_bytes,
             "cuda": str(torch.version.cuda),
