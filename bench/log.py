@@ -31,8 +31,8 @@ from msvae.report.pictures import comparison_figure
 from msvae.training.log.run_log import RunLog
 from msvae.training.optim import make_optimizer
 from msvae.training.pace import Pace
-from msvae.training.parallel.replicated import Replicated
-from msvae.training.step_row import optimizer_row, step_row
+from msvae.training.parallel.trained_weights import ReplicatedWeights
+from msvae.training.step import loss_row, optimizer_row
 
 TERMS = ("mse", "sam", "kl")
 
@@ -65,7 +65,7 @@ def distance(full: bool, device: torch.device) -> Callable[[], torch.Tensor]:
         model.freeze_backbone()
     model.to(device)
     optimizer = make_optimizer(model, OptimConfig())
-    return Replicated(join_ranks(), AutocastModel(model, "no"), optimizer, 1.0).squares_from_average
+    return ReplicatedWeights(join_ranks(), AutocastModel(model, "no"), optimizer, 1.0).squared_norms
 
 
 def row_and_line(log: RunLog, batch: int, device: torch.device) -> Callable[[], None]:
@@ -82,7 +82,7 @@ def row_and_line(log: RunLog, batch: int, device: torch.device) -> Callable[[], 
     def write() -> None:
         step = next(number)
         pace.add(counts)
-        rows = step_row(config, bands, totals, counts, 1), optimizer_row(config, 1.0, 1.0, torch.ones(2))
+        rows = loss_row(config, bands, totals, counts, 1), optimizer_row(config, 1.0, 1.0, torch.ones(2))
         log.step({"step": step, "epoch": 1.0, **rows[0], **rows[1], "skipped_steps": 0, **pace.row(step)})
 
     return write
@@ -107,7 +107,7 @@ def main() -> None:
     step_s = median_s(one_step(arguments, device), arguments.steps)
     distance_s = median_s(distance(arguments.full, device), arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
-        log = RunLog(Path(folder), -1, 10**9, judged=False)
+        log = RunLog(Path(folder), -1, 10**9, evaluated=False)
         row_s = median_s(row_and_line(log, arguments.batch, device), 200)
         log.close()
     picture_s = median_s(lambda: draw(arguments.px), 3)

@@ -14,7 +14,7 @@ from msvae.distributed.setup import join_ranks
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.training.optim import make_optimizer
-from msvae.training.parallel.replicated import Replicated
+from msvae.training.parallel.trained_weights import ReplicatedWeights
 from msvae.training.step import Stepper
 
 VARIANTS = ("eager", "channels-last", "checkpointing", "compiled", "output")
@@ -45,7 +45,7 @@ def make_step(
     if "compiled" in variants:
         model.compile()
     ranks, optimizer = join_ranks(), make_optimizer(model, config.optim)
-    trained = Replicated(ranks, AutocastModel(model, precision), optimizer, config.optim.max_grad_norm)
+    trained = ReplicatedWeights(ranks, AutocastModel(model, precision), optimizer, config.optim.max_grad_norm)
     stepper = Stepper(config, ranks, model.leaf_losses, trained, optimizer, precision)
     places = tuple(SampleRef(0, slot, slot) for slot in range(batch_size))
 

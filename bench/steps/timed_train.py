@@ -23,8 +23,8 @@ PARTS = {
     "model and gradients": ("stepper", "step"),
     "wait for data": ("", "_next"),
     "collectives beside the gradients'": ("ranks", "all_reduce_sums"),
-    "logging": ("", "_look_and_log"),
-    "checkpoint": ("", "_judge_and_save"),
+    "logging": ("", "_check_and_log"),
+    "checkpoint": ("", "_evaluate_and_save"),
     "snapshot": ("writer", "save"),
 }
 """What is timed: attributes of the trainer and their methods."""

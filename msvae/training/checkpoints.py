@@ -1,6 +1,7 @@
-"""Checkpoints on disk: tensors in safetensors, the rest in JSON, and checksums of both; whole or not there at all.
+"""Checkpoints on disk: tensors in safetensors, all other state in JSON, and checksums of both files.
 
-Everything random in a run is a function of (seed, step, sample), so no generator state needs keeping.
+A checkpoint appears complete or not at all. Everything random in a run is a function of (seed, step, sample), so that
+no state of a random generator is stored.
 """
 
 from __future__ import annotations
@@ -8,16 +9,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from crc32c import crc32c
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from msvae.files import move_folder
+from msvae.files import move_folder, write_text
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.versions import library_versions
 
@@ -26,11 +30,83 @@ TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json
 READ_BYTES = 2**24
 
 
-def write(out: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
-    """Write `out/checkpoints/step-…` under a temporary name, rename it, point `latest` at it, and tidy up.
+class CheckpointWriter:
+    """Writes checkpoints of the main process in a thread, while training continues.
 
-    Args: contiguous tensors on the CPU; `state["score"]`, the validation loss measured at this very step, or None.
-    Keeps: the newest `keep`, and the one of the lowest score.
+    The tensors are copied to buffers that are allocated once. The thread calls `on_written` after each checkpoint.
+    """
+
+    def __init__(self, out: Path, keep: int, on_written: Callable[[], None]) -> None:
+        self._out, self._keep, self._on_written = out, keep, on_written
+        self._buffers: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, tensors: Iterable[tuple[str, Tensor]], state: Mapping[str, Any]) -> float:
+        """Copy the tensors, start writing, and return before the checkpoint is written.
+
+        Returns: seconds for which this call waited for the previous checkpoint.
+        Raises: ValueError if the previous checkpoint could not be written.
+        """
+        start_s = time.monotonic()
+        self.finish()
+        waited_s = time.monotonic() - start_s
+        names, devices = [], set()
+        for name, tensor in tensors:
+            names.append(name)
+            devices.add(tensor.device)
+            if name not in self._buffers:
+                self._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name].copy_(tensor, non_blocking=True)
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        copies = {name: self._buffers[name] for name in names}
+        self._pending = self._thread.submit(self._write, step, copies, state)
+        return waited_s
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        write(self._out, step, tensors, state, self._keep)
+        self._on_written()
+
+    def check(self) -> None:
+        """Report that a checkpoint could not be written, so that the run stops before the next one is due.
+
+        Raises: ValueError if it could not be written.
+        """
+        if self._pending is not None and self._pending.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises: ValueError if it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"a checkpoint could not be written to {self._out / FOLDER}: {error}; earlier checkpoints are "
+                "complete. Free space, then run the same command again"
+            ) from error
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, and end the thread."""
+        try:
+            self.finish()
+        finally:
+            self._thread.shutdown()
+
+
+def write(out: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
+    """Write the checkpoint `out/checkpoints/step-…`, update `latest`, and remove old checkpoints.
+
+    The newest `keep` checkpoints and the one with the lowest score are kept.
+
+    Args: contiguous tensors on the CPU; `state["score"]` is the validation loss of this step, or None.
     """
     final = out / FOLDER / f"step-{step:08d}"
     for leftover in final.parent.glob(".*"):
@@ -42,64 +118,62 @@ def write(out: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[st
         (partial / STATE).write_text(
             json.dumps({"step": step, "versions": library_versions(), **state}, indent=1) + "\n"
         )
-        sums = {name: _checksum(partial / name) for name in (TENSORS, STATE)}
-        (partial / CHECKSUMS).write_text(json.dumps(sums) + "\n")
+        checksums = {name: _checksum(partial / name) for name in (TENSORS, STATE)}
+        (partial / CHECKSUMS).write_text(json.dumps(checksums) + "\n")
         move_folder(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    pointer = final.with_name(f".{LATEST}")
-    pointer.write_text(f"{final.name}\n")
-    pointer.rename(final.with_name(LATEST))
+    write_text(final.with_name(LATEST), f"{final.name}\n")
     for old in _superfluous(final, keep):
         shutil.rmtree(old)
     return final
 
 
-def found(out: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first, not looked into."""
+def list_checkpoints(out: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first, without a check of their content."""
     return sorted((out / FOLDER).glob("step-*"))
 
 
-def newest_whole(out: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is as it was written, and what is wrong with those after it."""
-    faults = []
-    for path in reversed(found(out)):
+def newest_valid(out: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that is undamaged, and the damage of each newer one."""
+    damages = []
+    for path in reversed(list_checkpoints(out)):
         try:
             check(path)
-        except ValueError as fault:
-            faults.append(str(fault))
+        except ValueError as error:
+            damages.append(str(error))
         else:
-            return path, faults
-    return None, faults
+            return path, damages
+    return None, damages
 
 
 def check(path: Path) -> None:
     """Compare a checkpoint with its checksums.
 
-    Raises: ValueError saying what is wrong.
+    Raises: ValueError if a file is missing or damaged.
     """
     if not all((path / name).is_file() for name in (TENSORS, STATE, CHECKSUMS)):
         raise ValueError(f"{path} is not a checkpoint: it lacks {TENSORS}, {STATE} or {CHECKSUMS}")
     try:
-        sums = json.loads((path / CHECKSUMS).read_text())
-        damaged = [name for name in (TENSORS, STATE) if sums[name] != _checksum(path / name)]
+        checksums = json.loads((path / CHECKSUMS).read_text())
+        damaged = [name for name in (TENSORS, STATE) if checksums[name] != _checksum(path / name)]
     except (ValueError, KeyError, TypeError):
         damaged = [CHECKSUMS]
     if damaged:
-        raise ValueError(f"{path / damaged[0]} is damaged: it is not what was written")
+        raise ValueError(f"{path / damaged[0]} is damaged: its content is not what was written")
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+    """Return the state of a checkpoint."""
     state: dict[str, Any] = json.loads((path / STATE).read_text())
     return state
 
 
 def open_tensors(path: Path) -> Any:
-    """The tensors of a checkpoint by name, each read when asked for.
+    """Open the tensors of a checkpoint. Each tensor is read when it is requested by name.
 
-    Raises: ValueError when the file is not readable.
+    Raises: ValueError if the file cannot be read.
     """
     try:
         return safe_open(path / TENSORS, "pt")
@@ -108,9 +182,9 @@ def open_tensors(path: Path) -> Any:
 
 
 def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
-    """Write a model in diffusers format, whole or not at all.
+    """Write a model in diffusers format, complete or not at all.
 
-    Raises: ValueError when it could not be written.
+    Raises: ValueError if it cannot be written.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -120,16 +194,16 @@ def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(
-            f"{folder} could not be written: {error}; make room, then run the same command again"
+            f"{folder} could not be written: {error}; free space, then run the same command again"
         ) from error
 
 
 def _superfluous(newest: Path, keep: int) -> list[Path]:
-    # what lies beyond is damaged, or the run would have gone on from there: it must not take the place of a whole one
-    upto = [path for path in sorted(newest.parent.glob("step-*")) if path <= newest]
-    measured = {path: score for path in upto if (score := _score(path)) is not None}
-    best = min(measured, key=lambda path: measured[path], default=None)
-    return [path for path in upto[:-keep] if path != best]
+    # Later checkpoints are damaged, or the run would have resumed from them. They must not replace an undamaged one.
+    until_newest = [path for path in sorted(newest.parent.glob("step-*")) if path <= newest]
+    scores = {path: score for path in until_newest if (score := _score(path)) is not None}
+    best = min(scores, key=lambda path: scores[path], default=None)
+    return [path for path in until_newest[:-keep] if path != best]
 
 
 def _score(path: Path) -> float | None:

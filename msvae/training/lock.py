@@ -1,9 +1,8 @@
-"""One run at a time writes to a folder, or to an object store."""
+"""Locks: only one run at a time writes to a folder or to a URL of an object store."""
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import socket
 import threading
@@ -11,7 +10,9 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
+
+from filelock import FileLock, Timeout
 
 from msvae.shards.stores.remote import RetryPolicy, Version, WritableStore
 from msvae.shards.stores.store import MissingError
@@ -19,131 +20,135 @@ from msvae.shards.stores.store import MissingError
 NAME = "run.lock"
 RENEW_S = 30.0
 ABANDONED_S = 100.0
-"""Three renewals missed, and the time that they may take. Counted by who waits, so clocks need not agree."""
-LOOK_S = 2.0
+"""Time without a renewal after which a lock is taken over: three missed renewals, and the time that they may need. The
+process that waits measures it, so that clocks of machines need not agree."""
+POLL_S = 2.0
 UPLOADS = RetryPolicy(attempts=9, first_wait_s=0.5)
-"""Some two minutes: nobody waits for an upload, so a short outage of the store need not end the run."""
+"""About two minutes of retries. No step waits for an upload, so a short outage of the store need not end the run."""
 
 
 class Lock(Protocol):
-    """Held by the main process from when it is made. Making one raises ValueError naming another run's holder."""
+    """A lock that the main process holds from its creation. Creation raises ValueError if another run holds it."""
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock for other runs."""
 
 
 class FolderLock:
-    """Of a folder, as long as the process lives, however it ends."""
+    """Lock of a folder. The operating system releases it when the process ends, for whatever reason.
+
+    Raises: ValueError that names the holder, or says that the file system has no locks.
+    """
 
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = (out / NAME).open("a+")
+        path = out / NAME
+        self._lock = FileLock(path, blocking=False, fallback_to_soft=False)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            raise _taken(out, self._file.read().strip() or "another process") from None
+            self._lock.acquire()
+        except Timeout:
+            raise _locked(out, path.read_text().strip() or "another process") from None
         except OSError as error:
             raise ValueError(
-                f"{out} lies on a file system without locks ({error.strerror}), so nothing keeps a second run "
-                "from it; choose an `out` elsewhere, or mount it with flock"
+                f"{out} is on a file system without locks ({error.strerror}), so a second run could write to it at "
+                "the same time; choose an `out` elsewhere, or mount it with flock"
             ) from error
-        self._file.truncate(0)
-        self._file.write(f"{_me()}\n")
-        self._file.flush()
+        # FileLock does not write to the file
+        path.write_text(f"{_this_process()}\n")
 
     def release(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Release the lock. The file stays."""
+        self._lock.release()
 
 
 class StoreLock:
-    """Of a URL: an object that a thread renews. One that is not renewed was left behind, and is taken over."""
+    """Lock of a URL: an object that a thread renews. A lock that is not renewed is abandoned, and is taken over."""
 
     def __init__(self, url: str) -> None:
         self._store = WritableStore(url, RetryPolicy())
         self._id, self._renewals, self._lost = uuid.uuid4().hex, 0, False
-        self._turn, self._ended = threading.Lock(), threading.Event()
-        self._version, self._held_at_s = self._take(), time.monotonic()
+        self._mutex, self._released = threading.Lock(), threading.Event()
+        self._version, self._renewed_at_s = self._acquire(), time.monotonic()
         self._store = WritableStore(url, UPLOADS)
-        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
+        self._thread = threading.Thread(target=self._renew_regularly, name="lock", daemon=True)
         self._thread.start()
         atexit.register(self.release)
 
-    def hold(self) -> None:
-        """Renew it now, unless another run has written it since.
+    def renew(self) -> None:
+        """Renew the lock now.
 
-        Raises: ValueError when one has.
+        Raises: ValueError if another run has taken it over.
         """
-        with self._turn:
+        with self._mutex:
             version = None if self._lost else self._write(self._version)
             if version is None:
                 self._lost = True
                 raise ValueError(
-                    f"{self._store.path(NAME)} is no longer that of this run but of "
-                    f"{_holder(self._look()[0]) or 'nobody'}: it was not renewed for {ABANDONED_S:.0f} s, or removed. "
-                    "End the other run or let it go on, then run again"
+                    f"{self._store.path(NAME)} no longer belongs to this run but to "
+                    f"{_holder(self._read()[0]) or 'nobody'}: it was not renewed for {ABANDONED_S:.0f} s, or was "
+                    "removed. End the other run or let it continue, then run again"
                 )
-            self._version, self._held_at_s = version, time.monotonic()
+            self._version, self._renewed_at_s = version, time.monotonic()
 
-    def keep(self) -> None:
-        """Renew it when that is due.
+    def renew_if_due(self) -> None:
+        """Renew the lock if the last renewal is older than `RENEW_S`.
 
-        Raises: ValueError as `hold`.
+        Raises: ValueError if another run has taken it over.
         """
-        if time.monotonic() - self._held_at_s > RENEW_S:
-            self.hold()
+        if time.monotonic() - self._renewed_at_s > RENEW_S:
+            self.renew()
 
     def release(self) -> None:
-        """Remove the object. Without that, the next run waits before it takes over."""
+        """Remove the object. Otherwise the next run waits before it takes the lock over."""
         atexit.unregister(self.release)
-        self._ended.set()
+        self._released.set()
         self._thread.join()
         with suppress(ValueError):
-            self.hold()
+            self.renew()
             self._store.delete([NAME])
 
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEW_S):
-            # what fails is tried again at the next renewal, and whoever is about to write asks `hold`
+    def _renew_regularly(self) -> None:
+        while not self._released.wait(RENEW_S):
+            # a failed renewal is repeated at the next one, and each upload calls `renew` before it writes
             with suppress(ValueError):
-                self.hold()
+                self.renew()
 
-    def _take(self) -> Version:
+    def _acquire(self) -> Version:
         seen: Version | None = None
         while (version := self._write(seen)) is None:
-            seen = self._abandoned()
+            seen = self._wait_for_abandoned()
         return version
 
     def _write(self, seen: Version | None) -> Version | None:
+        """Write the object if its version is still `seen`. Returns its new version, or None if it was not written."""
         self._renewals += 1
-        version = self._store.put_if(NAME, f"{_me()} {self._id} {self._renewals}".encode(), seen)
+        version = self._store.put_if(NAME, f"{_this_process()} {self._id} {self._renewals}".encode(), seen)
         if version is None:
-            content, now = self._look()
-            # an answer can get lost after the object was written
+            content, now = self._read()
+            # the response may have been lost after the object was written
             return now if self._id in content else None
         return version
 
-    def _abandoned(self) -> Version | None:
-        """The version that nobody renewed, or None when the object is gone.
+    def _wait_for_abandoned(self) -> Version | None:
+        """Return the version that was not renewed for `ABANDONED_S`, or None if the object was removed.
 
-        Raises: ValueError when it was renewed.
+        Raises: ValueError if it was renewed.
         """
-        content, first = self._look()
+        content, first = self._read()
         print(
-            f"{self._store.path(NAME)} is of {_holder(content) or 'nobody'}; waiting up to {ABANDONED_S:.0f} s to see "
-            "whether that still runs",
+            f"{self._store.path(NAME)} belongs to {_holder(content) or 'nobody'}; waiting up to {ABANDONED_S:.0f} s "
+            "to see whether that run is still running",
             flush=True,
         )
-        began_s, now = time.monotonic(), first
-        while now is not None and time.monotonic() - began_s < ABANDONED_S:
-            time.sleep(LOOK_S)
-            content, now = self._look()
+        start_s, now = time.monotonic(), first
+        while now is not None and time.monotonic() - start_s < ABANDONED_S:
+            time.sleep(POLL_S)
+            content, now = self._read()
             if now not in (first, None):
-                raise _taken(self._store.location, _holder(content))
+                raise _locked(self._store.location, _holder(content))
         return now
 
-    def _look(self) -> tuple[str, Version | None]:
+    def _read(self) -> tuple[str, Version | None]:
         try:
             content, version = self._store.read_version(NAME)
         except MissingError:
@@ -155,9 +160,9 @@ def _holder(content: str) -> str:
     return content.rsplit(" ", 2)[0]
 
 
-def _me() -> str:
+def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _taken(out: Path | str, holder: str) -> ValueError:
+def _locked(out: Path | str, holder: str) -> ValueError:
     return ValueError(f"{out} is being written by {holder}; wait for it, or choose another `out`")

@@ -1,4 +1,4 @@
-"""The optimizer, which also averages the weights, and the learning rate as a pure function of the step."""
+"""The optimizer, which also averages the weights, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AVERAGE = "average"
 
 
 class AveragingAdamW(torch.optim.AdamW):
-    """AdamW whose state also holds an exponential moving average of the weights, off when its decay is 0.
+    """AdamW whose state also holds an exponential moving average of the weights. A decay of 0 turns the average off.
 
-    So whatever splits the moments over ranks splits the average alike. Where `found_inf` is set to 1 a step changes
-    nothing, and the host need not know (the convention of torch's gradient scaling).
+    The average is optimizer state, so that DeepSpeed shards it like the moments. If `found_inf` is 1, a step changes
+    nothing, and the host need not read it (the convention of torch's GradScaler).
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, average_decay: float, **options: Any) -> None:
@@ -29,43 +29,42 @@ class AveragingAdamW(torch.optim.AdamW):
         self.found_inf: Tensor | None = None
 
     @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the tensors that are kept for each weight."""
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the tensors that the optimizer stores for each weight."""
         return (*MOMENTS, AVERAGE) if self.average_decay else MOMENTS
 
     @torch.no_grad()
-    def begin(self, weights: Tensor, updates: int = 0) -> dict[str, Tensor]:
-        """The state of `weights` after some updates, its tensors to be filled in."""
+    def init_state(self, weights: Tensor) -> None:
+        """Create the state of a tensor of weights before its first update."""
         state: dict[str, Tensor] = self.state[weights]
-        state["step"] = torch.tensor(float(updates), device=weights.device)
+        state["step"] = torch.tensor(0.0, device=weights.device)
         state |= {name: torch.zeros_like(weights, memory_format=torch.preserve_format) for name in MOMENTS}
         if self.average_decay:
             state[AVERAGE] = weights.detach().clone(memory_format=torch.preserve_format)
-        return state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update the weights, then let the average follow."""
-        stepped = [weights for group in self.param_groups for weights in group["params"] if weights.grad is not None]
-        for weights in stepped:
+        """Update the weights, then their average."""
+        updated = [weights for group in self.param_groups for weights in group["params"] if weights.grad is not None]
+        for weights in updated:
             if not self.state[weights]:
-                self.begin(weights)
+                self.init_state(weights)
         super().step(closure)
-        if self.average_decay and stepped:
-            states = [self.state[weights] for weights in stepped]
+        if self.average_decay and updated:
+            states = [self.state[weights] for weights in updated]
             # the decay rises over the first updates, as in diffusers' EMAModel
             updates = states[0]["step"]
-            follow = torch.where(updates > 1, (9 / (updates + 9)).clamp(min=1 - self.average_decay), 1.0)
+            factor = torch.where(updates > 1, (9 / (updates + 9)).clamp(min=1 - self.average_decay), 1.0)
             if self.found_inf is not None:
-                follow = follow * (1 - self.found_inf)
+                factor = factor * (1 - self.found_inf)
             averages = [state[AVERAGE] for state in states]
-            differences = torch._foreach_sub(stepped, averages)
-            torch._foreach_mul_(differences, follow)
+            differences = torch._foreach_sub(updated, averages)
+            torch._foreach_mul_(differences, factor)
             torch._foreach_add_(averages, differences)
 
 
 def make_optimizer(model: AutoencoderKLMultispectralAdapter, config: OptimConfig) -> AveragingAdamW:
-    """AdamW over the trainable parameters, in fused kernels; each group knows its `peak_lr`."""
+    """Return an optimizer of the trainable parameters. Each parameter group stores its `peak_lr`."""
     adapters, backbone = model.get_trainable_groups()
     backbone_lr = config.lr if config.backbone_lr is None else config.backbone_lr
     groups = [
@@ -77,7 +76,7 @@ def make_optimizer(model: AutoencoderKLMultispectralAdapter, config: OptimConfig
 
 
 def schedule(step: int, max_steps: int, config: OptimConfig) -> float:
-    """Share of the peak learning rate at the step that follows `step` finished ones."""
+    """Return the factor on the peak learning rate after `step` finished steps."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)

@@ -1,4 +1,4 @@
-"""This rank's share of the training data, one global batch after another, and a record of what it saw."""
+"""This rank's share of the training data, one global batch after another, and a record of the samples it read."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from msvae.shards.reader import ShardReader
 
 
 class TrainingStream:
-    """Reads `data.train` in the order of the run."""
+    """Reads `data.train` in the order of the run, and augments the tiles."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
-        self._accumulation = config.accumulation_steps(ranks.world_size)
+        self._accumulation_steps = config.accumulation_steps(ranks.world_size)
         self.reader = ShardReader(config.data.train, cache_for(config.data))
         self.order = SampleOrder(self.reader.samples_per_shard, config.train.seed)
         self._augmentation = self._make_augmentation()
 
-    def windows(self, step: int) -> Iterator[list[Batch]]:
-        """The micro batches of step `step + 1`, then of the next, without end. Each is recorded when asked for."""
+    def global_batches(self, step: int) -> Iterator[list[Batch]]:
+        """Yield this rank's micro batches of step `step + 1`, then of each following step, without end.
+
+        The samples of a step are recorded when its micro batches are yielded.
+        """
         trace = self._open_record("trace", step) if self._config.data.trace else None
         bad_samples = self._open_record("bad-samples", step) if self._config.data.max_bad_samples else None
-        batches = map(self._augmented, self._loader(step))
-        while window := list(islice(batches, self._accumulation)):
+        batches = map(self._augment, self._loader(step))
+        while micro_batches := list(islice(batches, self._accumulation_steps)):
             step += 1
             if trace is not None:
-                trace.write({"step": step, "keys": [key for batch in window for key in batch.keys]})
+                trace.write({"step": step, "keys": [key for batch in micro_batches for key in batch.keys]})
             if bad_samples is not None:
-                for bad in (bad for batch in window for bad in batch.bad):
+                for bad in (bad for batch in micro_batches for bad in batch.bad):
                     bad_samples.write({"step": step, **bad._asdict()})
-            yield window
+            yield micro_batches
 
     def _loader(self, step: int) -> Loader:
         data = self._config.data
@@ -63,26 +66,27 @@ class TrainingStream:
         data, tile_px = self._config.data, self.reader.manifest.tile_px
         if (data.crop_px or 0) > tile_px:
             raise ValueError(
-                f"data.crop_px is {data.crop_px}, the tiles of {data.train} have {tile_px} px; choose less"
+                f"data.crop_px is {data.crop_px}, expected at most {tile_px}, the side of the tiles of {data.train}; "
+                "choose a smaller crop"
             )
         return Augmentation(
             self._config.train.seed, flips=data.flips, quarter_turns=data.quarter_turns, crop_px=data.crop_px
         )
 
-    def _augmented(self, batch: Batch) -> Batch:
+    def _augment(self, batch: Batch) -> Batch:
         first = batch.plan.batch_index * self._config.data.global_batch_size + batch.plan.samples[0].slot
         tiles, leaf_mask = self._augmentation(batch.tiles, batch.leaf_mask, range(first, first + len(batch.tiles)))
         return replace(batch, tiles=tiles, leaf_mask=leaf_mask)
 
     def _open_record(self, name: str, step: int) -> JsonLines:
-        """This rank's file; of a resumed run, without the steps that will be seen again."""
+        """Open this rank's file, and drop rows of steps after `step`, which a resumed run reads again."""
         folder = self._config.folder / name
         for path in folder.glob("rank-*.jsonl"):
-            # a rank of an earlier, larger world
-            if self._ranks.is_main and path.name >= _name_of(self._ranks.world_size):
+            # files of ranks that only an earlier start with more ranks had
+            if self._ranks.is_main and path.name >= _record_name(self._ranks.world_size):
                 JsonLines(path, step).close()
-        return JsonLines(folder / _name_of(self._ranks.rank), step)
+        return JsonLines(folder / _record_name(self._ranks.rank), step)
 
 
-def _name_of(rank: int) -> str:
+def _record_name(rank: int) -> str:
     return f"rank-{rank:05d}.jsonl"

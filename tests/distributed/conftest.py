@@ -17,7 +17,7 @@ def impatient(tmp_path) -> Path:
     script = tmp_path / "impatient.py"
     script.write_text(
         "from msvae.training import lock, run_storage\n"
-        "lock.RENEW_S, lock.LOOK_S = 1.0, 0.2\n"
+        "lock.RENEW_S, lock.POLL_S = 1.0, 0.2\n"
         "lock.ABANDONED_S = run_storage.ABANDONED_S = 6.0\n"
         f"exec(open({str(TRAIN)!r}).read())\n"
     )

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from msvae.training import checkpoints as folder
+from msvae.training import checkpoints
 from msvae.training.validation import Validation
 from tests.conftest import ROOT
 from tests.distributed.accidents import PATIENCE_S
 
 where, rank, step = os.environ.get("PAUSE", "nowhere 0 0").split()
-save_file, judge = folder.save_file, Validation._judge
+save_file, evaluate = checkpoints.save_file, Validation._evaluate
 
 
 def pause() -> None:
@@ -37,11 +37,11 @@ def save_half(tensors: Any, path: Path) -> None:
         pause()
 
 
-def judge_late(self: Validation, evaluator: Any, now: int) -> Any:
+def evaluate_late(self: Validation, evaluator: Any, now: int) -> Any:
     if where == "evaluation" and now == int(step):
         pause()
-    return judge(self, evaluator, now)
+    return evaluate(self, evaluator, now)
 
 
-folder.save_file, Validation._judge = save_half, judge_late
+checkpoints.save_file, Validation._evaluate = save_half, evaluate_late
 runpy.run_path(str(ROOT / "train" / "train.py"), run_name="__main__")

@@ -25,7 +25,7 @@ from msvae.distributed.precision import LossScale
 from msvae.distributed.setup import join_ranks
 from msvae.shards.loader import Batch
 from msvae.training import trainer as trainer_module
-from msvae.training.parallel.replicated import Replicated
+from msvae.training.parallel.trained_weights import ReplicatedWeights
 from msvae.training.trainer import Trainer
 
 folder, cases, *overrides = sys.argv[1:]
@@ -75,18 +75,18 @@ def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> N
         )
         return update(scale)
 
-    named = trainer.trained.named
+    named = trainer.trained.parameters
     trainer.trained.update = keep_gradients
-    windows = trainer.stream.windows(trainer.step)
-    window = [prepared(batch, precision, 4 if half_empty else 16) for batch in next(windows)]
-    counts = trainer.ranks.all_reduce_sums(trainer.stepper.counts(window))
-    totals, norm = trainer.stepper.step(window, counts, 1e-3)
-    empty = [prepared(batch, precision, 0) for batch in next(windows)]
-    totals, counts_of_empty, _ = trainer._join(totals, empty, torch.zeros(()))
+    global_batches = trainer.stream.global_batches(trainer.step)
+    micro_batches = [prepared(batch, precision, 4 if half_empty else 16) for batch in next(global_batches)]
+    counts = trainer.ranks.all_reduce_sums(trainer.stepper.counts(micro_batches))
+    totals, norm = trainer.stepper.step(micro_batches, counts, 1e-3)
+    empty = [prepared(batch, precision, 0) for batch in next(global_batches)]
+    totals, counts_of_empty, _ = trainer._reduce(totals, empty, torch.zeros(()))
     numbers = {f"total/{k}": v.tolist() for k, v in totals.items()} | {k: v.tolist() for k, v in counts.items()}
     trainer.trained.update = update
     changed_by_empty = step_without_leaf(trainer, empty, counts_of_empty)
-    leaf_pixels = [int(batch.leaf_mask.sum()) for batch in window]
+    leaf_pixels = [int(batch.leaf_mask.sum()) for batch in micro_batches]
     row = {"rank": trainer.ranks.rank, "leaf_pixels": leaf_pixels, "changed_by_empty": changed_by_empty}
     Path(folder, f"{name}-rank-{trainer.ranks.rank}.json").write_text(json.dumps(row))
     if trainer.ranks.is_main:
@@ -103,7 +103,7 @@ def prepared(batch: Batch, precision: str, slots_with_leaf: int) -> Batch:
 
 
 def whole_gradient(trainer: Trainer, weight: torch.nn.Parameter) -> torch.Tensor:
-    if isinstance(trainer.trained, Replicated):
+    if isinstance(trainer.trained, ReplicatedWeights):
         assert weight.grad is not None
         return weight.grad
     from deepspeed.utils import safe_get_full_grad
@@ -111,16 +111,16 @@ def whole_gradient(trainer: Trainer, weight: torch.nn.Parameter) -> torch.Tensor
     return safe_get_full_grad(weight)
 
 
-def step_without_leaf(trainer: Trainer, window: list[Batch], counts: dict[str, torch.Tensor]) -> list[str]:
+def step_without_leaf(trainer: Trainer, micro_batches: list[Batch], counts: dict[str, torch.Tensor]) -> list[str]:
     """What it changed; it must be counted."""
     assert int(counts["valid_pixels"]) == 0
     kept = {name: value.clone() for name, value in trainer._tensors()}
     updates = trainer.trained.updates
-    _, norm = trainer.stepper.step(window, counts, 1e-3)
-    trainer.skipped.add(1, norm, counts)
-    trainer.skipped.look(None)
+    _, norm = trainer.stepper.step(micro_batches, counts, 1e-3)
+    trainer.skipped_steps.add(1, norm, counts)
+    trainer.skipped_steps.check(None)
     changed = [name for name, value in trainer._tensors() if not torch.equal(value, kept[name])]
-    counted = (trainer.skipped.empty, trainer.skipped.nonfinite) == (1, 0)
+    counted = (trainer.skipped_steps.empty, trainer.skipped_steps.nonfinite) == (1, 0)
     return changed[:3] + ["updates"] * (trainer.trained.updates != updates) + ["count"] * (not counted)
 
 

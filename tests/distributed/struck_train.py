@@ -16,15 +16,15 @@ from msvae.training.trainer import Trainer
 
 kind, step = sys.argv[1:3]
 del sys.argv[1:3]
-look_and_log = Trainer._look_and_log
+check_and_log = Trainer._check_and_log
 
 
 def strike(self: Trainer, *arguments: Any) -> None:
-    look_and_log(self, *arguments)
+    check_and_log(self, *arguments)
     if self.step == int(step) and self.log is not None:
         self.log.flush()
         os.kill(os.getpid(), signal.SIGTERM if kind == "stop" else signal.SIGKILL)
 
 
-Trainer._look_and_log = strike
+Trainer._check_and_log = strike
 runpy.run_path(str(Path(__file__).parents[2] / "train" / "train.py"), run_name="__main__")

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.reader import ShardReader
 from msvae.shards.writer import ShardWriter
-from msvae.training import checkpoints as folder
+from msvae.training import checkpoints
 
 from ..conftest import ROOT, disk_of, launch_command, tiny_run
 from .accidents import TRAIN, Struck, accelerated, alone, errors, rows, steps_kept, weights
@@ -55,7 +55,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(leaf_sh
     assert "Traceback" not in full.stderr[: full.stderr.index(line)]
     assert steps_kept(out) == [2, 4]
     for step in (2, 4):
-        folder.check(out / "checkpoints" / f"step-{step:08d}")
+        checkpoints.check(out / "checkpoints" / f"step-{step:08d}")
     assert not list((out / "checkpoints").glob(".*"))
     assert rows(out)[-1]["step"] <= 7, "it does not wait for the next checkpoint"
     subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
@@ -76,13 +76,13 @@ def cut(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
-    "tensors cut short": lambda path: cut(path / folder.TENSORS),
-    "a bit of the tensors": lambda path: flip(path / folder.TENSORS, 0.9),
-    "a bit of the state": lambda path: flip(path / folder.STATE, 0.5),
-    "state cut short": lambda path: cut(path / folder.STATE),
-    "a bit of a checksum": lambda path: flip(path / folder.CHECKSUMS, 0.5),
-    "checksums cut short": lambda path: cut(path / folder.CHECKSUMS),
-    "checksums gone": lambda path: (path / folder.CHECKSUMS).unlink(),
+    "tensors cut short": lambda path: cut(path / checkpoints.TENSORS),
+    "a bit of the tensors": lambda path: flip(path / checkpoints.TENSORS, 0.9),
+    "a bit of the state": lambda path: flip(path / checkpoints.STATE, 0.5),
+    "state cut short": lambda path: cut(path / checkpoints.STATE),
+    "a bit of a checksum": lambda path: flip(path / checkpoints.CHECKSUMS, 0.5),
+    "checksums cut short": lambda path: cut(path / checkpoints.CHECKSUMS),
+    "checksums gone": lambda path: (path / checkpoints.CHECKSUMS).unlink(),
 }
 
 
@@ -94,20 +94,20 @@ def test_whatever_is_damaged_the_checkpoint_before_is_taken(damage, undisturbed,
         name = f"checkpoints/step-{step:08d}"
         shutil.copytree(undisturbed / name, out / name)
     newest, whole = out / "checkpoints" / f"step-{kept[1]:08d}", out / "checkpoints" / f"step-{kept[0]:08d}"
-    assert folder.newest_whole(out) == (newest, [])
+    assert checkpoints.newest_valid(out) == (newest, [])
     DAMAGES[damage](newest)
-    taken, (fault,) = folder.newest_whole(out)
+    taken, (fault,) = checkpoints.newest_valid(out)
     assert taken == whole
     assert str(newest) in fault
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
     for step in (2, 4, 6):
-        folder.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": None}, keep=9)
+        checkpoints.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": None}, keep=9)
     for step in (2, 6):
-        cut(tmp_path / "checkpoints" / f"step-{step:08d}" / folder.STATE)
-    folder.write(tmp_path, 5, {"model/weight": torch.ones(3)}, {"score": None}, keep=1)
-    taken, faults = folder.newest_whole(tmp_path)
+        cut(tmp_path / "checkpoints" / f"step-{step:08d}" / checkpoints.STATE)
+    checkpoints.write(tmp_path, 5, {"model/weight": torch.ones(3)}, {"score": None}, keep=1)
+    taken, faults = checkpoints.newest_valid(tmp_path)
     assert taken is not None
     assert taken.name == "step-00000005"
     assert len(faults) == 1
@@ -118,29 +118,29 @@ def test_damaged_checkpoints_are_told_and_passed_over_and_when_all_are_the_run_i
 ):
     out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     *_, whole, cut_short, flipped = steps_kept(out)
-    cut(out / "checkpoints" / f"step-{flipped:08d}" / folder.STATE)
-    flip(out / "checkpoints" / f"step-{cut_short:08d}" / folder.TENSORS, 0.5)
+    cut(out / "checkpoints" / f"step-{flipped:08d}" / checkpoints.STATE)
+    flip(out / "checkpoints" / f"step-{cut_short:08d}" / checkpoints.TENSORS, 0.5)
     done = alone(leaf_shards, out)
     assert done.returncode == 0, done.stderr[-3000:]
     warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ") and "damaged" in line]
     assert [f"step-{step:08d}" in line for step, line in zip((flipped, cut_short), warnings, strict=True)] == [
         True
     ] * 2
-    assert all(line.endswith("going on from the checkpoint before") for line in warnings)
+    assert all(line.endswith("resuming from the checkpoint before it") for line in warnings)
     assert f"resumed at step {whole}, with changed out" in done.stdout
     assert weights(out) == weights(undisturbed)
     for step in steps_kept(out):
-        cut(out / "checkpoints" / f"step-{step:08d}" / folder.TENSORS)
+        cut(out / "checkpoints" / f"step-{step:08d}" / checkpoints.TENSORS)
     done = alone(leaf_shards, out)
     assert done.returncode == 2
     (line,) = errors(done)
-    assert f"no checkpoint of {out} is whole: " in line
-    assert "remove them to begin anew" in line
+    assert f"all checkpoints of {out} are damaged: " in line
+    assert "remove them to start from the beginning" in line
 
 
 def test_a_checkpoint_whose_loss_is_not_finite_is_never_kept_as_the_best(tmp_path):
     for step, score in ((2, math.nan), (4, 1.0), (6, math.inf), (8, math.nan)):
-        folder.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": score}, keep=1)
+        checkpoints.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": score}, keep=1)
     assert steps_kept(tmp_path) == [4, 8]
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_diverges_is_judged_until_it_ends_in_one_line_and_keeps_the_b
     done = alone(leaf_shards, out, **overrides)
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = errors(done)
-    assert line.startswith("error: the losses or gradients of 10 steps in a row, up to step ")
+    assert line.startswith("error: the losses or gradients of 10 consecutive steps, up to step ")
     judged = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
     assert judged[0]["loss"] is not None
     assert judged[-1]["loss"] is None
@@ -238,7 +238,7 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
     assert [row["skipped_steps"] for row in rows(out)] == [sum(s <= step for s in skipped) for step in range(1, 25)]
     assert "had no leaf value to compare with and were skipped" in done.stdout
     assert "gradients were not finite and changed nothing" in done.stdout
-    saved = [load_file(path / folder.TENSORS) for path in sorted((out / "checkpoints").glob("step-*"))]
+    saved = [load_file(path / checkpoints.TENSORS) for path in sorted((out / "checkpoints").glob("step-*"))]
     for step, (before, after) in enumerate(pairwise(saved), start=2):
         same = all(np.array_equal(before[name], after[name]) for name in before)
         assert same == (step in skipped), step
@@ -249,7 +249,7 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
     assert done.returncode != 0
     line = errors(done)[0]
     assert line.startswith(
-        f"error: the losses or gradients of 1 steps in a row, up to step {infinite[0]}, were not finite"
+        f"error: the losses or gradients of 1 consecutive step, up to step {infinite[0]}, were not finite"
     )
     assert all(key in line for key in keys[infinite[0] - 1])
 

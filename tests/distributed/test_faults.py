@@ -114,7 +114,7 @@ def test_a_signal_to_a_single_rank_saves_all_and_exits_with_75(accidents):
     assert ended.stderr.count("exitcode  : 75") == 2
     stopped_at = accidents.saved_after_signals[-1]
     assert 9 <= stopped_at < 16
-    assert f"asked to stop: saved at step {stopped_at}; run the same command again" in ended.stdout
+    assert f"asked to stop: saved at step {stopped_at}; run the same command again to continue" in ended.stdout
     assert not errors(ended)
 
 

@@ -144,7 +144,7 @@ def test_a_killed_run_whose_disk_is_lost_goes_on_from_the_store_bit_for_bit(
     done = launch(impatient, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     step = int(last.split("/")[1].removeprefix("step-"))
-    assert f"{url}/run.lock is of process" in done.stdout
+    assert f"{url}/run.lock belongs to process" in done.stdout
     assert f"warning: {url}/{last.rpartition('/')[0]} lacks checksums.json: its upload did not end" in done.stdout
     assert f"resumed at step {step - 2}\n" in done.stdout
     assert f"the model is in {url}/model" in done.stdout

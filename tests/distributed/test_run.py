@@ -160,7 +160,7 @@ MORE_REFUSALS = [
     ({"data__train": "{shards}/val"}, "(the training data differ: data.train: {shards}/train -> {shards}/val)"),
     ({"data__global_batch_size": 7}, "data.global_batch_size is 7, expected a multiple of 3 ranks x"),
     ({"data__train": "/nowhere"}, "/nowhere holds no manifest.json; make shards with `msvae pack"),
-    ({"train__resume": "{out}/checkpoints/step-00000006"}, "goes on to step-00000012 after step-00000006"),
+    ({"train__resume": "{out}/checkpoints/step-00000006"}, "continues to step-00000012 after step-00000006"),
     (
         {"data__val": "{shards}/train", "model__pretrained": "/nowhere"},
         "/nowhere is neither a folder nor a hub id",
@@ -248,10 +248,10 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_weights(launch, leaf_shard
     done = launch(TRAIN, *arguments, processes=1)
     assert done.returncode != 0
     assert (
-        "error: the losses or gradients of 3 steps in a row, up to step 4, were not finite and changed nothing"
+        "error: the losses or gradients of 3 consecutive steps, up to step 4, were not finite and changed nothing"
         in done.stderr
     )
-    assert "the last was of samples leaf" in done.stderr
+    assert "the last step had the samples leaf" in done.stderr
     saved = [load_file(path / "tensors.safetensors") for path in sorted((out / "checkpoints").glob("step-*"))]
     assert all(np.isfinite(tensor).all() for tensors in saved for tensor in tensors.values())
     assert all(np.array_equal(saved[0][name], saved[-1][name]) for name in saved[0]), "a skipped step changes nothing"

@@ -43,7 +43,7 @@ PAGES = {
     "hparams": ("tf-hparams-dashboard",),
 }
 """What must stand on a page. Chromium does not tell what dashboards hold in their shadow trees."""
-CHARTS = {"training loss", "band importance", "leaf share of the tiles: mean, least, most"}
+CHARTS = {"training loss", "band importance", "leaf share of the tiles: mean, minimum, maximum"}
 CURVE_RGB = (255, 112, 67)
 """TensorBoard's colour of the first run."""
 SESSIONS = {

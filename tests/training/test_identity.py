@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from msvae.config import load_config
-from msvae.training.identity import changes, check_identity, identity
+from msvae.training.resume import changed_values, check_identity, run_identity
 
 WAS = {"--data.train": "shards", "--out": "run"}
 
@@ -18,9 +18,9 @@ def config_of(**overrides):
 
 def refusal(now, manifest_digest="m", frozen=0.0):
     before = config_of()
-    state = {"identity": identity(before, "m", backbone(0.0)), "config": before.model_dump(mode="json")}
+    state = {"identity": run_identity(before, "m", backbone(0.0)), "config": before.model_dump(mode="json")}
     with pytest.raises(ValueError) as caught:
-        check_identity("step-00000003", state, identity(now, manifest_digest, backbone(frozen)), now)
+        check_identity("step-00000003", state, run_identity(now, manifest_digest, backbone(frozen)), now)
     return str(caught.value)
 
 
@@ -50,18 +50,18 @@ def test_a_model_that_changed_is_refused_with_each_line_that_differs(overrides, 
     assert told.startswith("step-00000003 belongs to another run (")
     assert all(line in told for line in lines)
     assert told.count("->") == len(lines)
-    assert told.endswith("put these back, or choose another `out`")
+    assert told.endswith("restore these values, or choose another `out`")
 
 
 def test_other_tiles_and_another_backbone_under_the_same_names_are_refused():
-    assert "the training data differ: shards was packed or indexed anew since" in refusal(config_of(), "other")
+    assert "the training data differ: shards was packed or indexed again" in refusal(config_of(), "other")
     assert "the frozen weights differ" in refusal(config_of(), frozen=1.0)
 
 
 def test_what_does_not_change_the_meaning_is_told_and_taken():
     before, now = config_of(), config_of(train__log_every=7, data__num_workers=3)
-    state = {"identity": identity(before, "m", backbone(0.0)), "config": before.model_dump(mode="json")}
-    check_identity("step-00000003", state, identity(now, "m", backbone(0.0)), now)
-    told = changes(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    state = {"identity": run_identity(before, "m", backbone(0.0)), "config": before.model_dump(mode="json")}
+    check_identity("step-00000003", state, run_identity(now, "m", backbone(0.0)), now)
+    told = changed_values(before.model_dump(mode="json"), now.model_dump(mode="json"))
     assert "train.log_every" in told and "-> 7" in told
     assert "data.num_workers" in told and "-> 3" in told

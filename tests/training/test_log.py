@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from msvae.training.log.run_log import RunLog
 
 SHOWS = """
-from msvae.training.log.screen import Screen
+from msvae.training.log.run_log import Screen
 screen = Screen(0, 40)
 for step in range(1, 41):
     row = {"step": step, "loss": 1 / step, "angle_deg": 5.25, "coverage": 0.5, "samples_per_s": 12.0, "step_s": 2.0}
@@ -35,7 +35,7 @@ def row(step: int) -> dict:
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
-    log = RunLog(tmp_path, -1, 3, judged=False)
+    log = RunLog(tmp_path, -1, 3, evaluated=False)
     log.step({**row(1), "loss": float("inf"), "mse_per_channel": {"475nm": float("nan"), "539nm": 0.5}})
     log.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -99,13 +99,13 @@ def test_without_a_terminal_there_are_some_plain_lines():
 @pytest.mark.parametrize("known", [True, False])
 def test_an_evaluation_that_is_made_again_stands_once_and_one_that_is_not_stays(tmp_path, known):
     """A checkpoint that knows its score was written after the evaluation, one that does not before it."""
-    log = RunLog(tmp_path, -1, 9, judged=False)
+    log = RunLog(tmp_path, -1, 9, evaluated=False)
     for step in range(1, 7):
         log.step(row(step))
         if step in (2, 4):
             log.validation(judged(step))
     log.flush()  # and then it is killed
-    again = RunLog(tmp_path, 4, 9, judged=known)
+    again = RunLog(tmp_path, 4, 9, evaluated=known)
     if not known:
         again.validation(judged(4))
     again.step(row(5))
@@ -121,7 +121,7 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_the_run_goes_on(tmp_path, c
     def fail() -> Figure:
         raise RuntimeError("no leaf")
 
-    log = RunLog(tmp_path, -1, 2, judged=False)
+    log = RunLog(tmp_path, -1, 2, evaluated=False)
     log.draw({"validation/tiles": fail, "validation/bands": lambda: Figure()}, 1)
     log.step(row(1))
     log.finish()

@@ -12,7 +12,8 @@ import torch
 from msvae.config import DataConfig
 from msvae.shards.order import SampleOrder
 from msvae.shards.reader import ShardReader
-from msvae.training.monitoring import DataWatch, coverage_row
+from msvae.training.monitoring import DataMonitor
+from msvae.training.step import coverage_row
 
 GLOBAL_BATCH = 8
 
@@ -37,12 +38,12 @@ def counts(coverage: list[float], nonfinite: int = 0) -> dict[str, torch.Tensor]
 
 
 def warnings_of(leaf_shards: Path, order: SampleOrder, batches: dict[int, dict], **config: float) -> list[str]:
-    watch = DataWatch(DataConfig(**config), ShardReader(leaf_shards / "train"), order)
+    watch = DataMonitor(DataConfig(**config), ShardReader(leaf_shards / "train"), order)
     for step, batch in batches.items():
         watch.add(step, batch)
     said: list[str] = []
-    watch.look(said.append)
-    watch.look(said.append)
+    watch.check(said.append)
+    watch.check(said.append)
     return said
 
 
@@ -98,8 +99,8 @@ def test_the_log_says_how_coverage_spreads():
 
 
 def test_samples_that_cannot_be_read_are_counted_over_restarts(leaf_shards, order):
-    def watching() -> DataWatch:
-        return DataWatch(DataConfig(max_bad_samples=2), ShardReader(leaf_shards / "train"), order)
+    def watching() -> DataMonitor:
+        return DataMonitor(DataConfig(max_bad_samples=2), ShardReader(leaf_shards / "train"), order)
 
     def with_bad(*slots: int) -> dict[str, torch.Tensor]:
         found = counts([0.5] * GLOBAL_BATCH)
@@ -108,10 +109,10 @@ def test_samples_that_cannot_be_read_are_counted_over_restarts(leaf_shards, orde
 
     first, second = watching(), watching()
     first.add(1, with_bad(0, 3))
-    first.look(None)
-    second.resume(json.loads(json.dumps(first.state())))
+    first.check(None)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     second.add(1, with_bad(3))
-    second.look(None)
+    second.check(None)
     second.add(2, with_bad(5))
     with pytest.raises(ValueError, match=r"3 samples could not be read, more than data.max_bad_samples 2 allows"):
-        second.look(None)
+        second.check(None)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from msvae.config import load_config
-from msvae.training import checkpoints as folder
-from msvae.training.resume import choose
+from msvae.training import checkpoints
+from msvae.training.resume import choose_checkpoint
 
 
 def save(out, step, resume):
     state = {"score": None, "config": {"train": {"resume": resume}}}
-    return folder.write(out, step, {"model/weight": torch.zeros(1)}, state, keep=9)
+    return checkpoints.write(out, step, {"model/weight": torch.zeros(1)}, state, keep=9)
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def config_of(out, resume):
 
 
 def test_a_branch_begins_at_the_checkpoint_that_is_named(earlier, tmp_path):
-    assert choose(config_of(tmp_path / "branch", earlier)) == (earlier, [])
+    assert choose_checkpoint(config_of(tmp_path / "branch", earlier)) == (earlier, [])
 
 
 def test_a_branch_started_again_goes_on_from_its_own_newest_checkpoint(earlier, tmp_path):
     newest = [save(tmp_path / "branch", step, str(earlier)) for step in (6, 9)][-1]
-    assert choose(config_of(tmp_path / "branch", earlier)) == (newest, [])
-    (newest / folder.TENSORS).write_bytes(b"torn")
-    path, faults = choose(config_of(tmp_path / "branch", earlier))
+    assert choose_checkpoint(config_of(tmp_path / "branch", earlier)) == (newest, [])
+    (newest / checkpoints.TENSORS).write_bytes(b"torn")
+    path, faults = choose_checkpoint(config_of(tmp_path / "branch", earlier))
     assert path.name == "step-00000006"
     assert len(faults) == 1
     assert str(newest) in faults[0]
@@ -38,11 +38,11 @@ def test_a_branch_started_again_goes_on_from_its_own_newest_checkpoint(earlier, 
 
 def test_a_branch_never_runs_over_what_came_after_its_checkpoint(earlier, tmp_path):
     later = save(tmp_path / "earlier", 6, "auto")
-    with pytest.raises(ValueError, match=f"goes on to {later.name} after {earlier.name}; .*another `out`"):
-        choose(config_of(tmp_path / "earlier", earlier))
+    with pytest.raises(ValueError, match=f"continues to {later.name} after {earlier.name}; .*another `out`"):
+        choose_checkpoint(config_of(tmp_path / "earlier", earlier))
 
 
 def test_a_named_checkpoint_that_is_damaged_is_refused(earlier, tmp_path):
-    (earlier / folder.STATE).write_text("{}")
+    (earlier / checkpoints.STATE).write_text("{}")
     with pytest.raises(ValueError, match=r"state\.json is damaged"):
-        choose(config_of(tmp_path / "branch", earlier))
+        choose_checkpoint(config_of(tmp_path / "branch", earlier))

@@ -15,8 +15,7 @@ from msvae.shards.stores.remote import RetryPolicy, WritableStore
 from msvae.training import checkpoints
 from msvae.training import lock as lock_module
 from msvae.training.lock import StoreLock
-from msvae.training.mirror import Mirror
-from msvae.training.run_storage import Uploads
+from msvae.training.run_storage import Mirror, Uploads
 
 from ..servers import BUCKET, s3_server, set_credentials
 
@@ -30,7 +29,7 @@ class Machine:
         self.folder, self.url = folder, url
         self.lock = StoreLock(url)
         self.mirror = Mirror(WritableStore(url, SHORT), folder, self.lock)
-        self.faults = self.mirror.fetch()
+        self.damages = self.mirror.download()
 
     def save(self, step: int, keep: int = 2, score: float | None = None) -> None:
         checkpoints.write(self.folder, step, {"w": torch.full((500,), float(step))}, {"score": score}, keep)
@@ -71,16 +70,16 @@ def steps(url: str) -> list[str]:
 
 def test_a_new_machine_goes_on_with_the_newest_checkpoint_and_the_logs(machines, url, tmp_path):
     first = start(machines, url, tmp_path)
-    assert first.faults == []
+    assert first.damages == []
     (first.folder / "best").mkdir()
     (first.folder / "best" / "config.json").write_text("{}")
     (first.folder / ".hidden.partial").write_text("half")
     (first.folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     for step in (3, 6):
         first.save(step)
-        first.mirror.push()
+        first.mirror.upload()
     second = start(machines, url, tmp_path)
-    assert checkpoints.newest_whole(second.folder) == (second.folder / "checkpoints" / "step-00000006", [])
+    assert checkpoints.newest_valid(second.folder) == (second.folder / "checkpoints" / "step-00000006", [])
     assert (second.folder / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
     assert WritableStore(url, SHORT).read("checkpoints/latest") == b"step-00000006\n"
     assert "best/config.json" in objects(url)
@@ -92,16 +91,16 @@ def test_retention_in_the_store_is_that_of_a_folder_across_machines(machines, ur
     first = start(machines, url, tmp_path)
     for step, score in ((3, 0.5), (6, 0.1), (9, 0.4)):
         first.save(step, score=score)
-        first.mirror.push()
+        first.mirror.upload()
     assert steps(url) == ["step-00000006", "step-00000009"]
     second = start(machines, url, tmp_path)
     for step, score in ((12, 0.3), (15, 0.2)):
         second.save(step, score=score)
-        second.mirror.push()
+        second.mirror.upload()
     assert steps(url) == ["step-00000006", "step-00000012", "step-00000015"], "the best and the newest two"
     third = start(machines, url, tmp_path)
     third.save(18, score=0.01)
-    third.mirror.push()
+    third.mirror.upload()
     assert steps(url) == ["step-00000015", "step-00000018"]
 
 
@@ -110,7 +109,7 @@ def test_a_torn_upload_is_named_and_the_checkpoint_before_it_is_taken(machines, 
     first = start(machines, url, tmp_path)
     for step in (3, 6):
         first.save(step)
-        first.mirror.push()
+        first.mirror.upload()
     store = WritableStore(url, SHORT)
     newest = "checkpoints/step-00000006"
     if torn == "content":
@@ -118,35 +117,35 @@ def test_a_torn_upload_is_named_and_the_checkpoint_before_it_is_taken(machines, 
     else:
         store.delete([f"{newest}/{torn}"])
     second = start(machines, url, tmp_path)
-    assert checkpoints.newest_whole(second.folder) == (second.folder / "checkpoints" / "step-00000003", [])
-    assert len(second.faults) == 1
-    assert f"{url}/{newest}" in second.faults[0]
+    assert checkpoints.newest_valid(second.folder) == (second.folder / "checkpoints" / "step-00000003", [])
+    assert len(second.damages) == 1
+    assert f"{url}/{newest}" in second.damages[0]
     second.save(6)
-    second.mirror.push()
+    second.mirror.upload()
     third = start(machines, url, tmp_path)
-    assert third.faults == []
-    assert checkpoints.newest_whole(third.folder)[0] == third.folder / newest
+    assert third.damages == []
+    assert checkpoints.newest_valid(third.folder)[0] == third.folder / newest
 
 
 def test_a_first_checkpoint_torn_in_its_upload_lets_a_run_begin_anew(machines, url, tmp_path):
     WritableStore(url, SHORT).put("checkpoints/step-00000003/tensors.safetensors", b"half")
     machine = start(machines, url, tmp_path)
-    assert checkpoints.newest_whole(machine.folder) == (None, [])
-    assert "its upload did not end" in machine.faults[0]
+    assert checkpoints.newest_valid(machine.folder) == (None, [])
+    assert "its upload did not end" in machine.damages[0]
 
 
 def test_the_last_uploaded_checkpoint_stays_until_a_newer_one_is_there(machines, url, tmp_path):
     """The folder may be steps ahead of a slow store."""
     machine = start(machines, url, tmp_path)
     machine.save(3, keep=1)
-    machine.mirror.push()
+    machine.mirror.upload()
     machine.save(6, keep=1)
     tensors = machine.folder / "checkpoints" / "step-00000006" / "tensors.safetensors"
     tensors.rename(tmp_path / "dropped on the way")
-    machine.mirror.push()
+    machine.mirror.upload()
     assert steps(url) == ["step-00000003"]
     (tmp_path / "dropped on the way").rename(tensors)
-    machine.mirror.push()
+    machine.mirror.upload()
     assert steps(url) == ["step-00000006"]
 
 
@@ -155,13 +154,13 @@ def test_other_machines_add_their_records_and_touch_nothing_else(machines, url, 
     main.save(3)
     (main.folder / "trace").mkdir()
     (main.folder / "trace" / "rank-00000.jsonl").write_text('{"step": 1}\n')
-    main.mirror.push()
+    main.mirror.upload()
     other = Mirror(WritableStore(url, SHORT), tmp_path / "other", None)
-    assert other.fetch() == []
+    assert other.download() == []
     assert not (tmp_path / "other" / "checkpoints").exists()
     (tmp_path / "other" / "trace" / "rank-00001.jsonl").write_text('{"step": 7}\n')
     (tmp_path / "other" / "metrics.jsonl").write_text('{"step": 7}\n')
-    other.push()
+    other.upload()
     assert {name for name in objects(url) if "jsonl" in name} == {"trace/rank-00000.jsonl", "trace/rank-00001.jsonl"}
 
 
@@ -173,7 +172,7 @@ def test_a_store_that_goes_away_is_an_error_that_names_the_url(monkeypatch, tmp_
         set_credentials(monkeypatch, f"http://{host}:{port}")
         machine = Machine(url, tmp_path / "machine")
     with pytest.raises(ValueError, match=rf"{url}/.* could not be written in 2 attempts .*; check the network"):
-        machine.mirror.push()
+        machine.mirror.upload()
     machine.away()
 
 
@@ -186,10 +185,10 @@ def test_an_upload_that_hangs_delays_nobody_and_only_one_waits_behind_it():
         go_on.wait()
 
     uploads = Uploads(push)
-    uploads.offer()
+    uploads.start()
     begun.wait()
     for _ in range(5):
-        uploads.offer()
+        uploads.start()
     assert len(num_pushes) == 1
     go_on.set()
     uploads.finish()
@@ -202,17 +201,17 @@ def test_a_failed_upload_fails_what_follows():
         raise ValueError("s3://leaves could not be written")
 
     uploads = Uploads(push)
-    uploads.offer()
+    uploads.start()
     with pytest.raises(ValueError, match="s3://leaves"):
         uploads.finish()
     with pytest.raises(ValueError, match="s3://leaves"):
-        uploads.offer()
+        uploads.start()
     uploads.close()
 
 
 def test_a_url_is_refused_while_its_holder_lives_and_taken_over_when_not(url, monkeypatch):
     monkeypatch.setattr(lock_module, "ABANDONED_S", 3.0)
-    monkeypatch.setattr(lock_module, "LOOK_S", 0.1)
+    monkeypatch.setattr(lock_module, "POLL_S", 0.1)
     monkeypatch.setattr(lock_module, "RENEW_S", 0.3)
     living = StoreLock(url)
     with pytest.raises(ValueError, match=rf"{url} is being written by process \d+ on \S+; wait for it, or choose"):
@@ -224,16 +223,16 @@ def test_a_url_is_refused_while_its_holder_lives_and_taken_over_when_not(url, mo
     left_behind = StoreLock(url)
     monkeypatch.setattr(lock_module, "ABANDONED_S", 0.5)
     heir = StoreLock(url)
-    with pytest.raises(ValueError, match=r"run.lock is no longer that of this run but of process"):
-        left_behind.hold()
+    with pytest.raises(ValueError, match=r"run.lock no longer belongs to this run but to process"):
+        left_behind.renew()
     left_behind.release()
-    heir.hold()
+    heir.renew()
     heir.release()
 
 
 def test_of_many_that_find_an_abandoned_url_one_gets_it(url, monkeypatch):
     monkeypatch.setattr(lock_module, "ABANDONED_S", 1.0)
-    monkeypatch.setattr(lock_module, "LOOK_S", 0.1)
+    monkeypatch.setattr(lock_module, "POLL_S", 0.1)
     WritableStore(url, SHORT).put("run.lock", b"process 1 on a machine that is gone 0 0")
     monkeypatch.setattr(lock_module, "RENEW_S", 0.2)
     held: list[StoreLock] = []
@@ -275,7 +274,7 @@ def test_what_is_uploaded_is_what_lies_in_the_folder(machines, url, tmp_path):
     (machine.folder / "best" / "config.json").write_text(json.dumps({"a": 1}))
     big = machine.folder / "best" / "weights.safetensors"
     big.write_bytes(bytes(range(256)) * 50_000)  # more than one part
-    machine.mirror.push()
+    machine.mirror.upload()
     client = boto3.client("s3")
     prefix = url.removeprefix(f"s3://{BUCKET}/")
     for path in (path for path in machine.folder.rglob("*") if path.is_file()):

@@ -15,8 +15,7 @@ from msvae.model.build import TINY_BACKBONE
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.training.optim import make_optimizer
-from msvae.training.parallel.replicated import Replicated
-from msvae.training.parallel.trained_weights import norm_of
+from msvae.training.parallel.trained_weights import ReplicatedWeights, norm_of
 from msvae.training.step import Stepper
 
 PLAN = MicroBatchPlan(0, (SampleRef(0, 0, 0), SampleRef(0, 1, 1)))
@@ -34,7 +33,7 @@ def made(
     accelerator = accelerator or Accelerator(cpu=True)
     model.choose_losses(tuple(config.loss.weights))
     ranks, optimizer = Ranks(accelerator), make_optimizer(model.train(), config.optim)
-    trained = Replicated(ranks, AutocastModel(model, "no"), optimizer, config.optim.max_grad_norm)
+    trained = ReplicatedWeights(ranks, AutocastModel(model, "no"), optimizer, config.optim.max_grad_norm)
     return Stepper(config, ranks, model.leaf_losses, trained, optimizer, "no"), ranks
 
 

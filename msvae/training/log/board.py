@@ -1,4 +1,4 @@
-"""TensorBoard's side of the log: how numbers are grouped, what stands on the first page, what is said of the run."""
+"""TensorBoard event files of a run: tags of its numbers, the layout of the first page, and the description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ FOLDERS = {
     },
     "validation": {},
 }  # fmt: skip
-"""Names of a row that stand in a folder of their own, `train_coverage/…`. The rest is in `train/` or `validation/`."""
+"""Names in a row whose tags get a group of their own, such as `train_coverage/…`. All other tags are in `train/` or
+`validation/`."""
 TAGS = {
     "coverage": "mean",
     "coverage_min": "min",
@@ -33,10 +34,10 @@ TAGS = {
     "valid_pixels": "leaf_pixels",
     "mse_per_channel": "mse",
 }
-"""What TensorBoard calls it where that differs from the row."""
-UNSHOWN = ("step", "empty_tiles")
+"""Tags of names in a row whose tag differs from the name."""
+NOT_SHOWN = ("step", "empty_tiles")
 COMPARED = ("validation/loss", "validation/psnr_db", "validation/angle_deg", "validation/ndvi_mae")
-"""In the table of runs, beside the settings; their last values."""
+"""Tags whose last values are in the table of runs (HParams), next to the settings."""
 
 
 def _lines(*tags: str) -> list[Any]:
@@ -44,7 +45,7 @@ def _lines(*tags: str) -> list[Any]:
 
 
 LAYOUT = {
-    "How well leaves come back": {
+    "How well leaves are reconstructed": {
         "training loss": _lines("train/loss"),
         "validation loss": _lines("validation/loss"),
         "training: spectral angle (degrees)": _lines("train/angle_deg"),
@@ -57,50 +58,50 @@ LAYOUT = {
         "band importance": _lines("validation_band_importance/.*"),
     },
     "What it is trained on": {
-        "leaf share of the tiles: mean, least, most": [
+        "leaf share of the tiles: mean, minimum, maximum": [
             "Margin", ["train_coverage/mean", "train_coverage/min", "train_coverage/max"]
         ],
-        "bad samples, and steps skipped so far": _lines("train_data/bad_samples", "train_optimizer/skipped_steps"),
+        "bad samples, and skipped steps so far": _lines("train_data/bad_samples", "train_optimizer/skipped_steps"),
     },
     "How it runs": {
-        "tiles a second": _lines("train_speed/tiles_per_s"),
-        "seconds a step, and of them waited": _lines(
+        "tiles per second": _lines("train_speed/tiles_per_s"),
+        "seconds per step, and the part spent waiting": _lines(
             "train_speed/step_s", "train_speed/data_wait_s", "train_speed/join_s"
         ),
         "gradient norm": _lines("train_optimizer/grad_norm"),
         "learning rate": _lines("train_optimizer/lr.*"),
     },
 }  # fmt: skip
-"""Of the custom scalars page."""
+"""Layout of the custom scalars page: tags of each chart, by section and title."""
 
 
 class Board:
-    """Event files of a run. What earlier ones hold from `first_step` on is dropped by whoever reads them."""
+    """Writes the event files of a run. Readers drop what earlier event files hold from `first_step` on."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
         self._first_step = first_step
 
     def row(self, kind: str, row: Mapping[str, Any]) -> None:
-        """The numbers of a logged step (`train`) or an evaluation (`validation`)."""
+        """Write the numbers of a logged step (`train`) or of an evaluation (`validation`)."""
         for tag, value in tags_of(kind, row):
             self._writer.add_scalar(tag, value, row["step"])
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """A picture."""
+        """Write a picture."""
         self._writer.add_figure(tag, figure, step)
 
     def describe(self, texts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-        """Texts in Markdown by tag, settings for the table of runs, and the layout of the first page."""
+        """Write Markdown texts by tag, settings for the table of runs, and the layout of the first page."""
         for tag, text in texts.items():
             self._writer.add_text(tag, text, self._first_step)
-        # SummaryWriter.add_hparams would make a run of its own for them
+        # SummaryWriter.add_hparams would create a separate run for them
         experiment, session, _ = hparams(dict(settings), dict.fromkeys(COMPARED, 0.0))
         for summary in (experiment, session, custom_scalars(LAYOUT)):
             self._writer.file_writer.add_summary(summary, self._first_step)
 
     def flush(self) -> None:
-        """Have everything in files."""
+        """Write buffered values to the file."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -109,11 +110,11 @@ class Board:
 
 
 def tags_of(kind: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Tag and value of all numbers of a row."""
+    """Yield tag and value of each number in a row."""
     folder_of = {name: f"{kind}_{folder}" for folder, names in FOLDERS[kind].items() for name in names}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            of_parts = {part: number for part, number in value.items() if number is not None}
-            yield from ((f"{kind}_{TAGS.get(name, name)}/{part}", number) for part, number in of_parts.items())
-        elif isinstance(value, int | float) and name not in UNSHOWN:
+            numbers = {part: number for part, number in value.items() if number is not None}
+            yield from ((f"{kind}_{TAGS.get(name, name)}/{part}", number) for part, number in numbers.items())
+        elif isinstance(value, int | float) and name not in NOT_SHOWN:
             yield f"{folder_of.get(name, kind)}/{TAGS.get(name, name)}", value

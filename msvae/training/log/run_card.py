@@ -1,4 +1,4 @@
-"""What a run must say of itself so that it can be repeated."""
+"""The run card: everything that is needed to repeat a run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SETTINGS = {
     "data": ("global_batch_size", "flips", "quarter_turns", "crop_px", "background"),
     "train": ("max_steps", "seed"),
 }
-"""Sections of the configuration, or keys in them, that decide the result."""
+"""Sections of the configuration that determine the result, and the keys in them; None means all keys."""
 
 
 def run_card(ranks: Ranks, digests: Mapping[str, str]) -> dict[str, str]:
-    """What was run, with what, on what. Args: the digests of the manifests by split."""
+    """Return code, command, data and machine of a run, by name. Args: digest of the manifest of each split."""
     device = ranks.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
@@ -48,17 +48,17 @@ def run_card(ranks: Ranks, digests: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_list(card: Mapping[str, str]) -> str:
-    """In Markdown."""
+    """Return a run card as a Markdown list."""
     return "\n".join(f"- **{name}**: `{value}`" for name, value in card.items())
 
 
 def as_code(text: str) -> str:
-    """Shown as it is."""
+    """Return a text as a Markdown code block."""
     return f"```\n{text}\n```"
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What decides the result, one value a key, such as `optim.lr`."""
+    """Return the values that determine the result, by key, such as `optim.lr`."""
     values = config.model_dump(mode="json")
     return {
         f"{section}.{key}": json.dumps(value) if value is None or isinstance(value, bool | list) else value
@@ -69,7 +69,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def launch_command() -> str:
-    """The launcher's, where that is what started this process, else our own."""
+    """Return the command of the launcher, or of this process if no launcher started it."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
     except (OSError, UnicodeDecodeError):
@@ -78,7 +78,7 @@ def launch_command() -> str:
 
 
 def _git_commit() -> str | None:
-    """Of the checkout that this package lies in, with `-dirty` where that was changed."""
+    """Return the commit of the checkout that holds this package, with `-dirty` if it has uncommitted changes."""
     checkout = Path(msvae.__file__).resolve().parent.parent
     if not (checkout / ".git").exists():
         return None

@@ -1,7 +1,7 @@
-"""DeepSpeed's ZeRO: every rank holds and updates a share of the weights, of their moments and of their average.
+"""Weights under DeepSpeed ZeRO: every rank holds and updates a shard of the weights, their moments and their average.
 
-DeepSpeed lays the weights of a group end to end in a flat float32 tensor and gives each rank a part of it; in stage 3
-it cuts each weight. A `Fragment` says where elements of a weight lie in this rank's flat tensors.
+DeepSpeed concatenates the weights of a group into one flat float32 tensor, of which each rank holds a part. In stage 3
+it splits each weight. A `Fragment` describes which elements of a weight are in this rank's flat tensors.
 """
 
 from __future__ import annotations
@@ -18,106 +18,101 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import AutocastModel, LossScale
 from msvae.training.optim import AveragingAdamW
-from msvae.training.parallel.trained_weights import Named, Trained
+from msvae.training.parallel.trained_weights import NamedTensor, TrainedWeights
 
-JOINED_ELEMENTS = 2**24
-"""Of whole weights that are joined at once."""
+GATHERED_ELEMENTS = 2**24
+"""Full weights are gathered in groups of at least this many elements."""
 
 
 class Fragment(NamedTuple):
-    """Elements of a weight from `first` on, which lie in `flat` from `at` on."""
+    """Consecutive elements of a weight: `length` elements from `weight_start` on, at `flat_start` in `flat`."""
 
     flat: Tensor
-    at: int
-    first: int
+    flat_start: int
+    weight_start: int
     length: int
 
 
-class Zero(Trained):
-    """Stages 1 to 3, told apart only by where fragments lie."""
+class ZeroWeights(TrainedWeights):
+    """Weights that ZeRO 1, 2 or 3 shards over the ranks. The stages differ only in where fragments are stored."""
 
     def __init__(
-        self, ranks: Ranks, model: AutocastModel, optimizer: AveragingAdamW,
-        max_norm: float, accumulation_steps: int, timeout_s: float,
+        self, ranks: Ranks, model: AutocastModel, optimizer: AveragingAdamW, max_norm: float, accumulation_steps: int,
+        timeout_s: float,
     ) -> None:  # fmt: skip
         super().__init__(model, optimizer)
         self._ranks = ranks
         self._engine: Any = ranks.engine.wrap_with_deepspeed(model, optimizer, max_norm, accumulation_steps)
         self.forward = self._engine
         self._zero: Any = self._engine.optimizer
-        self._bound_waits(timeout_s)
-        self._fragments = dict(self._find_fragments(ranks.engine.zero_stage))
-        for flat in {fragment.flat for fragments in self._fragments.values() for fragment in fragments}:
-            optimizer.begin(flat)
-
-    def _bound_waits(self, timeout_s: float) -> None:
-        """DeepSpeed makes a group of its own, with torch's time-out."""
+        # DeepSpeed creates a process group of its own with torch's default time-out
         _set_pg_timeout(timedelta(seconds=timeout_s), self._zero.dp_process_group)
+        self._fragments = {name: self._find_fragment(weight) for name, weight in self.parameters.items()}
+        for flat in {fragment.flat for fragment in self._fragments.values() if fragment is not None}:
+            optimizer.init_state(flat)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
-        """Tell DeepSpeed where it is in the global batch."""
+        """Tell DeepSpeed whether this is the last micro batch of the global batch."""
         self._engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
     def backward(self, loss: Tensor, scale: LossScale) -> None:
-        """Add to the gradients; DeepSpeed itself multiplies by the scale."""
+        """Add the gradient. DeepSpeed itself multiplies the loss by the scale."""
         if scale.enabled:
             self._zero.override_loss_scale(float(scale.value))
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def update(self, scale: LossScale) -> Tensor:
-        """Take a step; DeepSpeed joins the norms of all ranks and takes none where theirs is not finite."""
+        """Take a step. DeepSpeed reduces the norm over ranks, and takes no step if it is not finite."""
         self._engine.step()
         norm = float("inf") if self._zero.overflow else self._engine.get_global_grad_norm()
         return torch.as_tensor(norm, dtype=torch.float32, device=self._ranks.device)
 
-    def values(self, kind: str) -> Iterator[Named]:
-        """Joined over ranks, some weights at a time."""
+    def full_tensors(self, kind: str) -> Iterator[NamedTensor]:
+        """Yield full tensors, several of which are gathered over ranks at once."""
         names: list[str] = []
         for name in self.shapes:
             names.append(name)
-            if sum(self.shapes[chosen].numel() for chosen in names) >= JOINED_ELEMENTS:
-                yield from self._joined(kind, names)
+            if sum(self.shapes[chosen].numel() for chosen in names) >= GATHERED_ELEMENTS:
+                yield from self._gather(kind, names)
                 names = []
-        yield from self._joined(kind, names)
+        yield from self._gather(kind, names)
 
-    def put(self, kind: str, name: str, value: Tensor) -> None:
-        """Keep this rank's elements."""
-        for fragment in self._fragments[name]:
-            self._of(kind, fragment).copy_(value.flatten()[fragment.first : fragment.first + fragment.length])
+    def load(self, kind: str, name: str, value: Tensor) -> None:
+        """Copy this rank's elements of a full tensor."""
+        if (fragment := self._fragments[name]) is not None:
+            start = fragment.weight_start
+            self._tensor(kind, fragment).copy_(value.flatten()[start : start + fragment.length])
 
-    def own(self, kind: str) -> list[Tensor]:
-        """Its fragments: what fills up DeepSpeed's flat tensors after the last weight is whatever memory held."""
-        return [self._of(kind, fragment) for fragments in self._fragments.values() for fragment in fragments]
+    def local_tensors(self, kind: str) -> list[Tensor]:
+        """Return this rank's fragments. The padding after them in DeepSpeed's flat tensors is uninitialised memory."""
+        return [self._tensor(kind, fragment) for fragment in self._fragments.values() if fragment is not None]
 
-    def _joined(self, kind: str, names: list[str]) -> Iterator[Named]:
+    def _gather(self, kind: str, names: list[str]) -> Iterator[NamedTensor]:
         sizes = [self.shapes[name].numel() for name in names]
-        joined = torch.zeros(sum(sizes), device=self._ranks.device)
-        for name, own in zip(names, torch.split(joined, sizes), strict=True):
-            for fragment in self._fragments[name]:
-                own[fragment.first : fragment.first + fragment.length] = self._of(kind, fragment)
-        self._ranks.all_reduce_sum(joined)
-        for name, whole in zip(names, torch.split(joined, sizes), strict=True):
-            yield name, whole.view(self.shapes[name])
+        gathered = torch.zeros(sum(sizes), device=self._ranks.device)
+        for name, own in zip(names, torch.split(gathered, sizes), strict=True):
+            if (fragment := self._fragments[name]) is not None:
+                own[fragment.weight_start : fragment.weight_start + fragment.length] = self._tensor(kind, fragment)
+        # each element is 0 on all ranks but one, so that the sum changes no bit
+        self._ranks.all_reduce_sum(gathered)
+        for name, full in zip(names, torch.split(gathered, sizes), strict=True):
+            yield name, full.view(self.shapes[name])
 
-    def _of(self, kind: str, fragment: Fragment) -> Tensor:
+    def _tensor(self, kind: str, fragment: Fragment) -> Tensor:
         flat = fragment.flat if kind == "model" else self._optimizer.state[fragment.flat][kind]
-        return flat.detach().narrow(0, fragment.at, fragment.length)
+        return flat.detach().narrow(0, fragment.flat_start, fragment.length)
 
-    def _find_fragments(self, stage: int) -> Iterator[tuple[str, list[Fragment]]]:
-        for name, weight in self.named.items():
-            fragment = self._cut_weight(weight) if stage == 3 else self._cut_group(weight)
-            yield name, [] if fragment is None else [fragment]
-
-    def _cut_group(self, weight: Any) -> Fragment | None:
-        if (lies := weight._hp_mapping) is None:
+    def _find_fragment(self, weight: Any) -> Fragment | None:
+        """Return this rank's elements of a weight, or None if it has none."""
+        if self._ranks.engine.shards_weights:
+            group, flat_start, length = self._zero.grad_position[self._zero.get_param_id(weight)]
+            weight_start = self._ranks.rank * length
+            length = min(length, weight.ds_numel - weight_start)
+            flat = self._zero.fp32_partitioned_groups_flat[group]
+            return Fragment(flat, flat_start, weight_start, length) if length > 0 else None
+        if (mapping := weight._hp_mapping) is None:
             return None
-        flat = self._zero.single_partition_of_fp32_groups[lies.param_group_index]
-        at, first = lies.get_hp_fragment_address(), lies.lp_fragment_address
-        return Fragment(flat, at.start, first.start, at.numel)
-
-    def _cut_weight(self, weight: Any) -> Fragment | None:
-        group, at, count = self._zero.grad_position[self._zero.get_param_id(weight)]
-        first = self._ranks.rank * count
-        count = min(count, weight.ds_numel - first)
-        return Fragment(self._zero.fp32_partitioned_groups_flat[group], at, first, count) if count > 0 else None
+        flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        in_flat, in_weight = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
+        return Fragment(flat, in_flat.start, in_weight.start, in_flat.numel)
