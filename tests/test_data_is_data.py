@@ -15,8 +15,8 @@ from crc32c import crc32c
 from PIL import Image
 
 from msvae.config import load_config
-from msvae.shards.audit.indexing import IndexOptions, index_data_set
-from msvae.shards.audit.verify import verify_data_set
+from msvae.shards.audit.indexing import IndexOptions, index_dataset
+from msvae.shards.audit.verify import verify_dataset
 from msvae.shards.reader import ShardReader
 from msvae.shards.wds_source import ExactSamples
 
@@ -80,10 +80,10 @@ def test_a_path_in_a_member_name_is_a_key_and_never_opened(tmp_path):
             header = tarfile.TarInfo(name)
             header.size = len(content.getvalue())
             tar.addfile(header, io.BytesIO(content.getvalue()))
-    index_data_set(str(split), None, IndexOptions(wavelengths_nm=(475, 560, 668, 717, 840), scale=(1e-4,)))
+    index_dataset(str(split), None, IndexOptions(wavelengths_nm=(475, 560, 668, 717, 840), scale=(1e-4,)))
     source = ExactSamples(split, seed=0, global_batch_size=2, micro_batch_size=2, num_positions=1)
     assert {sample["__key__"] for sample in source} == {"../outside", "/etc/leaf"}
-    assert verify_data_set(str(split), num_threads=1).faults == []
+    assert verify_dataset(str(split), num_threads=1).faults == []
     assert not outside.exists()
     assert sorted(path.name for path in split.iterdir()) == ["a.index.json", "a.tar", "manifest.json"]
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from msvae.cli.screen import numbers, progress, say, user_errors
 from msvae.messages import counted
 from msvae.packing.output import save_contact_sheet
-from msvae.shards.audit.indexing import IndexedSplit, IndexOptions, index_data_set
-from msvae.shards.audit.verify import verify_data_set
+from msvae.shards.audit.indexing import IndexedSplit, IndexOptions, index_dataset
+from msvae.shards.audit.verify import verify_dataset
 from msvae.shards.audit.verify_shard import Fault
 from msvae.shards.manifest import Manifest
 from msvae.shards.reader import ShardReader
@@ -78,7 +78,7 @@ def index(
             num_threads=threads,
         )
         with progress("reading", is_bytes=True) as advance_to:
-            splits = index_data_set(location, out, options, advance_to)
+            splits = index_dataset(location, out, options, advance_to)
     _show_indexed(splits)
 
 
@@ -115,7 +115,7 @@ def verify(location: Location, threads: Threads = 4) -> None:
         def print_fault(fault: Fault) -> None:
             say(f"{fault.file}: {fault.message}")
 
-        found = verify_data_set(location, num_threads=threads, on_fault=print_fault, on_progress=advance_to)
+        found = verify_dataset(location, num_threads=threads, on_fault=print_fault, on_progress=advance_to)
     if found.faults:
         files = len({fault.file for fault in found.faults})
         say(f"{counted(len(found.faults), 'fault')} in {counted(files, 'file')}")

@@ -25,7 +25,7 @@ from msvae.inference.encoder import EncodeOptions, Encoder, diffusion_factors, l
 from msvae.inference.load import load_model
 from msvae.messages import OnProgress
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.shards.latents import MEMBER, LatentManifest
+from msvae.shards.latents import LATENTS_ENDING, LatentManifest
 from msvae.shards.loader import Loader
 from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
 from msvae.shards.order import SampleRef, in_micro_batches
@@ -178,7 +178,9 @@ def _encode_shards(
                 for batch in batches:
                     for sample, tile in zip(batch.plan.samples, encoder.encode(batch), strict=True):
                         mask = encode_mask(tile.leaf_mask)
-                        writer.append(tile.key, (MEMBER, tile.npy), mask, reader.json_member(number, sample.row))
+                        writer.append(
+                            tile.key, (LATENTS_ENDING, tile.npy), mask, reader.json_member(number, sample.row)
+                        )
                         sums.append(tile.sums)
                     done += len(batch.keys)
                     if on_progress is not None:

@@ -1,4 +1,4 @@
-"""Random flips, quarter turns and crops of training tiles, on the device: a pure function of seed and sample."""
+"""Random flips, quarter turns and crops of training tiles on the device, a pure function of seed and sample."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from torch import Tensor
 from msvae.shards.order import hash_key
 
 STREAM = 0xA06
-"""Keeps these draws apart from others that are made of the same seed and sample."""
+"""Part of the hash that separates these random numbers from others with the same seed and sample."""
 
 
 class Augmentation:
-    """What may happen to a tile. A tile and its mask always move together.
+    """Random flips, quarter turns and crops. The mask of a tile always changes in the same way as the tile.
 
-    Args: seed of the run; whether tiles are mirrored, and turned; side of the square that is cut out, None for all.
+    Args:
+        seed: seed of the run.
+        flips: mirror tiles at random.
+        quarter_turns: rotate tiles by a random multiple of 90 degrees.
+        crop_px: side of a random square crop, in pixels; None keeps the whole tile.
     """
 
     def __init__(self, seed: int, *, flips: bool, quarter_turns: bool, crop_px: int | None) -> None:
         self._seed, self._flips, self._quarter_turns, self._crop_px = seed, flips, quarter_turns, crop_px
 
     def __call__(self, tiles: Tensor, leaf_mask: Tensor, samples: range) -> tuple[Tensor, Tensor]:
-        """Tiles (B, C, H, W) and leaf mask (B, 1, H, W), each changed as its place in the endless sequence of samples
-        decides: alike at every world size, anew in every epoch.
+        """Return augmented tiles (B, C, H, W) and leaf mask (B, 1, H, W).
+
+        The change of a tile depends on its index in the endless sequence of samples, given by `samples`. It is the
+        same at every world size, and different in every epoch.
         """
         if not (self._flips or self._quarter_turns or self._crop_px):
             return tiles, leaf_mask
@@ -30,13 +36,13 @@ class Augmentation:
         return torch.stack([tile for tile, _ in changed]), torch.stack([mask for _, mask in changed])
 
     def _change(self, tile: Tensor, mask: Tensor, sample: int) -> tuple[Tensor, Tensor]:
-        draws = hash_key(STREAM, self._seed, sample)
-        draws, mirrored = divmod(draws, 2)
-        draws, turns = divmod(draws, 4)
+        bits = hash_key(STREAM, self._seed, sample)
+        bits, mirrored = divmod(bits, 2)
+        bits, turns = divmod(bits, 4)
         size = self._crop_px or tile.shape[-1]
         free = tile.shape[-1] - size + 1
-        draws, top = divmod(draws, free)
-        left = draws % free
+        bits, top = divmod(bits, free)
+        left = bits % free
         changed = []
         for image in (tile, mask):
             part = image[:, top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""Bytes that were read from afar once, kept on a local disk up to a bound. Shared by all processes of a machine."""
+"""A bounded cache of remote shards on a local disk, shared by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from msvae.config import DataConfig
 from msvae.shards.manifest import ShardEntry
 
 CHECK_EVERY_BYTES = 2**24
-"""A process looks at the size of the cache after it has written this much, or a 64th of the bound if that is less."""
+"""A process checks the size of the cache after it has written this many bytes, or 1/64 of the limit if smaller."""
 PROCESSES_AT_ONCE = 8
-"""So many may write between two looks without breaking the bound."""
+"""Number of processes that may write between two checks without exceeding the limit."""
 COPIES = "[0-9a-f]" * 32 + ".spans"
-"""Names of copies. What else lies in the folder is somebody else's."""
+"""Pattern of the names of cached copies. Other files in the folder are never removed."""
 
 
 class SpanCache:
-    """Sparse copies of shards: what was read lies at its own offset, the rest is a hole.
+    """Sparse copies of shards. Bytes that were read are stored at their own offset; the rest of a copy is a hole.
 
-    Nothing says which bytes are there: a reader checks the checksum of what it got. So processes need no locks, and a
-    killed write does no harm. A copy is named by the digest of the shard's index, so a changed shard has another one.
+    The cache does not record which bytes are present; a reader verifies the checksum of what it got. Processes
+    therefore need no locks, and a killed write does no harm. The name of a copy depends on the digest of the shard's
+    index, so a changed shard gets a new copy.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -35,10 +36,10 @@ class SpanCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"cannot make the cache {folder} ({error.strerror}); choose another folder") from error
+            raise ValueError(f"cannot create the cache {folder} ({error.strerror}); choose another folder") from error
 
     def read_into(self, entry: ShardEntry, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill the buffers with what is there, or leave them as they are."""
+        """Fill the buffers with the cached bytes, or leave them unchanged if the shard has no copy."""
         try:
             descriptor = os.open(self._path(entry), os.O_RDONLY)
         except OSError:
@@ -51,7 +52,7 @@ class SpanCache:
             os.close(descriptor)
 
     def write(self, entry: ShardEntry, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Keep these bytes. When the disk is full, nothing is kept and a warning says so once."""
+        """Store bytes of a shard. If the disk is full, nothing is stored, and one warning is issued."""
         try:
             descriptor = os.open(self._path(entry), os.O_WRONLY | os.O_CREAT, 0o644)
             try:
@@ -60,7 +61,8 @@ class SpanCache:
                 os.close(descriptor)
         except OSError as error:
             warnings.warn(
-                f"the cache {self._folder} takes no more ({error.strerror}); the rest is read from afar each time",
+                f"the cache {self._folder} cannot be written ({error.strerror}); "
+                "what it does not hold is read from the store each time",
                 stacklevel=2,
             )
             return
@@ -70,7 +72,7 @@ class SpanCache:
             self._evict()
 
     def _evict(self) -> None:
-        """Remove whole copies, the least recently written first, until the rest fits."""
+        """Remove whole copies, least recently written first, until the rest is within the limit."""
         copies = []
         for path in self._folder.glob(COPIES):
             with suppress(OSError):  # another process removed it
@@ -80,16 +82,16 @@ class SpanCache:
         for _, size, path in sorted(copies):
             if used_bytes <= self._kept_bytes:
                 return
-            with suppress(OSError):  # another user's
+            with suppress(OSError):  # the copy belongs to another user
                 path.unlink(missing_ok=True)
                 used_bytes -= size
 
     def _path(self, entry: ShardEntry) -> Path:
-        # a member name from a manifest is never part of a path
+        # names in a manifest must not become part of a local path
         name = hashlib.sha256(f"{entry.name}\n{entry.index_sha256}".encode()).hexdigest()
         return self._folder / f"{name[:32]}.spans"
 
 
 def cache_for(data: DataConfig) -> SpanCache | None:
-    """The cache that `data.cache` and `data.cache_gb` describe, or None."""
+    """Return the cache of `data.cache` and `data.cache_gb`, or None if `data.cache` is not set."""
     return None if data.cache is None else SpanCache(Path(data.cache), int(data.cache_gb * 1e9))

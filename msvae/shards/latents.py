@@ -1,6 +1,6 @@
-"""Shards of latents: a WebDataset tar for every tar of tiles, its index, and a manifest of another kind.
+"""Read shards of latents: one WebDataset tar and index for every tar of tiles, and their own form of manifest.
 
-Members of a sample: `KEY.latents.npy`, `KEY.mask.png` (of the tile, 1 bit) and `KEY.json`, as in the tiles' tar.
+Members of a sample are `KEY.latents.npy`, `KEY.mask.png` (1-bit mask of the tile) and `KEY.json` of the tile.
 """
 
 from __future__ import annotations
@@ -21,70 +21,72 @@ from msvae.shards.sample_codec import decode_mask_into, npy_header
 from msvae.shards.stores import open_store
 from msvae.shards.stores.store import MissingError, Store
 
-MEMBER = "latents.npy"
+LATENTS_ENDING = "latents.npy"
+"""Ending of the member with the latents."""
 
 
 class LatentStatistics(BaseModel):
-    """Of latents that are drawn from the posterior, in leaf cells, each weighted by its share of leaf pixels."""
+    """Statistics of latents sampled from the posterior, over leaf cells weighted by their share of leaf pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_cells: NonNegativeFloat
-    """Sum of the leaf shares."""
+    """Sum of the weights."""
     mean: list[float]
+    """Mean of each channel."""
     std: list[float]
-    """One entry a channel."""
+    """Standard deviation of each channel."""
 
 
 class LatentManifest(BaseModel):
-    """A split of latents: what they are, which model made them of which tiles, and the shards that hold them."""
+    """A split of latents: their kind and shape, the model and tiles that they come from, and their shards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["msvae-latents"] = "msvae-latents"
     version: Literal[1] = 1
     kind: Literal["moments", "sample"]
-    """Mean and log variance of the posterior, one after the other along the channels; or one draw from it."""
+    """Moments: mean and log variance of the posterior, concatenated along channels. Sample: one sample of it."""
     seed: int | None
-    """Of the draw; None for moments."""
+    """Seed of the samples, None for moments."""
     dtype: Literal["float16", "float32"]
     latent_channels: PositiveInt
     cells: PositiveInt
-    """Along a side."""
+    """Number of latent cells along a side of a tile."""
     tile_px: PositiveInt
     band_names: list[str]
     wavelengths_nm: list[float]
     model_sha256: str
-    """Of what decides latents and their decoding: weights, adapters, leaf statistics."""
+    """SHA-256 of everything that affects encoding and decoding: weights, adapters, leaf statistics."""
     tiles_sha256: str
     """Digest of the manifest of the tiles."""
     shift_factor: float
     scaling_factor: float
-    """What a diffusion model learns is (latent - shift_factor) * scaling_factor."""
+    """Factor for diffusion models, which learn (latent - shift_factor) * scaling_factor."""
     statistics: LatentStatistics
-    """Of the training split, in every split."""
+    """Statistics of the training split, the same in every split."""
     shards: Shards
 
     @property
     def bands(self) -> Bands:
-        """The bands that decoded tiles have."""
+        """Bands of decoded tiles."""
         return Bands(tuple(self.wavelengths_nm), tuple(self.band_names))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the stored array of a sample."""
+        """Shape of the stored array of a sample."""
         return self.latent_channels * (2 if self.kind == "moments" else 1), self.cells, self.cells
 
     @property
     def num_samples(self) -> int:
-        """In all shards."""
+        """Number of samples in all shards."""
         return sum(self.shards.num_samples)
 
     @classmethod
     def load(cls, store: Store) -> LatentManifest:
         """Read `manifest.json`.
 
-        Raises: ValueError when it is missing, or one of something else.
+        Raises: ValueError if it is missing, or not a manifest of latents.
         """
         path = store.path(MANIFEST_NAME)
         try:
@@ -93,14 +95,14 @@ class LatentManifest(BaseModel):
             raise ValueError(f"{path} is missing; make latents with `msvae encode MODEL SHARDS OUT`") from None
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
+            field = ".".join(map(str, first["loc"])) or "the file"
             raise ValueError(
-                f"{path} is no manifest of latents ({place}: {first['msg']}); make them with `msvae encode`"
+                f"{path} is no manifest of latents ({field}: {first['msg']}); make them with `msvae encode`"
             ) from error
 
 
 class LatentSample(NamedTuple):
-    """One sample: latents as they are stored, leaf mask (H, W) of its tile, and the bytes of its JSON."""
+    """One sample: latents in their stored type, leaf mask (H, W) of its tile, and the bytes of its JSON."""
 
     key: str
     latents: NDArray[np.floating]
@@ -109,7 +111,7 @@ class LatentSample(NamedTuple):
 
 
 class LatentReader:
-    """Random access to the latents of one split, in a folder or at a URL; also a data set for a torch DataLoader."""
+    """Random access to the latents of one split, in a folder or at a URL. It is also a torch map-style dataset."""
 
     def __init__(self, location: str | Path) -> None:
         self.store = open_store(location)
@@ -121,20 +123,23 @@ class LatentReader:
         return self.manifest.num_samples
 
     def __getitem__(self, sample: int) -> LatentSample:
-        """Raises: IndexError beyond the last sample; ValueError when it was altered."""
+        """Return one sample of the split.
+
+        Raises: IndexError if there is no such sample; ValueError if it was altered.
+        """
         if not 0 <= sample < len(self):
             raise IndexError(f"got sample {sample} of {len(self)}")
         shard = int(np.searchsorted(self._ends, sample, side="right"))
         return self.read(shard, sample - int(self._ends[shard]) + self.manifest.shards.num_samples[shard])
 
     def samples(self, shard: int) -> Iterator[LatentSample]:
-        """Those of one shard, in their order."""
+        """Yield the samples of one shard in stored order."""
         return (self.read(shard, row) for row in range(self.manifest.shards.num_samples[shard]))
 
     def read(self, shard: int, row: int) -> LatentSample:
-        """One sample.
+        """Return one sample of a shard.
 
-        Raises: ValueError when it is missing, altered, or not what the manifest says.
+        Raises: ValueError if it is missing, altered, or does not match the manifest.
         """
         entry, index = self.manifest.shards[shard], self._index(shard)
         parts = {
@@ -143,15 +148,15 @@ class LatentReader:
             )
             for name in ("bands", "mask", "json")
         }
-        place = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
+        name = f"{self.store.path(entry.name)}: sample {index.keys[row]}"
         sound = crc32c(parts["mask"], crc32c(parts["bands"])) == index.crc32c[row]
         if not sound or (index.json_crc32c is not None and crc32c(parts["json"]) != index.json_crc32c[row]):
-            raise ValueError(f"{place} is truncated or altered; encode this split again")
+            raise ValueError(f"{name} is truncated or altered; encode this split again")
         dtype, shape = np.dtype(self.manifest.dtype).newbyteorder("<"), self.manifest.shape
         header = npy_header(shape, dtype)
         num_bytes = len(header) + math.prod(shape) * dtype.itemsize
         if not parts["bands"].startswith(header) or len(parts["bands"]) != num_bytes:
-            raise ValueError(f"{place} is no {self.manifest.dtype} array of {self.manifest.shape}; encode again")
+            raise ValueError(f"{name} is no {self.manifest.dtype} array of {self.manifest.shape}; encode again")
         latents = np.frombuffer(parts["bands"], dtype, offset=len(header)).reshape(shape).copy()
         leaf_mask = np.empty((self.manifest.tile_px,) * 2, np.bool_)
         decode_mask_into(parts["mask"], leaf_mask)

@@ -1,6 +1,6 @@
-"""What lies in a folder of shards: `manifest.json` for the whole split, one index file beside each tar.
+"""Metadata of a split: `manifest.json` for the whole split, and one index file per tar.
 
-The byte layout is the contract of `shards/README.md`.
+`shards/README.md` specifies the format.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from msvae.shards.stores.store import MissingError, Store
 
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 2**30
-"""Seven million shards: what is larger is no manifest."""
+"""Limit of a manifest or index in bytes, enough for seven million shards."""
 MAX_SAMPLE_JSON_BYTES = 2**20
-"""Of one sample; its tile is where the bytes belong."""
+"""Limit of the JSON of one sample in bytes."""
 
 
 class _Record(BaseModel):
@@ -34,7 +34,7 @@ RecordT = TypeVar("RecordT", bound=_Record)
 
 
 class ShardEntry(NamedTuple):
-    """One tar and its index. The index holds the SHA-256 of the tar, so its own stands for both."""
+    """One tar and its index. The index contains the SHA-256 of the tar, so `index_sha256` covers both files."""
 
     name: str
     num_samples: int
@@ -43,7 +43,7 @@ class ShardEntry(NamedTuple):
 
 
 class Shards(_Record):
-    """All tars of a split, column by column, so that a million of them open in seconds."""
+    """All tars of a split as columns, so that a million of them can be read in seconds."""
 
     name: list[str]
     num_samples: list[NonNegativeInt]
@@ -52,7 +52,7 @@ class Shards(_Record):
 
     @classmethod
     def of(cls, entries: Iterable[ShardEntry]) -> Self:
-        """Columns of these entries."""
+        """Return the entries as columns."""
         columns = zip(*entries, strict=True)
         return cls(**dict(zip(ShardEntry._fields, map(list, columns), strict=False)))
 
@@ -67,14 +67,16 @@ class Shards(_Record):
     def _each_shard_once(self) -> Self:
         if len(set(self.name)) < len(self.name):
             name, count = Counter(self.name).most_common(1)[0]
-            raise ValueError(f"lists {name} {count} times, so its samples would be seen as often")
+            raise ValueError(f"lists {name} {count} times, so its samples would be read {count} times per epoch")
         return self
 
     @model_validator(mode="after")
-    def _names_lie_in_the_folder(self) -> Self:
+    def _names_have_no_folder(self) -> Self:
         for name in self.name:
             if "/" in name or "\\" in name or name.startswith("."):
-                raise ValueError(f"{name!r} is no file name of a shard, which has no folder and no dot in front")
+                raise ValueError(
+                    f"{name!r} is not a valid file name of a shard: it must not contain a folder or start with a dot"
+                )
         return self
 
     def __len__(self) -> int:
@@ -83,12 +85,12 @@ class Shards(_Record):
     def __getitem__(self, shard: int) -> ShardEntry:
         return ShardEntry(*(getattr(self, name)[shard] for name in ShardEntry._fields))
 
-    def __iter__(self) -> Iterator[ShardEntry]:  # type: ignore[override]  # of shards, not of fields
+    def __iter__(self) -> Iterator[ShardEntry]:  # type: ignore[override]  # iterates over shards, not over fields
         return (self[shard] for shard in range(len(self)))
 
 
 class Manifest(_Record):
-    """A split: how to read its tiles (reflectance = stored * scale + offset) and which shards hold them."""
+    """A split: format and bands of its tiles (reflectance = stored * scale + offset), statistics, and shards."""
 
     format: Literal["msvae-shards"] = "msvae-shards"
     version: Literal[1] = 1
@@ -99,9 +101,9 @@ class Manifest(_Record):
     scale: list[float]
     offset: list[float]
     compression: Literal["none", "delta-blosc2"] = "none"
-    """How the bands member of every sample is stored."""
+    """Compression of the bands member of every sample."""
     statistics: LeafStatistics
-    """Of the training split in every split, so that each can be read and judged alone."""
+    """Statistics of the training split. Every split holds them, so that each can be used alone."""
     shards: Shards
 
     @model_validator(mode="after")
@@ -120,18 +122,18 @@ class Manifest(_Record):
 
     @property
     def num_samples(self) -> int:
-        """Tiles in all shards."""
+        """Number of tiles in all shards."""
         return sum(self.shards.num_samples)
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON; it covers every byte of every shard and index."""
+        """Return the SHA-256 of the canonical JSON, which covers every byte of every shard and index."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @classmethod
     def load(cls, location: str | Path | Store) -> Manifest:
         """Read `manifest.json` of a folder or URL.
 
-        Raises: ValueError when it is missing, not a manifest, or lists no samples.
+        Raises: ValueError if it is missing, not a manifest, or lists no samples.
         """
         store = open_store(location) if isinstance(location, (str, Path)) else location
         try:
@@ -154,10 +156,10 @@ class Manifest(_Record):
 
 
 class ShardIndex(_Record):
-    """Where each sample of one tar lies, column by column: byte offset and length of every member."""
+    """Position of each sample in one tar, as columns: byte offset and length of every member."""
 
     sha256: str
-    """Of the tar."""
+    """SHA-256 of the tar."""
     keys: list[str]
     bands_offset: list[ByteNumber]
     bands_bytes: list[Annotated[ByteNumber, Field(gt=0)]]
@@ -165,17 +167,17 @@ class ShardIndex(_Record):
     mask_bytes: list[Annotated[ByteNumber, Field(gt=0)]]
     json_offset: list[ByteNumber]
     json_bytes: list[Annotated[ByteNumber, Field(le=MAX_SAMPLE_JSON_BYTES)]]
-    """0 for a sample without."""
+    """Length of the JSON, 0 for a sample without JSON."""
     crc32c: list[ByteNumber]
-    """Of the bands member followed by the mask member."""
+    """CRC-32C of the bands member followed by the mask member."""
     json_crc32c: list[ByteNumber] | None = None
-    """Of the JSON, 0 for a sample without; None in indexes that were made before it was kept."""
+    """CRC-32C of the JSON, 0 for a sample without JSON. None in indexes from before this column existed."""
 
     @classmethod
     def load(cls, store: Store, shard: ShardEntry) -> ShardIndex:
-        """Read the index beside a tar.
+        """Read the index of a tar.
 
-        Raises: ValueError when it is missing, altered, or does not fit the manifest.
+        Raises: ValueError if it is missing, altered, or does not match the manifest.
         """
         name = index_name(shard.name)
         index = _parse(cls, store, name, expected_sha256=shard.index_sha256)
@@ -188,17 +190,17 @@ class ShardIndex(_Record):
         return index
 
     def last_byte(self, row: int) -> int:
-        """Where the last member of a sample ends."""
+        """Return the byte offset at which the last member of a sample ends."""
         names = ("bands", "mask", "json")
         return int(max(getattr(self, f"{name}_offset")[row] + getattr(self, f"{name}_bytes")[row] for name in names))
 
 
 COLUMNS = tuple(name for name in ShardIndex.model_fields if name != "sha256")
-"""The fields of an index that have one entry a sample."""
+"""Fields of an index with one entry per sample."""
 
 
 def index_name(shard_name: str) -> str:
-    """`leaf-000000.tar` -> `leaf-000000.index.json`."""
+    """Return the name of the index of a tar, such as `leaf-000000.index.json` for `leaf-000000.tar`."""
     return f"{shard_name.removesuffix('.tar')}.index.json"
 
 
@@ -206,10 +208,10 @@ def _parse(record: type[RecordT], store: Store, name: str, expected_sha256: str 
     path = store.path(name)
     content = store.read(name, MAX_JSON_BYTES)
     if expected_sha256 not in (None, hashlib.sha256(content).hexdigest()):
-        raise ValueError(f"{path} was altered: its SHA-256 is not the manifest's; restore it or pack again")
+        raise ValueError(f"{path} was altered: its SHA-256 is not that in the manifest; restore it or pack again")
     try:
         return record.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(f"{path}: {place}: {first['msg']}; restore it or pack this split again") from error
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{path}: {field}: {first['msg']}; restore it or pack this split again") from error

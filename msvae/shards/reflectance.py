@@ -1,4 +1,4 @@
-"""What can be reflectance: the same limits for rasters that are packed and for tars of others."""
+"""Plausibility limits for reflectance, shared by packing of rasters and indexing of existing tars."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 BRIGHT = 2.0
-"""No leaf reflects that much: floats with half their leaf values above are not in reflectance."""
+"""Limit of the median leaf value. Floats with a higher median are not reflectance, because no leaf is so bright."""
 MAX_SCALE = 10.0
-"""Reflectance over pi is multiplied by pi; what is larger was meant to divide."""
+"""Limit of a scale. Values in reflectance / pi need the scale pi; a larger number was probably meant as a divisor."""
 
 
 def check_scale(scales: Sequence[float]) -> None:
-    """Raises: ValueError when a factor from value to reflectance is none."""
+    """Check the factors from stored value to reflectance.
+
+    Raises: ValueError if one is not finite, not above 0, or above MAX_SCALE.
+    """
     for scale in scales:
         if not (math.isfinite(scale) and 0 < scale <= MAX_SCALE):
             divides = math.isfinite(scale) and scale > 0
@@ -23,27 +26,30 @@ def check_scale(scales: Sequence[float]) -> None:
 
 
 def check_offset(offsets: Sequence[float]) -> None:
-    """Raises: ValueError when the reflectance of the value 0 is none."""
+    """Check the reflectances of the stored value 0.
+
+    Raises: ValueError if one is not finite.
+    """
     for offset in offsets:
         if not math.isfinite(offset):
             raise ValueError(f"got --offset {offset:g}, expected a number, such as -0.1")
 
 
 def usual_scale(dtype: str) -> str:
-    """The scale that values of a type most often have, for messages."""
+    """Return the most common scale for values of a type, for messages."""
     return "0.01 for percent" if np.dtype(dtype).itemsize == 1 else "0.0001 for reflectance x 10000"
 
 
-def too_bright(place: object) -> ValueError:
-    """For float values of which no scale is known and which cannot be reflectance as they are."""
+def too_bright(location: object) -> ValueError:
+    """Return the error for float values that have no known scale and cannot be reflectance."""
     return ValueError(
-        f"{place} cannot hold reflectance from 0 to 1: the median leaf value is above {BRIGHT:g}; "
+        f"{location} cannot hold reflectance from 0 to 1: the median leaf value is above {BRIGHT:g}; "
         f"give --scale, such as {usual_scale('float32')}, {usual_scale('uint8')}, or 1 if it is right"
     )
 
 
 def brightness_notice(mean: Sequence[float], dtype: str) -> str | None:
-    """What to say of the mean leaf reflectance of each band where one is above 1."""
+    """Return a notice if the mean leaf reflectance of a band is above 1, else None."""
     if (brightest := max(mean)) <= 1:
         return None
     return (

@@ -1,4 +1,4 @@
-"""The data schedule of a cluster on paper: what each node reads in the order of samples, from the manifest alone."""
+"""Simulation of what each node of a cluster reads during training, from the manifest alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from msvae.shards.order import SHUFFLE_WINDOW_SHARDS, permutation
 
 @dataclass(frozen=True)
 class Cluster:
-    """What trains together.
+    """Size of a cluster and of its batches.
 
-    Raises: ValueError when the global batch cannot be dealt evenly.
+    Raises: ValueError if the global batch cannot be divided evenly among the GPUs and micro batches.
     """
 
     num_nodes: int
@@ -31,46 +31,50 @@ class Cluster:
         if self.global_batch_size % (ranks * micro):
             least = ranks * micro
             raise ValueError(
-                f"global batch {self.global_batch_size} cannot be dealt to {ranks} GPUs in micro batches of {micro}; "
-                f"give a multiple of {least}, such as {max(1, round(self.global_batch_size / least)) * least}"
+                f"global batch {self.global_batch_size} cannot be divided among {ranks} GPUs in micro batches of "
+                f"{micro}; use a multiple of {least}, such as {max(1, round(self.global_batch_size / least)) * least}"
             )
 
     @property
     def world_size(self) -> int:
-        """GPUs, one rank each."""
+        """Number of GPUs, each of which is one rank."""
         return self.num_nodes * self.gpus_a_node
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is read in some steps from the start of an epoch, as arrays over steps, nodes or ranks.
+    """Reads in some steps from the start of an epoch, as arrays over steps, nodes or ranks.
 
-    A sample's bytes are its share of its tar, headers and padding included.
+    The bytes of a sample are the size of its tar, including headers and padding, divided by the samples in the tar.
     """
 
     num_shards: int
     num_steps: int
     steps_an_epoch: float
     rank_samples: NDArray[np.int64]
-    """Of each rank, in all these steps."""
+    """(ranks,): samples that a rank reads in all these steps."""
     step_bytes: NDArray[np.float64]
-    """(steps, nodes)."""
+    """(steps, nodes): bytes that a node reads."""
     step_shards: NDArray[np.int64]
-    """(steps, nodes): distinct shards that a node reads from: its requests when those to one shard are joined."""
+    """(steps, nodes): distinct shards that a node reads from, which is its number of requests if those to one shard
+    are joined."""
     step_indexes: NDArray[np.int64]
-    """(steps, nodes): indexes that the ranks of a node open, each when it first reads from a shard."""
+    """(steps, nodes): indexes that the ranks of a node open. A rank opens one when it first reads from a shard."""
     node_shards: NDArray[np.int64]
-    """Distinct shards that a node reads from in all these steps."""
+    """(nodes,): distinct shards that a node reads from in all these steps."""
     node_shard_bytes: NDArray[np.int64]
-    """Of these shards, whole."""
+    """(nodes,): total size of these shards."""
     node_cache_bytes: NDArray[np.int64]
-    """Most that a node must hold at once to fetch each of them whole and once."""
+    """(nodes,): largest cache that a node needs in order to download each of these shards whole and only once."""
 
 
 def shuffle_windows(
     samples_per_shard: NDArray[np.int64], seed: int, window_shards: int = SHUFFLE_WINDOW_SHARDS
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Shard and row of all training samples in order, epoch after epoch, a window at a time: `SampleOrder` at once."""
+    """Yield shard and row of all training samples, one shuffle window at a time, epoch after epoch, without end.
+
+    This is the sequence of `SampleOrder`, computed with whole arrays.
+    """
     for epoch in count():
         shards = permutation(len(samples_per_shard), seed, epoch)
         for window, start in enumerate(range(0, len(shards), window_shards)):
@@ -82,9 +86,9 @@ def shuffle_windows(
 
 
 def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int) -> Schedule:
-    """Follow the order of samples for `num_steps` steps, at most an epoch.
+    """Simulate the reads of `num_steps` steps, at most one epoch.
 
-    Raises: ValueError when an epoch is less than a step.
+    Raises: ValueError if an epoch has fewer samples than a global batch.
     """
     sizes, size_bytes = (
         np.array(column, np.int64) for column in (manifest.shards.num_samples, manifest.shards.size_bytes)
@@ -92,8 +96,8 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
     batch, nodes = cluster.global_batch_size, cluster.num_nodes
     if batch > sizes.sum():
         raise ValueError(
-            f"global batch {batch:,} is more than the {counted(int(sizes.sum()), 'tile')} of the data set: every step "
-            "would read all of it, some tiles several times; give a smaller one, or pack more tiles"
+            f"global batch {batch:,} is more than the {counted(int(sizes.sum()), 'tile')} of the data set, so every "
+            "step would read some tiles several times; give a smaller global batch, or pack more tiles"
         )
     steps_an_epoch = sizes.sum() / batch
     steps = min(num_steps, int(steps_an_epoch))
@@ -106,12 +110,12 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
     start = 0
     for shards, _ in shuffle_windows(sizes, seed):
         shards = shards[: steps * batch - start]
-        places = np.arange(start, start + len(shards))
-        ranks = places % batch // (batch // cluster.world_size)
-        cells = places // batch * nodes + ranks // cluster.gpus_a_node
+        positions = np.arange(start, start + len(shards))
+        ranks = positions % batch // (batch // cluster.world_size)
+        cells = positions // batch * nodes + ranks // cluster.gpus_a_node
         rank_samples += np.bincount(ranks, minlength=len(rank_samples))
         step_bytes += np.bincount(cells, sample_bytes[shards], len(step_bytes))
-        # a shard is in one window only, so what is new in a window is new at all
+        # a shard is in one shuffle window only, so a first read in a window is a first read in the epoch
         _, first_touches = np.unique(ranks * len(sizes) + shards, return_index=True)
         step_indexes += np.bincount(cells[first_touches], minlength=len(step_indexes))
         visits = _distinct(cells, shards)
@@ -139,7 +143,7 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
 
 
 def _distinct(cells: NDArray[np.int64], shards: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each pair of cell and shard once, by cell."""
+    """Return each pair of cell and shard once, sorted by cell."""
     span = int(shards.max()) + 1
     pairs = np.unique(cells * span + shards)
     return pairs // span, pairs % span
@@ -148,7 +152,7 @@ def _distinct(cells: NDArray[np.int64], shards: NDArray[np.int64]) -> tuple[NDAr
 def _visits_of_nodes(
     cells: NDArray[np.int64], shards: NDArray[np.int64], nodes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Each pair of node and shard once, and the first and last step of its visits; `cells` are sorted by step."""
+    """Return each pair of node and shard once, and the first and last step of its reads. `cells` must be sorted."""
     span = int(shards.max()) + 1
     pairs, steps = cells % nodes * span + shards, cells // nodes
     distinct, first = np.unique(pairs, return_index=True)

@@ -1,4 +1,4 @@
-"""The exact stream as a source for a `webdataset.DataPipeline`, for users' own stages."""
+"""The training samples in their exact order, as a source for a `webdataset.DataPipeline`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from msvae.shards.reader import BatchReader, ShardReader
 
 @dataclass
 class ExactSamples(IterableDataset[dict[str, str | bytes]]):
-    """This rank's samples in training order, as dictionaries of undecoded members like those of webdataset.
+    """This rank's samples in training order, as dictionaries of undecoded members in the form of webdataset.
 
-    Keys: `__key__`, `__url__`, `bands.npy` (also of compressed shards), `mask.png`, `json`. The worker processes of a
-    DataLoader take micro batches in turn; batches of `micro_batch_size` made there come out in order.
+    Keys are `__key__`, `__url__`, `bands.npy` (also for compressed shards), `mask.png` and `json`. The worker
+    processes of a DataLoader read micro batches in turn, so batches of `micro_batch_size` that they form arrive in
+    order.
     """
 
     location: str | Path
@@ -31,13 +32,13 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
     rank: int = 0
     world_size: int = 1
     position: int = 0
-    """Global batches that were seen before."""
+    """Index of the first global batch."""
     num_positions: int | None = None
-    """Global batches to give; None goes on without end."""
+    """Number of global batches; None means no end."""
     max_bad_samples: int = 0
-    """Samples that may be unreadable: each is warned of, and replaced as in training."""
+    """Limit of samples that cannot be read. Each one causes a warning and is replaced as in training."""
     cache: SpanCache | None = None
-    """Keeps what was read from afar."""
+    """Cache for remote shards."""
 
     def __post_init__(self) -> None:
         if self.global_batch_size % (self.world_size * self.micro_batch_size):
@@ -63,8 +64,8 @@ class ExactSamples(IterableDataset[dict[str, str | bytes]]):
             if plan.batch_index == end:
                 return
             if number % num_workers == worker:
-                for reference in plan.samples:
-                    sample, bad = batch_reader.read(reference, reader.members)
+                for sample in plan.samples:
+                    members, bad = batch_reader.read(sample, reader.members)
                     if bad is not None:
-                        warnings.warn(f"{bad.replaced_by} stands for {bad.key}: {bad.reason}", stacklevel=2)
-                    yield sample
+                        warnings.warn(f"{bad.replaced_by} replaces {bad.key}: {bad.reason}", stacklevel=2)
+                    yield members

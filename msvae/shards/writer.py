@@ -1,4 +1,4 @@
-"""Writing samples into a tar that plain WebDataset reads and whose bytes depend on its content alone."""
+"""Write samples into a tar that plain WebDataset reads. Its bytes depend on the content alone."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from msvae.shards.manifest import COLUMNS, ShardEntry, ShardIndex, index_name
 from msvae.shards.sample_codec import ENDINGS, Compression, encode_mask, encode_tile
 
 MAX_KEY_CHARS = 80
-"""A USTAR name has 100 bytes; the longest member ending takes 13."""
+"""Limit of a key. A USTAR name has 100 bytes, and the longest ending of a member needs 13."""
 
 
 class ShardWriter:
-    """One tar, written sample by sample; leaving the `with` block puts it in place, then its index beside it.
+    """Writes one tar sample by sample. Leaving the `with` block moves the tar into place, then writes its index.
 
     Members of a sample: `KEY.bands.npy` or `KEY.bands.blosc2` (C, H, W), `KEY.mask.png` (1 bit), `KEY.json`. Times and
     owners are 0.
-    Both files grow under other names, so that a shard whose index is there is complete whatever was killed.
+    Both files are written under temporary names. A shard with an index is therefore complete, even if a process was
+    killed.
     """
 
     def __init__(self, path: Path, compression: Compression = "none") -> None:
@@ -55,27 +56,27 @@ class ShardWriter:
 
     @property
     def num_samples(self) -> int:
-        """Samples written so far."""
+        """Number of samples written so far."""
         return len(self._columns["keys"])
 
-    def write(self, key: str, tile: NDArray[Any], leaf_mask: NDArray[np.bool_], about: dict[str, Any]) -> None:
-        """Append one sample: tile (C, H, W), leaf mask (H, W), and what is known about them."""
+    def write(self, key: str, tile: NDArray[Any], leaf_mask: NDArray[np.bool_], json_object: dict[str, Any]) -> None:
+        """Append one sample: tile (C, H, W), leaf mask (H, W), and the object for its JSON."""
         assert "." not in key and "/" not in key and len(key) <= MAX_KEY_CHARS, key
         assert tile.shape[1:] == leaf_mask.shape, (tile.shape, leaf_mask.shape)
         tile_member = ENDINGS[self._compression], encode_tile(tile, self._compression)
-        self.append(key, tile_member, encode_mask(leaf_mask), json_bytes(about))
+        self.append(key, tile_member, encode_mask(leaf_mask), _json_bytes(json_object))
 
-    def append(self, key: str, array: tuple[str, bytes], mask: bytes, about: bytes) -> None:
-        """Append one sample as the bytes of its members: the array with its ending, the mask, and JSON or nothing."""
-        members = {"bands": array, "mask": ("mask.png", mask), "json": ("json", about)}
-        if not about:
+    def append(self, key: str, array: tuple[str, bytes], mask: bytes, json_member: bytes) -> None:
+        """Append one sample as the bytes of its members: array with its ending, mask, and JSON (may be empty)."""
+        members = {"bands": array, "mask": ("mask.png", mask), "json": ("json", json_member)}
+        if not json_member:
             del members["json"]
             self._columns["json_offset"].append(0)
             self._columns["json_bytes"].append(0)
         for name, (ending, content) in members.items():
             header = tarfile.TarInfo(f"{key}.{ending}")
             header.size = len(content)
-            # as USTAR, but for a name of over 100 characters or not in ASCII, as those of latents may be
+            # this is USTAR, except for names that are not ASCII or exceed 100 characters, which latents may have
             self._append(header.tobuf(tarfile.PAX_FORMAT))
             self._columns[f"{name}_offset"].append(self._size_bytes)
             self._columns[f"{name}_bytes"].append(len(content))
@@ -83,10 +84,10 @@ class ShardWriter:
             self._append(bytes(-len(content) % tarfile.BLOCKSIZE))
         self._columns["keys"].append(key)
         self._columns["crc32c"].append(crc32c(mask, crc32c(array[1])))
-        self._columns["json_crc32c"].append(crc32c(about))
+        self._columns["json_crc32c"].append(crc32c(json_member))
 
     def _append(self, content: bytes) -> None:
-        # a raw file may take less than it is given
+        # a raw file may write fewer bytes than it got
         remaining = memoryview(content)
         while remaining:
             remaining = remaining[self._tar.write(remaining) :]
@@ -105,13 +106,13 @@ class ShardWriter:
         )
 
 
-def json_bytes(about: dict[str, Any]) -> bytes:
-    """JSON with sorted keys; NaN is refused."""
-    return json.dumps(about, sort_keys=True, allow_nan=False).encode()
+def _json_bytes(json_object: dict[str, Any]) -> bytes:
+    """Return JSON with sorted keys. Raises: ValueError if a value is NaN or infinite."""
+    return json.dumps(json_object, sort_keys=True, allow_nan=False).encode()
 
 
 def shard_entry(tar: Path) -> ShardEntry:
-    """What a manifest says of a shard that is complete."""
+    """Return the entry of a complete shard for the manifest."""
     index = (tar.parent / index_name(tar.name)).read_bytes()
     num_samples = len(ShardIndex.model_validate_json(index).keys)
     return ShardEntry(tar.name, num_samples, tar.stat().st_size, hashlib.sha256(index).hexdigest())

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from msvae import AutoencoderKLMultispectralAdapter
 from msvae.inference.decode import decode
 from msvae.model.build import TINY_BACKBONE
-from msvae.shards.latents import MEMBER
+from msvae.shards.latents import LATENTS_ENDING
 from msvae.shards.manifest import Shards
 from msvae.shards.sample_codec import encode_mask, npy_header
 from msvae.shards.writer import ShardWriter
@@ -50,7 +50,7 @@ def test_memory_stays_flat_as_a_tar_of_latents_grows(latents, tmp_path, monkeypa
     """A sample has 50 kB, and its index entry less than 1 kB. The model is replaced by a stub."""
     tile_px, cells, peaks = 128, 16, []
     array = np.zeros((32, cells, cells), "<f4")
-    member = MEMBER, npy_header(array.shape, array.dtype) + array.tobytes()
+    member = LATENTS_ENDING, npy_header(array.shape, array.dtype) + array.tobytes()
     leaf = encode_mask(np.ones((tile_px, tile_px), bool))
     monkeypatch.setattr(
         "msvae.model.autoencoder.AutoencoderKLMultispectralAdapter.decode",

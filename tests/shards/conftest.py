@@ -1,4 +1,4 @@
-"""Tars as others write them."""
+"""Members of samples, and tars in the formats of other writers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def npy(array: NDArray[Any]) -> bytes:
 def png(mask: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def palette_png(indices: NDArray[np.uint8], palette: list[int]) -> bytes:
+    """An indexed PNG whose palette lists red, green and blue of each index."""
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
+    image.putpalette(palette)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

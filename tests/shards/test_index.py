@@ -14,12 +14,12 @@ import webdataset as wds
 from typer.testing import CliRunner
 
 from msvae.cli import app
-from msvae.shards.audit.indexing import IndexOptions, index_data_set
+from msvae.shards.audit.indexing import IndexOptions, index_dataset
 from msvae.shards.manifest import Manifest, ShardIndex
 from msvae.shards.reader import ShardReader
 from msvae.shards.wds_source import ExactSamples
 
-from .conftest import npy, png, random_tile
+from .conftest import npy, palette_png, png, random_tile
 
 WAVELENGTHS = (475.0, 560.0, 668.0, 717.0, 840.0)
 OPTIONS = IndexOptions(wavelengths_nm=WAVELENGTHS, scale=(1e-4,))
@@ -57,7 +57,7 @@ def foreign(tmp_path) -> Path:
 
 
 def test_tars_of_webdataset_become_a_data_set_that_reads_the_same(foreign):
-    splits = index_data_set(str(foreign), None, OPTIONS)
+    splits = index_dataset(str(foreign), None, OPTIONS)
     assert {name: split.num_samples for name, split in splits.items()} == {"train": 12, "val": 4}
     for split in ("train", "val"):
         urls = [str(path) for path in sorted((foreign / split).glob("*.tar"))]
@@ -70,7 +70,7 @@ def test_tars_of_webdataset_become_a_data_set_that_reads_the_same(foreign):
 
 
 def test_statistics_are_those_of_the_training_leaf_in_every_split(foreign):
-    index_data_set(str(foreign), None, OPTIONS)
+    index_dataset(str(foreign), None, OPTIONS)
     leaf = np.concatenate([t[:, m] for t, m in all_samples(foreign / "train").values()], axis=1).astype(np.float64)
     coverages = [m.mean() for _, m in all_samples(foreign / "train").values()]
     for split in ("train", "val"):
@@ -85,14 +85,14 @@ def test_the_same_tars_give_the_same_manifest_however_many_threads_read(foreign)
     manifests = set()
     for threads in (1, 4):
         options = IndexOptions(wavelengths_nm=WAVELENGTHS, scale=(1e-4,), overwrite=True, num_threads=threads)
-        index_data_set(str(foreign), None, options)
+        index_dataset(str(foreign), None, options)
         manifests.add((foreign / "train" / "manifest.json").read_bytes())
     assert len(manifests) == 1
 
 
 def test_a_packed_data_set_is_indexed_to_what_it_was(leaf_shards, tmp_path):
     """Every byte but the sums of the statistics, whose order of adding differs."""
-    index_data_set(str(leaf_shards), tmp_path, IndexOptions(overwrite=True))
+    index_dataset(str(leaf_shards), tmp_path, IndexOptions(overwrite=True))
     for split in ("train", "val"):
         made, packed = (Manifest.load(folder / split) for folder in (tmp_path, leaf_shards))
         assert made.model_dump(exclude={"statistics"}) == packed.model_dump(exclude={"statistics"})
@@ -106,9 +106,9 @@ def test_members_are_found_by_their_ending_and_json_may_be_missing(tmp_path, wri
     contents = {"preview.png": png(mask), "leaf.png": png(~mask), "rgb.npy": npy(tile[:3]), "ms.npy": npy(tile)}
     write_tar(tmp_path / "a.tar", [(f"x.{ending}", content) for ending, content in contents.items()])
     with pytest.raises(ValueError, match=r"sample x has the members preview.png, .*--bands-member"):
-        index_data_set(str(tmp_path), None, OPTIONS)
+        index_dataset(str(tmp_path), None, OPTIONS)
     options = IndexOptions("ms.npy", "leaf.png", WAVELENGTHS, scale=(1.0,))
-    index_data_set(str(tmp_path), None, options)
+    index_dataset(str(tmp_path), None, options)
     np.testing.assert_array_equal(all_samples(tmp_path)["x"][1], ~mask)
     index = ShardIndex.model_validate_json((tmp_path / "a.index.json").read_bytes())
     assert (index.json_offset, index.json_bytes) == ([0], [0])
@@ -116,12 +116,16 @@ def test_members_are_found_by_their_ending_and_json_may_be_missing(tmp_path, wri
 
 FAULTS = {
     "without mask": ([*sample("a"), ("b.npy", npy(random_tile(0)[0]))], r"a\.tar: sample b .*one \.png as its mask"),
-    "split key": ([*sample("a"), *sample("b"), *sample("a")], r"a\.tar: sample a comes twice"),
+    "split key": ([*sample("a"), *sample("b"), *sample("a")], r"a\.tar: sample a occurs twice"),
     "split members": ([sample("a")[0], *sample("b"), sample("a")[1]], r"sample a .*one \.png"),
     "repeated": ([*sample("a"), *sample("a")], r"sample a has its member npy twice"),
     "keys cut at a dot": ([*sample("leaf_0.5m"), *sample("leaf_0.7m")], r"sample leaf_0 .*keys end at the first dot"),
     "another mask": ([("a.npy", sample("a")[0][1]), ("a.png", png(np.zeros((16, 8), bool)))], r"\(8, 16\) px"),
     "colour mask": ([("a.npy", sample("a")[0][1]), ("a.png", png(np.zeros((16, 16, 3), np.uint8)))], "mode RGB"),
+    "palette mask": (
+        [("a.npy", sample("a")[0][1]), ("a.png", palette_png(np.eye(16, dtype=np.uint8), [255, 255, 255, 0, 0, 0]))],
+        "mode P, expected one grey value per",
+    ),
     "no png": ([("a.npy", sample("a")[0][1]), ("a.png", b"JFIF")], "sample a has a mask that is no PNG"),
     "cut png": ([("a.npy", sample("a")[0][1]), ("a.png", sample("a")[1][1][:-40])], "sample a has a mask that is no"),
     "no npy": ([("a.npy", b"PK"), sample("a")[1]], "sample a holds no .npy"),
@@ -155,7 +159,7 @@ def test_what_no_sample_can_be_made_of_is_an_error_naming_shard_and_key(tmp_path
     members, message = FAULTS[fault]
     write_tar(tmp_path / "a.tar", members)
     with pytest.raises(ValueError, match=message) as error:
-        index_data_set(str(tmp_path), None, OPTIONS)
+        index_dataset(str(tmp_path), None, OPTIONS)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
@@ -164,7 +168,7 @@ def test_a_key_in_two_shards_is_an_error_naming_both(tmp_path, write_tar):
     write_tar(tmp_path / "a.tar", [*sample("x"), *sample("y")])
     write_tar(tmp_path / "b.tar", [*sample("z"), *sample("y")])
     with pytest.raises(ValueError, match=r"sample y is in a\.tar and in b\.tar"):
-        index_data_set(str(tmp_path), None, OPTIONS)
+        index_dataset(str(tmp_path), None, OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar"]
 
 
@@ -197,22 +201,22 @@ def test_nan_on_leaf_and_empty_masks_are_left_out_and_counted(tmp_path, write_ta
 )
 def test_what_tars_do_not_say_is_asked_for(foreign, options, message):
     with pytest.raises(ValueError, match=message):
-        index_data_set(str(foreign), None, IndexOptions(**options))
+        index_dataset(str(foreign), None, IndexOptions(**options))
 
 
 def test_an_existing_manifest_is_kept_unless_told_and_then_says_what_options_do_not(foreign):
-    index_data_set(str(foreign), None, OPTIONS)
+    index_dataset(str(foreign), None, OPTIONS)
     with pytest.raises(ValueError, match=r"has a manifest\.json; check it .*--overwrite"):
-        index_data_set(str(foreign), None, IndexOptions())
+        index_dataset(str(foreign), None, IndexOptions())
     (foreign / "train" / "plot-1.tar").unlink()
-    index_data_set(str(foreign), None, IndexOptions(overwrite=True))
+    index_dataset(str(foreign), None, IndexOptions(overwrite=True))
     manifest = Manifest.load(foreign / "train")
     assert (manifest.num_samples, manifest.wavelengths_nm, manifest.scale) == (8, list(WAVELENGTHS), [1e-4] * 5)
 
 
 def test_a_place_without_tars_says_so(tmp_path):
     with pytest.raises(ValueError, match=rf"neither {re.escape(str(tmp_path))} nor train, val, test .*\.tar"):
-        index_data_set(str(tmp_path), None, OPTIONS)
+        index_dataset(str(tmp_path), None, OPTIONS)
 
 
 def test_memory_stays_flat_as_members_of_others_grow(tmp_path):
@@ -224,7 +228,7 @@ def test_memory_stays_flat_as_members_of_others_grow(tmp_path):
             tar.addfile(header, zeros if content is None else io.BytesIO(content))
     code = (
         "import resource, sys; from msvae.shards.audit.indexing import *; before = resource.getrusage(0).ru_maxrss;"
-        "index_data_set(sys.argv[1], None, IndexOptions(wavelengths_nm=(1, 2, 3, 4, 5), scale=(1.0,)));"
+        "index_dataset(sys.argv[1], None, IndexOptions(wavelengths_nm=(1, 2, 3, 4, 5), scale=(1.0,)));"
         "print(resource.getrusage(0).ru_maxrss - before)"
     )
     extra_kib = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, check=True).stdout
@@ -236,14 +240,14 @@ def test_a_mask_far_from_its_tile_is_refused_since_one_read_takes_both(tmp_path,
     (tile_name, tile), *others = sample("a")
     mask = next(member for member in others if member[0].endswith(".png"))
     write_tar(tmp_path / "a.tar", [(tile_name, tile), ("a.jpg", bytes(2**20)), mask])
-    with pytest.raises(ValueError, match=r"sample a has 1,052,032 bytes between tile and mask.*put the mask beside"):
-        index_data_set(str(tmp_path), None, OPTIONS)
+    with pytest.raises(ValueError, match=r"sample a has 1,052,032 bytes between tile and mask.*put the mask next to"):
+        index_dataset(str(tmp_path), None, OPTIONS)
 
 
 def test_samples_without_json_go_through_stages_of_webdataset(tmp_path, write_tar):
     tar = [member for i, key in enumerate("abcd") for member in sample(key, i)]
     write_tar(tmp_path / "a.tar", tar)
-    index_data_set(str(tmp_path), None, OPTIONS)
+    index_dataset(str(tmp_path), None, OPTIONS)
     source = ExactSamples(tmp_path, seed=0, global_batch_size=4, micro_batch_size=4, num_positions=1)
     seen = list(wds.DataPipeline(source, wds.decode("l8")))
     assert sorted(sample["__key__"] for sample in seen) == ["a", "b", "c", "d"]
@@ -267,7 +271,7 @@ def test_floats_that_cannot_be_reflectance_are_refused_unless_their_scale_is_giv
     tile = np.where(np.arange(16) < 2, 0.1, 3000).astype(np.float32) + tile * np.float32(1e-6)
     write_tar(tmp_path / "a.tar", [("x.npy", npy(tile)), ("x.png", png(mask))])
     with pytest.raises(ValueError, match=r"cannot hold reflectance.*median leaf value is above 2; give --scale"):
-        index_data_set(str(tmp_path), None, IndexOptions(wavelengths_nm=WAVELENGTHS))
+        index_dataset(str(tmp_path), None, IndexOptions(wavelengths_nm=WAVELENGTHS))
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
     arguments = ["index", str(tmp_path), "--wavelengths", "475,560,668,717,840", "--scale", "1"]
     insisted = CliRunner().invoke(app, arguments)
@@ -281,10 +285,10 @@ def test_compressed_tars_are_refused_with_the_command_that_unpacks_them(foreign)
     name = foreign / "val" / "plot-0.tar"
     subprocess.run(["gzip", name], check=True)
     with pytest.raises(ValueError, match=r"val holds plot-0.tar.gz, a compressed tar.*`gunzip .*/val/\*.tar.gz`"):
-        index_data_set(str(foreign), None, OPTIONS)
+        index_dataset(str(foreign), None, OPTIONS)
     assert not list(foreign.rglob("*.json"))
     subprocess.run(["gunzip", *(foreign / "val").glob("*.tar.gz")], check=True)
-    assert index_data_set(str(foreign), None, OPTIONS)["val"].num_samples == 4
+    assert index_dataset(str(foreign), None, OPTIONS)["val"].num_samples == 4
 
 
 def test_peak_memory_of_floats_stays_bounded_as_bands_grow(tmp_path, write_tar):
@@ -294,8 +298,8 @@ def test_peak_memory_of_floats_stays_bounded_as_bands_grow(tmp_path, write_tar):
         write_tar(tmp_path / f"{shard}.tar", [(f"x{shard}.npy", npy(tile)), (f"x{shard}.png", png(mask))])
     code = """
 import resource, sys
-from msvae.shards.audit.indexing import IndexOptions, index_data_set
-index_data_set(sys.argv[1], None, IndexOptions(wavelengths_nm=tuple(range(400, 650))))
+from msvae.shards.audit.indexing import IndexOptions, index_dataset
+index_dataset(sys.argv[1], None, IndexOptions(wavelengths_nm=tuple(range(400, 650))))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

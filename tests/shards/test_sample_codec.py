@@ -13,20 +13,14 @@ from PIL import Image
 
 from msvae.shards.sample_codec import decode_mask_into, encode_mask
 
+from .conftest import palette_png
+
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40))
 
 
 def pillow_png(mask: np.ndarray, **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, format="PNG", **options)
-    return buffer.getvalue()
-
-
-def palette_png(palette: list[int]) -> bytes:
-    image = Image.frombytes("P", (8, 8), np.eye(8, dtype=np.uint8).tobytes())
-    image.putpalette(palette)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -77,8 +71,14 @@ def in_two_parts(png: bytes) -> bytes:
         (encode_mask(np.ones((8, 8), bool))[:44], "no PNG"),
         (b"", "no PNG"),
         (b"GIF89a" + bytes(50), "no PNG"),
-        (palette_png([255, 255, 255, 0, 0, 0]), "a mask of mode P, expected one grey value per pixel"),
-        (palette_png([0, 0, 0, 255, 255, 255]), "a mask of mode P, expected one grey value per pixel"),
+        (
+            palette_png(np.eye(8, dtype=np.uint8), [255, 255, 255, 0, 0, 0]),
+            "a mask of mode P, expected one grey value per pixel",
+        ),
+        (
+            palette_png(np.eye(8, dtype=np.uint8), [0, 0, 0, 255, 255, 255]),
+            "a mask of mode P, expected one grey value per pixel",
+        ),
     ],
     ids=[
         "another size",

@@ -122,7 +122,7 @@ def test_fresh_loaders_make_the_requests_that_were_simulated(leaf_shards, moto, 
 
 
 def test_a_batch_that_cannot_be_dealt_names_one_that_can():
-    with pytest.raises(ValueError, match=r"100 cannot be dealt to 16 GPUs in micro batches of 2; .*such as 96"):
+    with pytest.raises(ValueError, match=r"100 cannot be divided among 16 GPUs in micro batches of 2; .*such as 96"):
         Cluster(2, 8, 100, 2)
 
 

@@ -271,7 +271,7 @@ def test_the_cache_stays_within_its_bound(remote, tmp_path):
 
 
 def test_a_full_disk_under_the_cache_is_a_warning_and_reading_goes_on(remote, small_disk):
-    with pytest.warns(UserWarning, match=r"takes no more \(No space left on device\)"):
+    with pytest.warns(UserWarning, match=r"cannot be written \(No space left on device\)"):
         seen = contents(remote.reader(SpanCache(small_disk / "cache", 10**9)))
     assert len(seen) == sum(remote.reader().samples_per_shard)
 

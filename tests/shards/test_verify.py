@@ -19,7 +19,7 @@ from crc32c import crc32c
 from typer.testing import CliRunner
 
 from msvae.cli import app
-from msvae.shards.audit.verify import verify_data_set
+from msvae.shards.audit.verify import verify_dataset
 from msvae.shards.reader import ShardReader
 from msvae.shards.writer import ShardWriter
 
@@ -29,7 +29,7 @@ TAR = "leaf-000000.tar"
 
 
 def faults(location: Path) -> list[str]:
-    found = verify_data_set(str(location), num_threads=2).faults
+    found = verify_dataset(str(location), num_threads=2).faults
     assert all("\n" not in fault.message and ("; " in fault.message) for fault in found)
     return [f"{Path(fault.file).parent.name}/{Path(fault.file).name}: {fault.message}" for fault in found]
 
@@ -184,7 +184,7 @@ def test_altered_index_and_stray_tar(train):
     shutil.copy(train / TAR, train / "more.tar")
     found = faults(train.parent)
     assert "train/more.tar: is not in the manifest" in found[0]
-    assert "train/leaf-000000.index.json: was altered: its SHA-256 is not the manifest's" in found[1]
+    assert "train/leaf-000000.index.json: was altered: its SHA-256 is not that in the manifest" in found[1]
     assert len(found) == 2
 
 
@@ -212,7 +212,7 @@ def test_index_and_tar_disagree(train):
     index["keys"][0], index["bands_bytes"][1] = "nobody", index["bands_bytes"][1] - 1
     seal(train, TAR, index)
     found = faults(train.parent)
-    assert "is called nobody by the index" in found[0]
+    assert "has the key nobody in the index" in found[0]
     assert "where the index expects its bands" in found[1]
 
 
@@ -221,10 +221,10 @@ def test_duplicate_keys_in_one_shard_and_in_two(train):
         return members + [m for m in members if m[0].startswith(members[0][0].split(".")[0] + ".")]
 
     rewrite(train, twice)
-    assert any("is not unique: it stands 2 times, in leaf-000000.tar" in fault for fault in faults(train.parent))
+    assert any("is not unique: it occurs 2 times, in leaf-000000.tar" in fault for fault in faults(train.parent))
     shutil.copy(train / TAR, train / "leaf-000001.tar")
     seal(train, "leaf-000001.tar", index_of(train))
-    assert any("it stands 4 times, in leaf-000000.tar, leaf-000001.tar" in fault for fault in faults(train.parent))
+    assert any("it occurs 4 times, in leaf-000000.tar, leaf-000001.tar" in fault for fault in faults(train.parent))
 
 
 def test_a_sample_without_mask(train):
@@ -345,4 +345,4 @@ def test_samples_beyond_4_gib_are_indexed_read_and_verified(tmp_path):
 
 def test_a_split_whose_manifest_is_lost_is_a_fault(train):
     (train.parent / "val" / "manifest.json").unlink()
-    assert [fault for fault in faults(train.parent) if "val/manifest.json: is missing, though there are tars" in fault]
+    assert [fault for fault in faults(train.parent) if "val/manifest.json: is missing, but there are tars" in fault]

@@ -94,7 +94,7 @@ def test_bad_samples_are_replaced_as_in_training_and_warned_of(leaf_shards, tmp_
     key = flip_a_json(split)
     sound = [sample["__key__"] for sample in ExactSamples(leaf_shards / "train", **STREAM, num_positions=6)]
     following = json.loads((split / "leaf-000000.index.json").read_text())["keys"][2]
-    with pytest.warns(UserWarning, match=rf"{following} stands for {key}: .*the JSON of sample {key} is truncated or"):
+    with pytest.warns(UserWarning, match=rf"{following} replaces {key}: .*the JSON of sample {key} is truncated or"):
         seen = list(ExactSamples(split, **STREAM, num_positions=6, max_bad_samples=1))
     assert [sample["__key__"] for sample in seen] == [following if name == key else name for name in sound]
 

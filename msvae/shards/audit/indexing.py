@@ -1,4 +1,4 @@
-"""`manifest.json` and indexes for tars that others wrote: each is read once, checked, hashed and measured."""
+"""Write `manifest.json` and indexes for existing tars. Each tar is read once, checked, hashed and measured."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from typing import Any
 from msvae.bands import Bands
 from msvae.leaf_statistics import LeafStatistics
 from msvae.messages import OnProgress, counted
-from msvae.shards.audit.across_shards import ByteProgress, in_order
-from msvae.shards.audit.hashed_stream import HashedStream
-from msvae.shards.audit.keys import KeyRegister
-from msvae.shards.audit.tar_folders import existing_manifest, output_folder, tar_names
-from msvae.shards.audit.tar_samples import Decoded, Endings, choose, decode, group
-from msvae.shards.audit.tile_format import TileFormat
-from msvae.shards.audit.walk import walk
+from msvae.shards.audit.across_shards import ByteProgress, KeyRegister, in_order
+from msvae.shards.audit.tar_samples import (
+    DecodedSample,
+    Endings,
+    TileFormat,
+    choose_members,
+    decode_sample,
+    group_members,
+)
+from msvae.shards.audit.walk import HashedStream, walk
 from msvae.shards.leaf_accumulators import LeafCounts
 from msvae.shards.manifest import (
     COLUMNS,
@@ -40,22 +43,22 @@ TRAIN = SPLITS[0]
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """What tars of others do not say of themselves. None takes what a manifest there says.
+    """Facts about the tiles that a tar does not state. None uses the existing manifest, if there is one.
 
-    Raises: ValueError for a scale or offset that cannot be meant.
+    Raises: ValueError if a scale or offset is not plausible.
     """
 
     bands_member: str = ""
-    """Such as `bands.npy`; empty for the only `.npy` of a sample."""
+    """Ending of the tile, such as `bands.npy`. Empty means the only `.npy` of a sample."""
     mask_member: str = ""
-    """Such as `mask.png`; empty for the only `.png` of a sample."""
+    """Ending of the mask, such as `mask.png`. Empty means the only `.png` of a sample."""
     wavelengths_nm: tuple[float, ...] | None = None
     band_names: tuple[str, ...] | None = None
     scale: tuple[float, ...] | None = None
-    """Reflectance of the stored value 1: one for all bands, or one a band."""
+    """Factor from stored value to reflectance: one for all bands, or one per band."""
     offset: tuple[float, ...] | None = None
     overwrite: bool = False
-    """Replace the manifest that lies there."""
+    """Replace an existing manifest."""
     num_threads: int = 4
 
     def __post_init__(self) -> None:
@@ -64,25 +67,25 @@ class IndexOptions:
 
     @property
     def endings(self) -> Endings:
-        """Which member is which."""
+        """Endings of the tile and mask members."""
         return Endings(self.bands_member, self.mask_member)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How stored tiles are read."""
+class SplitFormat:
+    """Format of the tiles of a split, their bands, and reflectance = stored * scale + offset, one entry per band."""
 
     tile_format: TileFormat
     bands: Bands
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     scale_assumed: bool
-    """Nothing says that floats are reflectance."""
+    """True if the user gave no scale for tiles of floats, so that scale 1 is a guess."""
 
 
 @dataclass
 class IndexedSplit:
-    """What was found in the tars of a split."""
+    """Shards of a split and the statistics of their leaf pixels."""
 
     folder: Path
     leaf: LeafCounts
@@ -90,60 +93,100 @@ class IndexedSplit:
 
     @property
     def num_samples(self) -> int:
-        """Tiles in all shards."""
+        """Number of tiles in all shards."""
         return sum(entry.num_samples for entry in self.entries)
 
 
-def index_data_set(
+def index_dataset(
     location: str, out: Path | None, options: IndexOptions, on_progress: OnProgress | None = None
 ) -> dict[str, IndexedSplit]:
-    """Write manifest and indexes beside the tars of a data set, or below `out` where that is not a local folder.
+    """Write manifest and indexes of a data set, next to its tars or into `out`.
 
-    Nothing is written before all tars of a split are sound. `on_progress` gets bytes done and in all.
+    The files of a split are written after all its tars were found valid.
 
-    Raises: ValueError naming the first shard that is not, its sample, and what to do.
+    Args:
+        location: folder or URL of a data set or of one split.
+        out: folder for the files; None writes next to the tars, which must be in a local folder.
+        options: facts that the tars do not state.
+        on_progress: called with bytes done and total.
+    Returns: the splits by name.
+    Raises: ValueError with shard, sample and fix for the first fault.
     """
     stores = find_tars(location)
     if len(stores) > 1 and TRAIN not in stores:
         raise ValueError(
-            f"{location} holds {', '.join(stores)} but no {TRAIN}, whose leaf pixels the statistics are of; add it, "
+            f"{location} holds {', '.join(stores)} but no {TRAIN}, and statistics are those of {TRAIN}; add it, "
             "or index one split alone"
         )
-    existing = existing_manifest(stores, options.overwrite)
+    existing = _existing_manifest(stores, options.overwrite)
     folders = {
-        name: output_folder(store, name if len(stores) > 1 else "", out, options.overwrite)
+        name: _output_folder(store, name if len(stores) > 1 else "", out, options.overwrite)
         for name, store in stores.items()
     }
-    tars = {name: tar_names(store) for name, store in stores.items()}
+    tars = {name: [file for file in store.names() if file.endswith(".tar")] for name, store in stores.items()}
     sizes = {name: [store.size_bytes(tar) for tar in tars[name]] for name, store in stores.items()}
     first = next(iter(stores))
-    layout = _layout(_first_format(stores[first], tars[first][0], options.endings), options, existing, location)
+    split_format = _split_format(
+        _first_format(stores[first], tars[first][0], options.endings), options, existing, location
+    )
     progress = ByteProgress(sum(map(sum, sizes.values())), on_progress)
     done: dict[str, IndexedSplit] = {}
     for name, store in stores.items():
         statistics = done[first].leaf.statistics() if done else None
         shards = list(zip(tars[name], sizes[name], strict=True))
-        done[name] = _index_split(store, folders[name], shards, layout, statistics, options, progress)
+        done[name] = _index_split(store, folders[name], shards, split_format, statistics, options, progress)
     return done
+
+
+def _existing_manifest(stores: dict[str, Store], overwrite: bool) -> Manifest | None:
+    """Return the manifest that is already there, if any.
+
+    Raises: ValueError if there is one and `overwrite` is False.
+    """
+    manifests = [store for store in stores.values() if MANIFEST_NAME in store.names()]
+    if manifests and not overwrite:
+        raise ValueError(
+            f"{manifests[0].location} has a {MANIFEST_NAME}; check it with `msvae verify`, or give --overwrite to "
+            "index the present tars again"
+        )
+    return Manifest.load(manifests[0]) if manifests else None
+
+
+def _output_folder(store: Store, name: str, out: Path | None, overwrite: bool) -> Path:
+    """Return the folder for manifest and indexes of a split.
+
+    Raises: ValueError if the tars are at a URL and `out` is None, or if a manifest would be replaced.
+    """
+    if out is None and "://" in store.location:
+        raise ValueError(
+            f"{store.location} is a URL, and index files are not written to it; give --out FOLDER, and copy its "
+            "files next to the tars"
+        )
+    folder = Path(store.location) if out is None else out / name
+    if not overwrite and (folder / MANIFEST_NAME).exists():
+        raise ValueError(f"{folder} has a {MANIFEST_NAME}; give --overwrite to replace it, or another --out")
+    return folder
 
 
 def _index_split(
     store: Store,
     folder: Path,
     shards: list[tuple[str, int]],
-    layout: Layout,
+    split_format: SplitFormat,
     statistics: LeafStatistics | None,
     options: IndexOptions,
     progress: ByteProgress,
 ) -> IndexedSplit:
-    split = IndexedSplit(folder, LeafCounts(layout.tile_format.dtype.name, layout.scale, layout.offset))
+    split = IndexedSplit(
+        folder, LeafCounts(split_format.tile_format.dtype.name, split_format.scale, split_format.offset)
+    )
     register, num_threads = KeyRegister(), split.leaf.threads_that_fit(options.num_threads)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write {folder} ({error.strerror}); give another --out") from None
     with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as scratch:
-        one = partial(_index_shard, store, layout=layout, endings=options.endings, progress=progress)
+        one = partial(_index_shard, store, split_format=split_format, endings=options.endings, progress=progress)
         for number, (index, leaf) in enumerate(in_order(lambda shard: one(*shard), shards, num_threads)):
             name, size_bytes = shards[number]
             content = index.model_dump_json() + "\n"
@@ -154,10 +197,10 @@ def _index_split(
             register.add(number, index.keys)
         _refuse_repeated(store, register, Path(scratch), [name for name, _ in shards])
         try:
-            manifest = _manifest(layout, statistics or split.leaf.statistics(), split.entries)
+            manifest = _manifest(split_format, statistics or split.leaf.statistics(), split.entries)
         except ValueError as error:
             raise ValueError(f"{store.location}: {error}") from None
-        if layout.scale_assumed and statistics is None and split.leaf.share_above(BRIGHT) > 0.5:
+        if split_format.scale_assumed and statistics is None and split.leaf.share_above(BRIGHT) > 0.5:
             raise too_bright(store.location)
         for name, _ in shards:
             (Path(scratch) / index_name(name)).replace(folder / index_name(name))
@@ -167,20 +210,20 @@ def _index_split(
 
 
 def _index_shard(
-    store: Store, name: str, size_bytes: int, *, layout: Layout, endings: Endings, progress: ByteProgress
+    store: Store, name: str, size_bytes: int, *, split_format: SplitFormat, endings: Endings, progress: ByteProgress
 ) -> tuple[ShardIndex, LeafCounts]:
     columns: dict[str, list[Any]] = {column: [] for column in COLUMNS}
-    leaf, seen = LeafCounts(layout.tile_format.dtype.name, layout.scale, layout.offset), set()
+    leaf, seen = LeafCounts(split_format.tile_format.dtype.name, split_format.scale, split_format.offset), set()
     stream = HashedStream(store, name, progress.add)
     try:
-        for sample in group(walk(stream.span, size_bytes), stream.span):
+        for sample in group_members(walk(stream.span, size_bytes), stream.span):
             if sample.key in seen:
                 raise ValueError(
-                    f"sample {sample.key} comes twice or its members do not stand together; give each sample a key "
-                    "of its own and write the tar again"
+                    f"sample {sample.key} occurs twice or its members are not neighbours; give each sample a unique "
+                    "key and write the tar again"
                 )
             seen.add(sample.key)
-            decoded = decode(sample, endings, layout.tile_format)
+            decoded = decode_sample(sample, endings, split_format.tile_format)
             _refuse_mask_far_away(decoded)
             leaf.add(decoded.tile, decoded.leaf_mask)
             for column, value in _row(decoded):
@@ -192,18 +235,18 @@ def _index_shard(
     return ShardIndex(sha256=stream.sha256(), **columns), leaf
 
 
-def _refuse_mask_far_away(decoded: Decoded) -> None:
-    """One read takes tile and mask, and all that lies between."""
+def _refuse_mask_far_away(decoded: DecodedSample) -> None:
+    """Check that tile and mask are close to each other, because training reads both at once."""
     first, second = sorted((decoded.bands, decoded.mask), key=lambda member: member.offset)
     between = second.offset - first.offset - first.size_bytes
     if between + decoded.mask.size_bytes > MAX_EXTRA_BYTES:
         raise ValueError(
             f"sample {decoded.key} has {between:,} bytes between tile and mask, expected at most 1 MiB with the mask; "
-            "put the mask beside the tile and write the tar again"
+            "put the mask next to the tile and write the tar again"
         )
 
 
-def _row(decoded: Decoded) -> Iterator[tuple[str, Any]]:
+def _row(decoded: DecodedSample) -> Iterator[tuple[str, Any]]:
     yield "keys", decoded.key
     for name, member in (("bands", decoded.bands), ("mask", decoded.mask), ("json", decoded.json)):
         yield f"{name}_offset", member.offset if member else 0
@@ -219,18 +262,18 @@ def _refuse_repeated(store: Store, register: KeyRegister, folder: Path, names: l
     for key, shards in register.repeated(keys_of):
         raise ValueError(
             f"{store.location}: sample {key} is in {' and in '.join(names[shard] for shard in shards)}; give each "
-            "sample a key of its own"
+            "sample a unique key"
         )
 
 
-def _manifest(layout: Layout, statistics: LeafStatistics, entries: list[ShardEntry]) -> Manifest:
+def _manifest(split_format: SplitFormat, statistics: LeafStatistics, entries: list[ShardEntry]) -> Manifest:
     return Manifest(
-        band_names=list(layout.bands.names),
-        wavelengths_nm=list(layout.bands.wavelengths_nm),
-        dtype=layout.tile_format.dtype.name,
-        tile_px=layout.tile_format.shape[1],
-        scale=list(layout.scale),
-        offset=list(layout.offset),
+        band_names=list(split_format.bands.names),
+        wavelengths_nm=list(split_format.bands.wavelengths_nm),
+        dtype=split_format.tile_format.dtype.name,
+        tile_px=split_format.tile_format.shape[1],
+        scale=list(split_format.scale),
+        offset=list(split_format.offset),
         statistics=statistics,
         shards=Shards.of(entries),
     )
@@ -239,10 +282,10 @@ def _manifest(layout: Layout, statistics: LeafStatistics, entries: list[ShardEnt
 def _first_format(store: Store, name: str, endings: Endings) -> TileFormat:
     stream = HashedStream(store, name)
     try:
-        sample = next(group(walk(stream.span, store.size_bytes(name)), stream.span), None)
+        sample = next(group_members(walk(stream.span, store.size_bytes(name)), stream.span), None)
         if sample is None:
             raise ValueError("holds no sample; remove it")
-        (_, npy), _ = choose(sample, endings)
+        (_, npy), _ = choose_members(sample, endings)
         try:
             return TileFormat.of_npy(npy)
         except ValueError as error:
@@ -251,8 +294,10 @@ def _first_format(store: Store, name: str, endings: Endings) -> TileFormat:
         raise ValueError(f"{store.location}/{name}: {error}") from None
 
 
-def _layout(tile_format: TileFormat, options: IndexOptions, existing: Manifest | None, location: str) -> Layout:
-    """Bands, scale and offset from the options, else from the manifest that lay there."""
+def _split_format(
+    tile_format: TileFormat, options: IndexOptions, existing: Manifest | None, location: str
+) -> SplitFormat:
+    """Return the format with bands, scale and offset from the options, else from the existing manifest."""
     num_bands = tile_format.shape[0]
     wavelengths_nm = options.wavelengths_nm or (existing and tuple(existing.wavelengths_nm))
     names = options.band_names or (existing and not options.wavelengths_nm and tuple(existing.band_names)) or None
@@ -272,7 +317,7 @@ def _layout(tile_format: TileFormat, options: IndexOptions, existing: Manifest |
             f"{location} holds {tile_format.dtype} tiles; give --scale, the reflectance of the stored value 1, "
             f"such as {usual_scale(tile_format.dtype.name)}"
         )
-    return Layout(
+    return SplitFormat(
         tile_format,
         Bands.named(wavelengths_nm, names),
         _one_a_band("--scale", scale, num_bands),

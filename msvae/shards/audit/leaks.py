@@ -1,4 +1,4 @@
-"""Whether the splits of a data set share pixels: the same place of an image, or the same bytes, on two sides."""
+"""Check that the splits of a data set share no pixels: neither the same pixels of an image nor identical tiles."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ from msvae.shards.stores.store import Store
 
 Window = tuple[int, int, int, int]
 """First row, first column, height, width in pixels."""
-Member = tuple[Store, str, int, int]
-"""Where the tar lies, its name, byte offset, number of bytes."""
+ByteRange = tuple[Store, str, int, int]
+"""Store and name of a tar, byte offset, and number of bytes."""
 
 
 @dataclass
 class _Samples:
-    """All samples of all splits, column by column."""
+    """All samples of all splits, as columns."""
 
     splits: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     crc32c: list[int] = field(default_factory=list)
-    members: list[tuple[Member, Member]] = field(default_factory=list)
-    """Bands and mask of each."""
+    members: list[tuple[ByteRange, ByteRange]] = field(default_factory=list)
+    """Byte ranges of tile and mask of each sample."""
     windows: dict[str, list[tuple[int, Window]]] = field(default_factory=lambda: defaultdict(list))
-    """Samples and their windows, by image."""
+    """Indices of samples and their windows, by image."""
 
-    def place(self, sample: int) -> str:
+    def name(self, sample: int) -> str:
         return f"{self.keys[sample]} ({self.splits[sample]})"
 
 
 def check_leaks(splits: Mapping[str, Store]) -> list[str]:
-    """Compare all samples of packed splits by `KEY.json`, by checksum, and by bytes where checksums agree.
+    """Check that no pixel of an image and no whole tile is in two splits.
 
-    Samples whose JSON names no `source` and `window` are compared by their bytes alone.
+    Windows of images are compared by the `source` and `window` in the JSON of samples. Whole tiles are compared by
+    checksum, and by their bytes if checksums are equal.
 
-    Returns: a line when tiles stand more than once inside a split.
-    Raises: ValueError naming two keys when a pixel or a whole tile stands in two splits.
+    Returns: a line for each split that holds a tile more than once.
+    Raises: ValueError with two keys if two splits share a pixel or a tile.
     """
     samples = _read(splits)
     for image, windows in samples.windows.items():
         pair = _overlap(samples, windows)
         if pair is not None:
-            first, second = (samples.place(sample) for sample in sorted(pair))
+            first, second = (samples.name(sample) for sample in sorted(pair))
             raise ValueError(
-                f"{first} and {second} hold the same pixels of {image}: what is trained on would be tested; "
+                f"{first} and {second} hold the same pixels of {image}, so training data would be used for testing; "
                 "split by whole images or with a gap, and pack again"
             )
     return list(_duplicates(samples))
@@ -73,14 +74,14 @@ def _read(splits: Mapping[str, Store]) -> _Samples:
             abouts = zip(index.json_offset, index.json_bytes, strict=True)
             for row, (key, at) in enumerate(zip(index.keys, abouts, strict=True)):
                 about = json.loads(store.read_span(shard.name, *at) or b"{}")
-                if isinstance(about, dict) and _is_place(about.get("source"), about.get("window")):
-                    # Images of one name in two folders differ in the start of their keys.
+                if isinstance(about, dict) and _is_window(about.get("source"), about.get("window")):
+                    # the start of the key distinguishes images of one name in two folders
                     image = f"{', '.join(about['source'])} ({key.rsplit('_r', 1)[0]})"
                     samples.windows[image].append((first + row, tuple(about["window"])))
     return samples
 
 
-def _is_place(source: Any, window: Any) -> bool:
+def _is_window(source: Any, window: Any) -> bool:
     return (
         isinstance(source, list)
         and all(isinstance(name, str) for name in source)
@@ -91,7 +92,7 @@ def _is_place(source: Any, window: Any) -> bool:
 
 
 def _overlap(samples: _Samples, windows: list[tuple[int, Window]]) -> tuple[int, int] | None:
-    """Two samples of different splits whose windows of one image share pixels."""
+    """Return two samples of different splits whose windows of one image share pixels, or None."""
     splits = np.array([samples.splits[sample] for sample, _ in windows])
     rects = np.array([window for _, window in windows])
     for split in np.unique(splits)[1:]:
@@ -111,7 +112,7 @@ def _share_pixels(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
 
 
 def _duplicates(samples: _Samples) -> Iterator[str]:
-    """A line for each split in which tiles stand more than once. Where checksums agree, the bytes decide."""
+    """Yield a line for each split that holds a tile more than once. If checksums are equal, the bytes are compared."""
     checksums = np.array(samples.crc32c)
     order = np.argsort(checksums, kind="stable")
     starts = np.flatnonzero(np.diff(checksums[order], prepend=-1))
@@ -125,8 +126,9 @@ def _duplicates(samples: _Samples) -> Iterator[str]:
             first = by_content.setdefault(content, sample)
             if samples.splits[first] != samples.splits[sample]:
                 raise ValueError(
-                    f"{samples.place(first)} and {samples.place(sample)} are the same tile, byte for byte: what is "
-                    "trained on would be tested; name each image once, or group copies with --group-by, and pack again"
+                    f"{samples.name(first)} and {samples.name(sample)} are the same tile, byte for byte, so "
+                    "training data would be used for testing; name each image once, or group copies with --group-by, "
+                    "and pack again"
                 )
             if first != sample:
                 counts[samples.splits[sample]] += 1
@@ -136,6 +138,6 @@ def _duplicates(samples: _Samples) -> Iterator[str]:
         yield f"{tiles} in {split} more than once, such as {example[split]}"
 
 
-def _content(member: Member) -> bytes:
-    store, name, offset, num_bytes = member
+def _content(byte_range: ByteRange) -> bytes:
+    store, name, offset, num_bytes = byte_range
     return store.read_span(name, offset, num_bytes)

@@ -1,4 +1,4 @@
-"""A data set read again as a whole: every fault is listed, none ends the reading."""
+"""Check a whole data set. Every fault is recorded, and none ends the check."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from msvae.leaf_statistics import LeafStatistics
 from msvae.messages import OnProgress, counted
-from msvae.shards.audit.across_shards import ByteProgress, in_order
-from msvae.shards.audit.keys import KeyRegister
+from msvae.shards.audit.across_shards import ByteProgress, KeyRegister, in_order
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.audit.verify_shard import Fault, ShardCheck, VerifiedShard
 from msvae.shards.leaf_accumulators import LeafCounts
@@ -23,7 +22,7 @@ from msvae.shards.stores import open_store
 from msvae.shards.stores.store import Store
 
 RELATIVE_TOLERANCE = 1e-6
-"""Statistics are sums of many numbers, and their order may differ."""
+"""Tolerance for statistics, which are sums of many numbers in an order that may differ."""
 AGAIN = "make this split again with `msvae pack` or `msvae index`"
 SHARED_FIELDS = ("band_names", "wavelengths_nm", "dtype", "tile_px", "scale", "offset", "statistics")
 
@@ -32,30 +31,35 @@ OnFault = Callable[[Fault], None]
 
 @dataclass
 class VerifiedSplit:
-    """What was read of a split."""
+    """Content of a split, summed over its shards."""
 
     leaf: LeafCounts
     num_shards: int = 0
     num_samples: int = 0
-    """Sound ones."""
+    """Number of valid samples."""
     num_bytes: int = 0
     nonfinite_background: int = 0
 
 
 @dataclass
 class Verification:
-    """All that was read, and all that is wrong with it."""
+    """Content of all splits, and all faults."""
 
     splits: dict[str, VerifiedSplit] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
 
-def verify_data_set(
+def verify_dataset(
     location: str, *, num_threads: int, on_fault: OnFault | None = None, on_progress: OnProgress | None = None
 ) -> Verification:
-    """Read every byte of a data set or of one split. `on_fault` gets each fault when it is found.
+    """Read and check every byte of a data set or of one split.
 
-    Raises: ValueError when there is no data set at all.
+    Args:
+        location: folder or URL.
+        num_threads: number of shards that are read at once.
+        on_fault: called with each fault when it is found.
+        on_progress: called with bytes done and total.
+    Raises: ValueError if there is no data set.
     """
     found = Verification()
 
@@ -105,7 +109,7 @@ def _verify_split(
         split.nonfinite_background += shard.nonfinite_background
     for fault in _repeated_keys(store, manifest, register):
         note(fault)
-    # statistics are of the training split; of damaged samples they cannot be right
+    # the manifest holds statistics of the training split; they cannot match if samples are damaged
     if name not in SPLITS[1:] and split.num_samples == manifest.num_samples:
         for message in _statistics_faults(manifest.statistics, split.leaf):
             note(_manifest_fault(store, f"{message}; {AGAIN}"))
@@ -113,12 +117,12 @@ def _verify_split(
 
 
 def _lost_manifests(location: str, stores: dict[str, Store]) -> Iterator[Fault]:
-    """Splits beside the others that hold tars alone."""
+    """Yield a fault for each split that holds tars but no manifest."""
     for name in SPLITS if set(stores) & set(SPLITS) else ():
         beside = open_store(f"{location.rstrip('/')}/{name}")
         try:
             if name not in stores and any(file.endswith(".tar") for file in beside.names()):
-                yield _manifest_fault(beside, f"is missing, though there are tars; restore it, or {AGAIN}")
+                yield _manifest_fault(beside, f"is missing, but there are tars; restore it, or {AGAIN}")
         except ValueError:
             continue  # no such split, or a server that does not list its files
 
@@ -130,10 +134,10 @@ def _listing_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
     try:
         present = store.names()
     except ValueError:
-        return  # a server need not list its files
+        return  # some servers do not list their files
     for stranger in sorted({file for file in present if file.endswith(".tar")} - set(listed)):
         yield Fault(
-            f"{store.location}/{stranger}", f"is not in the manifest, so nothing trains on it; move it, or {AGAIN}"
+            f"{store.location}/{stranger}", f"is not in the manifest, so training ignores it; move it, or {AGAIN}"
         )
 
 
@@ -145,8 +149,8 @@ def _repeated_keys(store: Store, manifest: Manifest, register: KeyRegister) -> I
         names = sorted({manifest.shards.name[shard] for shard in shards})
         yield Fault(
             f"{store.location}/{names[0]}",
-            f"sample {key} is not unique: it stands {len(shards)} times, in {', '.join(names)}; give each sample a "
-            "key of its own and make this split again",
+            f"sample {key} is not unique: it occurs {len(shards)} times, in {', '.join(names)}; give each sample a "
+            "unique key and make this split again",
         )
 
 
@@ -159,12 +163,12 @@ def _statistics_faults(stated: LeafStatistics, leaf: LeafCounts) -> Iterator[str
     if stated.num_pixels != measured.num_pixels:
         yield f"statistics are of {counted(stated.num_pixels, 'leaf pixel')}, the tiles have {measured.num_pixels:,}"
     if stated.coverage_histogram and stated.coverage_histogram != measured.coverage_histogram:
-        yield f"coverage_histogram is {stated.coverage_histogram}, the masks give {measured.coverage_histogram}"
+        yield f"coverage_histogram is {stated.coverage_histogram}, the masks have {measured.coverage_histogram}"
     for name in ("mean", "std", "minimum", "maximum", "covariance", "percentiles"):
         expected, got = (_as_array(getattr(statistics, name)) for statistics in (stated, measured))
         absolute = RELATIVE_TOLERANCE * float(np.abs(got).max())
         if expected.shape != got.shape or not np.allclose(expected, got, RELATIVE_TOLERANCE, absolute):
-            yield f"{name} of the statistics is {_short(expected)}, the leaf pixels give {_short(got)}"
+            yield f"{name} of the statistics is {_short(expected)}, the leaf pixels have {_short(got)}"
 
 
 def _as_array(values: list[Any] | dict[str, list[float]]) -> NDArray[np.float64]:
@@ -172,7 +176,7 @@ def _as_array(values: list[Any] | dict[str, list[float]]) -> NDArray[np.float64]
 
 
 def _leaks(stores: dict[str, Store], manifests: dict[str, Manifest]) -> Iterator[Fault]:
-    """Tiles or pixels that stand in two splits; of sound splits, since others may not even be read."""
+    """Yield a fault if two splits share tiles or pixels. Called for valid splits only, because it must read them."""
     try:
         check_leaks({name: stores[name] for name in manifests})
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""One shard read again from its first byte to its last: whatever is wrong with it is listed, and reading goes on."""
+"""Check one shard from its first byte to its last. Every fault is recorded, and reading continues after it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 from crc32c import crc32c
 
 from msvae.messages import counted
-from msvae.shards.audit.hashed_stream import HashedStream
-from msvae.shards.audit.tar_samples import Endings, Part, Sample, decode, group
-from msvae.shards.audit.tile_format import TileFormat
-from msvae.shards.audit.walk import Member, walk
+from msvae.shards.audit.tar_samples import Endings, TarPart, TarSample, TileFormat, decode_sample, group_members
+from msvae.shards.audit.walk import HashedStream, Member, walk
 from msvae.shards.leaf_accumulators import LeafCounts
 from msvae.shards.manifest import Manifest, ShardEntry, ShardIndex, index_name
 from msvae.shards.stores.store import Store
@@ -22,7 +20,7 @@ REPLACE = "restore it from its source, or make this split again"
 
 
 class Fault(NamedTuple):
-    """What is wrong with a file, with the key of a sample where it is one's, and what to do."""
+    """A file, what is wrong with it or with one of its samples, and what to do."""
 
     file: str
     message: str
@@ -30,33 +28,33 @@ class Fault(NamedTuple):
 
 @dataclass
 class VerifiedShard:
-    """What a shard was found to hold."""
+    """Content and faults of a shard."""
 
     leaf: LeafCounts
     faults: list[Fault] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    """As its index lists them; none where that cannot be read."""
+    """Keys in the index, empty if the index cannot be read."""
     num_samples: int = 0
-    """Sound ones."""
+    """Number of valid samples."""
     num_bytes: int = 0
     nonfinite_background: int = 0
-    """Pixels outside the leaf with a band that is NaN or infinite, which nothing looks at."""
+    """Number of background pixels with NaN or infinity in any band. They are not a fault."""
 
 
 class ShardCheck:
-    """The check of one shard. All that it finds is in `result`."""
+    """Checks one shard and collects what it finds in `result`."""
 
     def __init__(self, store: Store, manifest: Manifest, shard: ShardEntry, on_read: Callable[[int], None]) -> None:
         self._store, self._shard = store, shard
         self._on_read = on_read
         self._format = TileFormat.of_manifest(manifest)
         self._unseen: dict[int, int] = {}
-        """Rows of the index that the tar has not shown yet, by the offset of their tile."""
+        """Rows of the index whose samples have not been found in the tar yet, by the offset of their tile."""
         self._index: ShardIndex | None = None
         self.result = VerifiedShard(LeafCounts(manifest.dtype, manifest.scale, manifest.offset))
 
     def run(self) -> VerifiedShard:
-        """Index, size, members, samples, hashes."""
+        """Check index, size, members, samples and hashes. Returns: the result."""
         try:
             self._index = ShardIndex.load(self._store, self._shard)
             self.result.keys = self._index.keys
@@ -82,7 +80,7 @@ class ShardCheck:
             )
         stream, whole, empty = HashedStream(self._store, self._shard.name, self._on_read), True, True
         try:
-            for sample in group(walk(stream.span, size_bytes), stream.span):
+            for sample in group_members(walk(stream.span, size_bytes), stream.span):
                 empty = False
                 self._check_sample(sample)
         except ValueError as error:
@@ -92,24 +90,26 @@ class ShardCheck:
         if whole and empty:
             self._fault(f"holds no sample; {REPLACE}")
         if self._index is not None and stream.sha256() != self._index.sha256:
-            self._fault(f"is not the tar that was indexed: its SHA-256 is not the index's; {REPLACE}")
+            self._fault(
+                f"is not the tar that was indexed, because its SHA-256 differs from that in the index; {REPLACE}"
+            )
 
-    def _check_sample(self, sample: Sample) -> None:
+    def _check_sample(self, sample: TarSample) -> None:
         row = self._row_of(sample)
         if self._index is None:
             self._take(sample, Endings(self._format.ending))
         elif row is None:
             self._fault(f"sample {sample.key} is not where the index says, or not in it; {REPLACE}")
         elif self._index.keys[row] != sample.key:
-            self._fault(f"sample {sample.key} is called {self._index.keys[row]} by the index; {REPLACE}")
+            self._fault(f"sample {sample.key} has the key {self._index.keys[row]} in the index; {REPLACE}")
         else:
             self._check_indexed(sample, row, self._index)
 
-    def _row_of(self, sample: Sample) -> int | None:
+    def _row_of(self, sample: TarSample) -> int | None:
         rows = (self._unseen.pop(part.member.offset, None) for part in sample.parts.values())
         return next((row for row in rows if row is not None), None)
 
-    def _check_indexed(self, sample: Sample, row: int, index: ShardIndex) -> None:
+    def _check_indexed(self, sample: TarSample, row: int, index: ShardIndex) -> None:
         endings = {}
         for name in ("bands", "mask", "json"):
             expected = (getattr(index, f"{name}_offset")[row], getattr(index, f"{name}_bytes")[row])
@@ -121,10 +121,12 @@ class ShardCheck:
                 )
                 return
             endings[name] = found[0] if found else ""
-        bands, mask, about = ((sample.parts[found].content if found else None) or b"" for found in endings.values())
+        bands, mask, json_member = (
+            (sample.parts[found].content if found else None) or b"" for found in endings.values()
+        )
         checksums = {"its checksum": (crc32c(mask, crc32c(bands)), index.crc32c[row])}
         if index.json_crc32c is not None:
-            checksums["the checksum of its JSON"] = crc32c(about), index.json_crc32c[row]
+            checksums["the checksum of its JSON"] = crc32c(json_member), index.json_crc32c[row]
         for what, (checksum, wanted) in checksums.items():
             if checksum != wanted:
                 mismatch = f"{what} is {checksum:08x}, the index expects {wanted:08x}"
@@ -132,9 +134,9 @@ class ShardCheck:
                 return
         self._take(sample, Endings(endings["bands"], endings["mask"]))
 
-    def _take(self, sample: Sample, endings: Endings) -> None:
+    def _take(self, sample: TarSample, endings: Endings) -> None:
         try:
-            decoded = decode(sample, endings, self._format)
+            decoded = decode_sample(sample, endings, self._format)
         except ValueError as error:
             self._fault(str(error))
             return
@@ -152,7 +154,7 @@ class ShardCheck:
             self._fault(f"sample {sample.key} has an empty mask: no pixel is leaf; leave it out")
 
     def _check_unseen(self, size_bytes: int, whole: bool) -> None:
-        """Samples of the index that walking did not come to: missing, or behind what is damaged."""
+        """Check samples of the index that were not found: they are missing, or follow a damaged part of the tar."""
         if self._index is None:
             return
         lost = []
@@ -166,13 +168,13 @@ class ShardCheck:
                 self._check_indexed(self._by_offset(row, self._index), row, self._index)
         if lost:
             which = f"sample {lost[0]} is" if len(lost) == 1 else f"{len(lost)} samples, from {lost[0]} on, are"
-            self._fault(f"{which} lost: the file ends before; {REPLACE}")
+            self._fault(f"{which} lost, because the file ends before; {REPLACE}")
 
-    def _by_offset(self, row: int, index: ShardIndex) -> Sample:
-        sample = Sample(index.keys[row])
+    def _by_offset(self, row: int, index: ShardIndex) -> TarSample:
+        sample = TarSample(index.keys[row])
         for name, ending in (("bands", self._format.ending or "bands.npy"), ("mask", "mask.png"), ("json", "json")):
             offset, size = getattr(index, f"{name}_offset")[row], getattr(index, f"{name}_bytes")[row]
             if size:
                 content = self._store.read_span(self._shard.name, offset, size)
-                sample.parts[ending] = Part(Member(ending, offset, size), content)
+                sample.parts[ending] = TarPart(Member(ending, offset, size), content)
         return sample

@@ -1,16 +1,22 @@
-"""The members of a tar, found by its 512-byte headers alone: strict where `tarfile` would end in silence.
+"""Find the members of a tar from its 512-byte headers, and hash the tar while it is read.
 
-USTAR, GNU and pax; every header's checksum is verified, and the two zero blocks at the end are asked for.
+Supported are USTAR, GNU and pax. The checksum of every header is verified, and the two zero blocks at the end are
+required. `tarfile` is not used because it ends without an error at damaged headers.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from msvae.shards.stores.store import Store
+
 BLOCK_BYTES = 512
+CHUNK_BYTES = 2**23
+"""Size of one read: large enough for the latency of an object store, small enough for one chunk per thread."""
 MAX_EXTENSION_BYTES = 2**16
-"""Longest name or pax record that is read: names are short, and a header is not to be believed."""
+"""Limit of a name or pax record in bytes. A damaged header may state any length."""
 
 RESTORE = "restore it from its source"
 
@@ -21,21 +27,65 @@ _FILES, _FOLDER, _LINKS = (b"0", b"\0", b"7"), b"5", (b"1", b"2")
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_FOR_ALL = b"L", b"K", b"x", b"g"
 
 Span = Callable[[int, int], bytes]
-"""(offset, length) -> bytes, fewer where the tar ends."""
+"""(offset, length) -> bytes, fewer if the tar ends."""
 
 
 class Member(NamedTuple):
-    """A file in a tar: byte offset and length of its content."""
+    """A file in a tar: name, byte offset and length of its content."""
 
     name: str
     offset: int
     size_bytes: int
 
 
-def walk(span: Span, size_bytes: int) -> Iterator[Member]:
-    """All files of a tar of this size, in order; `span` is asked for ever larger offsets.
+class HashedStream:
+    """One file that is read once from start to end, and hashed. At most two chunks, or one span, are in memory."""
 
-    Raises: ValueError that says where the tar is truncated, altered, or holds what no sample may be made of.
+    def __init__(self, store: Store, name: str, on_read: Callable[[int], None] | None = None) -> None:
+        self._store, self._name, self._on_read = store, name, on_read
+        self._sha256 = hashlib.sha256()
+        self._held = bytearray()
+        self._start = 0
+
+    def span(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset` on, fewer if the file ends. Later offsets must not be smaller."""
+        assert offset >= self._start, (offset, self._start)
+        self._forget(offset)
+        while self._end < offset + length and self._read():
+            self._forget(offset)
+        return bytes(memoryview(self._held)[offset - self._start :][:length]) if offset < self._end else b""
+
+    def sha256(self) -> str:
+        """Read the rest of the file. Returns: the SHA-256 of the whole file."""
+        while self._read():
+            self._forget(self._end)
+        return self._sha256.hexdigest()
+
+    @property
+    def _end(self) -> int:
+        return self._start + len(self._held)
+
+    def _read(self) -> bool:
+        chunk = self._store.read_span(self._name, self._end, CHUNK_BYTES)
+        self._sha256.update(chunk)
+        self._held += chunk
+        if self._on_read is not None:
+            self._on_read(len(chunk))
+        return bool(chunk)
+
+    def _forget(self, offset: int) -> None:
+        forgotten = min(offset, self._end) - self._start
+        del self._held[:forgotten]
+        self._start += forgotten
+
+
+def walk(span: Span, size_bytes: int) -> Iterator[Member]:
+    """Yield all files of a tar in order. The offsets of calls to `span` never decrease.
+
+    Args:
+        span: function that reads part of the tar.
+        size_bytes: size of the tar.
+    Raises: ValueError with the position if the tar is truncated, altered, or holds links, devices or sparse files.
     """
     offset, name, size = 0, None, None
     while True:
@@ -87,18 +137,18 @@ def _check_end(span: Span, offset: int, size_bytes: int) -> None:
 
 
 def _number(field: bytes, offset: int) -> int:
-    """Octal, or base 256 for what does not fit."""
+    """Return the number in a field, which is octal, or base 256 if it is too large for octal digits."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     number = _octal(field)
     if number is None:
-        raise ValueError(f"the header at byte {offset:,} has {field!r} for a size; {RESTORE}")
+        raise ValueError(f"the header at byte {offset:,} has the size {field!r}, expected a number; {RESTORE}")
     return number
 
 
 def _octal(field: bytes) -> int | None:
     digits = field.strip(b" \0") or b"0"
-    if not digits.isdigit():  # a sign would pass for a number
+    if not digits.isdigit():  # int() would accept a sign
         return None
     try:
         return int(digits, 8)
@@ -121,7 +171,7 @@ def _text(name: bytes, content: int) -> str:
 
 def _extension(span: Span, content: int, length: int) -> bytes:
     if length > MAX_EXTENSION_BYTES:
-        raise ValueError(f"the header before byte {content:,} asks for a name of {length:,} bytes; {RESTORE}")
+        raise ValueError(f"the header before byte {content:,} states a name of {length:,} bytes; {RESTORE}")
     extension = span(content, length)
     if len(extension) < length:
         raise ValueError(f"truncated in a header: {_ends(content + len(extension), content + length)}")
@@ -131,7 +181,7 @@ def _extension(span: Span, content: int, length: int) -> bytes:
 def _pax(
     records: bytes, content: int, name: str | None, size: int | None, *, for_all: bool
 ) -> tuple[str | None, int | None]:
-    """Name and size of the next member where pax records (`27 path=leaf.npy\\n`, length first) state them."""
+    """Return name and size of the next member, replaced by those in pax records such as `27 path=leaf.npy\\n`."""
     stated: dict[bytes, bytes] = {}
     rest = records.rstrip(b"\0")
     while rest:
@@ -144,19 +194,25 @@ def _pax(
     if any(keyword.startswith(b"GNU.sparse") for keyword in stated):
         raise ValueError(f"the pax header at byte {content:,} is of a sparse file; write the tar without --sparse")
     if for_all and stated.keys() & {b"path", b"size"}:
-        raise ValueError(f"the pax header at byte {content:,} gives all members one name or size; write the tar again")
+        raise ValueError(
+            f"the pax header at byte {content:,} states one name or size for all members; write the tar again"
+        )
     if b"path" in stated:
         name = _text(stated[b"path"], content)
     if b"size" in stated:
         if not stated[b"size"].isdigit():
-            raise ValueError(f"the pax header at byte {content:,} has {stated[b'size']!r} for a size; {RESTORE}")
+            raise ValueError(
+                f"the pax header at byte {content:,} has the size {stated[b'size']!r}, expected a number; {RESTORE}"
+            )
         size = int(stated[b"size"])
     return name, size
 
 
 def _unknown(kind: bytes, name: str) -> ValueError:
     if kind in _LINKS:
-        return ValueError(f"{name} is a link, which loaders skip; write the tar with --dereference --hard-dereference")
+        return ValueError(
+            f"{name} is a link, and loaders skip links; write the tar with --dereference --hard-dereference"
+        )
     return ValueError(f"{name} is of tar type {kind!r}, expected files; write the tar without --sparse or devices")
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from msvae.shards.audit.tile_format import TileFormat
+from msvae.shards.audit.tar_samples import TileFormat
 
 from .conftest import npy
 
