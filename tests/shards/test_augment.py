@@ -20,7 +20,7 @@ def augmented(first: int = 0, tiles: slice = slice(None), **options: object) -> 
 
 
 def orientation(tile: np.ndarray, original: np.ndarray) -> tuple[bool, int]:
-    """Which of the eight ways to lay a square gave this tile."""
+    """Return which of the eight flips and turns produced this tile."""
     ways = {
         (flip, turns): np.rot90(original[..., ::-1] if flip else original, turns, (-2, -1))
         for flip in (False, True)
@@ -30,7 +30,7 @@ def orientation(tile: np.ndarray, original: np.ndarray) -> tuple[bool, int]:
     return found
 
 
-def test_every_way_to_lay_a_tile_occurs_and_the_mask_goes_with_it():
+def test_all_eight_flips_and_turns_occur_and_the_mask_follows_its_tile():
     tiles, mask = augmented()
     ways = {orientation(tile.numpy(), original.numpy()) for tile, original in zip(tiles, TILES, strict=True)}
     assert len(ways) == 8
@@ -45,7 +45,7 @@ def test_every_way_to_lay_a_tile_occurs_and_the_mask_goes_with_it():
         ({"flips": False, "quarter_turns": False}, {(False, 0)}),
     ],
 )
-def test_what_is_off_does_not_happen(options, expected):
+def test_disabled_augmentations_change_nothing(options, expected):
     tiles, _ = augmented(**options)
     assert {orientation(t.numpy(), o.numpy()) for t, o in zip(tiles, TILES, strict=True)} == expected
 
@@ -62,7 +62,7 @@ def test_crops_are_windows_of_the_tile_and_differ():
     assert {row for row, _ in corners} == {column for _, column in corners} == set(range(4))
 
 
-def test_a_sample_is_changed_alike_in_any_batch_and_anew_in_another_epoch_or_run():
+def test_augmentation_of_a_sample_is_the_same_in_any_batch_and_differs_between_epochs_and_runs():
     whole = augmented()[0]
     parts = torch.cat([augmented(tiles=part)[0] for part in (slice(0, 7), slice(7, 30), slice(30, 40))])
     assert torch.equal(whole, parts)

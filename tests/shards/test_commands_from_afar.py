@@ -1,4 +1,4 @@
-"""The commands over a data set behind a URL."""
+"""Commands on a data set at a URL."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def index_of(split: Path, shard: int) -> dict:
 
 
 def damage(split: Path, shard: int, row: int) -> str:
-    """Flip a bit of a tile; returns its key."""
+    """Flip a bit of a tile. Returns: its key."""
     index, tar = index_of(split, shard), split / f"leaf-{shard:06d}.tar"
     content = bytearray(tar.read_bytes())
     content[index["bands_offset"][row] + 500] ^= 1
@@ -65,14 +65,14 @@ def test_a_bad_sample_is_replaced_by_the_next_that_can_be_read(split):
     np.testing.assert_array_equal(found[0].tiles[2], by_key[replaced[2]])
 
 
-def test_after_the_last_sample_comes_the_first(split):
+def test_the_last_sample_of_a_split_is_replaced_by_the_first(split):
     last = len(ShardReader(split).samples_per_shard) - 1
     damage(split, last, len(index_of(split, last)["keys"]) - 1)
     found = keys(batches(split, max_bad_samples=1))
     assert found[-1] == found[0]
 
 
-def test_every_number_of_ranks_replaces_alike(split):
+def test_replacements_are_the_same_at_every_world_size(split):
     damage(split, 0, 1), damage(split, 1, 0)
     together = {key: batch.plan.batch_index for batch in batches(split, 2) for key in batch.keys}
     apart = [batch for rank in range(3) for batch in batches(split, 2, rank, 3)]
@@ -80,7 +80,7 @@ def test_every_number_of_ranks_replaces_alike(split):
     assert sum(len(batch.bad) for batch in apart) == 2
 
 
-def test_a_missing_shard_costs_as_many_samples_as_it_held(split):
+def test_all_samples_of_a_missing_shard_count_as_bad(split):
     lost = index_of(split, 1)["keys"]
     (split / "leaf-000001.tar").unlink()
     found = batches(split, max_bad_samples=len(lost))
@@ -89,7 +89,7 @@ def test_a_missing_shard_costs_as_many_samples_as_it_held(split):
     assert len([bad for batch in found for bad in batch.bad]) == len(lost)
 
 
-def test_one_bad_sample_too_many_is_an_error_that_names_it(split):
+def test_exceeding_the_limit_of_bad_samples_is_an_error_with_the_key(split):
     names = damage(split, 0, 1), damage(split, 1, 2)
     with pytest.raises(
         ValueError, match=rf"more than data\.max_bad_samples 1 samples cannot be read.*{'|'.join(names)}"
@@ -97,7 +97,7 @@ def test_one_bad_sample_too_many_is_an_error_that_names_it(split):
         batches(split, max_bad_samples=1)
 
 
-def test_a_split_without_one_sound_sample_is_an_error(split):
+def test_a_split_without_a_readable_sample_is_an_error(split):
     for tar in split.glob("*.tar"):
         tar.unlink()
     with pytest.raises(ValueError, match=r"no sample of .* can be read"):
@@ -105,7 +105,7 @@ def test_a_split_without_one_sound_sample_is_an_error(split):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_compressed_tiles_come_back_bit_for_bit(dtype):
+def test_compressed_tiles_are_decoded_to_the_same_bits(dtype):
     values = np.random.default_rng(0).normal(0, 1000, (5, 32, 40)).astype(dtype)
     if dtype == "float32":
         values[0, 0, :3] = np.nan, np.inf, -0.0
@@ -116,7 +116,7 @@ def test_compressed_tiles_come_back_bit_for_bit(dtype):
     assert len(encode_tile(smooth, "delta-blosc2")) < smooth.nbytes
 
 
-def test_a_compressed_tile_is_what_the_format_says():
+def test_a_compressed_tile_follows_the_documented_format():
     values = np.random.default_rng(0).integers(0, 65536, (2, 3, 50)).astype(np.uint16)
     chunk = encode_tile(values, "delta-blosc2")
     stored = np.frombuffer(imagecodecs.blosc2_decode(chunk), np.uint16).reshape(values.shape)
@@ -147,7 +147,7 @@ def test_tiles_compressed_before_the_format_changed_are_refused_and_not_misread(
     ],
     ids=["cut to a header", "cut", "larger than the tile", "other codec", "unknown filter", "no content"],
 )
-def test_a_chunk_that_is_not_ours_is_refused_before_it_is_opened(change, reason):
+def test_a_chunk_with_another_codec_or_size_is_refused_before_decoding(change, reason):
     values = np.sort(np.random.default_rng(0).integers(0, 4096, (5, 32, 32)).astype(np.uint16))
     with pytest.raises(ValueError, match=reason):
         decompress_into(bytearray(change(encode_tile(values, "delta-blosc2"))), np.empty_like(values))
@@ -186,7 +186,7 @@ def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, 
 
 
 @pytest.mark.parametrize("value", [0, 7])
-def test_a_tile_of_one_value_comes_back_compressed(value):
+def test_a_constant_tile_survives_compression(value):
     values = np.full((5, 64, 64), value, np.uint16)
     tile = np.ones_like(values)
     decompress_into(bytearray(encode_tile(values, "delta-blosc2")), tile)

@@ -56,7 +56,7 @@ def foreign(tmp_path) -> Path:
     return tmp_path
 
 
-def test_tars_of_webdataset_become_a_data_set_that_reads_the_same(foreign):
+def test_indexed_tars_of_webdataset_hold_the_same_samples(foreign):
     splits = index_dataset(str(foreign), None, OPTIONS)
     assert {name: split.num_samples for name, split in splits.items()} == {"train": 12, "val": 4}
     for split in ("train", "val"):
@@ -81,7 +81,7 @@ def test_statistics_are_those_of_the_training_leaf_in_every_split(foreign):
         assert statistics["coverage_histogram"] == np.histogram(coverages, 10, (0, 1))[0].tolist()
 
 
-def test_the_same_tars_give_the_same_manifest_however_many_threads_read(foreign):
+def test_the_manifest_does_not_depend_on_the_number_of_threads(foreign):
     manifests = set()
     for threads in (1, 4):
         options = IndexOptions(wavelengths_nm=WAVELENGTHS, scale=(1e-4,), overwrite=True, num_threads=threads)
@@ -90,8 +90,8 @@ def test_the_same_tars_give_the_same_manifest_however_many_threads_read(foreign)
     assert len(manifests) == 1
 
 
-def test_a_packed_data_set_is_indexed_to_what_it_was(leaf_shards, tmp_path):
-    """Every byte but the sums of the statistics, whose order of adding differs."""
+def test_indexing_a_packed_data_set_reproduces_its_files(leaf_shards, tmp_path):
+    """All bytes except the statistics, whose sums have another order."""
     index_dataset(str(leaf_shards), tmp_path, IndexOptions(overwrite=True))
     for split in ("train", "val"):
         made, packed = (Manifest.load(folder / split) for folder in (tmp_path, leaf_shards))
@@ -155,7 +155,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_no_sample_can_be_made_of_is_an_error_naming_shard_and_key(tmp_path, write_tar, fault):
+def test_an_invalid_sample_is_an_error_with_shard_and_key(tmp_path, write_tar, fault):
     members, message = FAULTS[fault]
     write_tar(tmp_path / "a.tar", members)
     with pytest.raises(ValueError, match=message) as error:
@@ -164,7 +164,7 @@ def test_what_no_sample_can_be_made_of_is_an_error_naming_shard_and_key(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
-def test_a_key_in_two_shards_is_an_error_naming_both(tmp_path, write_tar):
+def test_a_key_in_two_shards_is_an_error_with_both_shards(tmp_path, write_tar):
     write_tar(tmp_path / "a.tar", [*sample("x"), *sample("y")])
     write_tar(tmp_path / "b.tar", [*sample("z"), *sample("y")])
     with pytest.raises(ValueError, match=r"sample y is in a\.tar and in b\.tar"):
@@ -172,7 +172,7 @@ def test_a_key_in_two_shards_is_an_error_naming_both(tmp_path, write_tar):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar"]
 
 
-def test_nan_on_leaf_and_empty_masks_are_left_out_and_counted(tmp_path, write_tar):
+def test_nan_on_leaf_and_empty_masks_are_excluded_and_counted(tmp_path, write_tar):
     tile = np.full((2, 8, 8), 0.5, np.float32)
     tile[0, 0, :3] = np.nan, np.inf, 0.25
     mask = np.zeros((8, 8), bool)
@@ -199,12 +199,12 @@ def test_nan_on_leaf_and_empty_masks_are_left_out_and_counted(tmp_path, write_ta
         ({"wavelengths_nm": WAVELENGTHS, "scale": (1.0,), "band_names": ("red",)}, "1 band name for 5 wavelengths"),
     ],
 )
-def test_what_tars_do_not_say_is_asked_for(foreign, options, message):
+def test_missing_wavelengths_and_scale_are_errors_with_the_option(foreign, options, message):
     with pytest.raises(ValueError, match=message):
         index_dataset(str(foreign), None, IndexOptions(**options))
 
 
-def test_an_existing_manifest_is_kept_unless_told_and_then_says_what_options_do_not(foreign):
+def test_overwrite_replaces_an_existing_manifest_and_uses_it_for_missing_options(foreign):
     index_dataset(str(foreign), None, OPTIONS)
     with pytest.raises(ValueError, match=r"has a manifest\.json; check it .*--overwrite"):
         index_dataset(str(foreign), None, IndexOptions())
@@ -214,13 +214,13 @@ def test_an_existing_manifest_is_kept_unless_told_and_then_says_what_options_do_
     assert (manifest.num_samples, manifest.wavelengths_nm, manifest.scale) == (8, list(WAVELENGTHS), [1e-4] * 5)
 
 
-def test_a_place_without_tars_says_so(tmp_path):
+def test_a_folder_without_tars_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=rf"neither {re.escape(str(tmp_path))} nor train, val, test .*\.tar"):
         index_dataset(str(tmp_path), None, OPTIONS)
 
 
-def test_memory_stays_flat_as_members_of_others_grow(tmp_path):
-    """600 MB that are no part of a sample cost a few chunks."""
+def test_memory_does_not_grow_with_ignored_members(tmp_path):
+    """600 MB of members that are not part of a sample need the memory of a few chunks."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar, Path("/dev/zero").open("rb") as zeros:
         for name, content in [*sample("x"), ("x.video", None), *sample("y")]:
             header = tarfile.TarInfo(name)
@@ -236,7 +236,7 @@ def test_memory_stays_flat_as_members_of_others_grow(tmp_path):
     assert list(all_samples(tmp_path)) == ["x", "y"]
 
 
-def test_a_mask_far_from_its_tile_is_refused_since_one_read_takes_both(tmp_path, write_tar):
+def test_a_mask_far_from_its_tile_is_refused(tmp_path, write_tar):
     (tile_name, tile), *others = sample("a")
     mask = next(member for member in others if member[0].endswith(".png"))
     write_tar(tmp_path / "a.tar", [(tile_name, tile), ("a.jpg", bytes(2**20)), mask])
@@ -244,7 +244,7 @@ def test_a_mask_far_from_its_tile_is_refused_since_one_read_takes_both(tmp_path,
         index_dataset(str(tmp_path), None, OPTIONS)
 
 
-def test_samples_without_json_go_through_stages_of_webdataset(tmp_path, write_tar):
+def test_samples_without_json_pass_stages_of_webdataset(tmp_path, write_tar):
     tar = [member for i, key in enumerate("abcd") for member in sample(key, i)]
     write_tar(tmp_path / "a.tar", tar)
     index_dataset(str(tmp_path), None, OPTIONS)
@@ -255,7 +255,7 @@ def test_samples_without_json_go_through_stages_of_webdataset(tmp_path, write_ta
 
 
 @pytest.mark.parametrize(("scale", "hint"), [("0", "such as 0.0001"), ("nan", "such as"), ("10000", "give 0.0001 to")])
-def test_a_scale_that_gives_no_reflectance_is_refused_as_in_packing(foreign, scale, hint):
+def test_an_implausible_scale_is_refused_as_in_packing(foreign, scale, hint):
     index = ["index", str(foreign), "--wavelengths", "475,560,668,717,840", "--scale", scale]
     pack = ["pack", str(foreign), "--out", str(foreign / "out"), "--scale", scale]
     indexed, packed = (CliRunner().invoke(app, command) for command in (index, pack))
@@ -265,7 +265,7 @@ def test_a_scale_that_gives_no_reflectance_is_refused_as_in_packing(foreign, sca
     assert not list(foreign.rglob("*.json"))
 
 
-def test_floats_that_cannot_be_reflectance_are_refused_unless_their_scale_is_given(tmp_path, write_tar):
+def test_floats_above_reflectance_are_refused_without_a_scale(tmp_path, write_tar):
     tile, mask = random_tile(1)
     mask[:, :2] = True
     tile = np.where(np.arange(16) < 2, 0.1, 3000).astype(np.float32) + tile * np.float32(1e-6)
@@ -281,7 +281,7 @@ def test_floats_that_cannot_be_reflectance_are_refused_unless_their_scale_is_giv
     assert scaled.exit_code == 0 and "note" not in scaled.output
 
 
-def test_compressed_tars_are_refused_with_the_command_that_unpacks_them(foreign):
+def test_compressed_tars_are_refused_with_the_command_that_decompresses_them(foreign):
     name = foreign / "val" / "plot-0.tar"
     subprocess.run(["gzip", name], check=True)
     with pytest.raises(ValueError, match=r"val holds plot-0.tar.gz, a compressed tar.*`gunzip .*/val/\*.tar.gz`"):
@@ -292,7 +292,7 @@ def test_compressed_tars_are_refused_with_the_command_that_unpacks_them(foreign)
 
 
 def test_peak_memory_of_floats_stays_bounded_as_bands_grow(tmp_path, write_tar):
-    """Counts of 250 float bands are 250 MiB a shard, and four threads would have nine shards in flight."""
+    """Histograms of 250 float bands need 250 MiB per shard, and four threads would keep nine shards in flight."""
     tile, mask = np.full((250, 8, 8), 0.5, np.float32), np.ones((8, 8), bool)
     for shard in range(8):
         write_tar(tmp_path / f"{shard}.tar", [(f"x{shard}.npy", npy(tile)), (f"x{shard}.png", png(mask))])

@@ -31,7 +31,7 @@ def gathered(dtype, tiles, masks):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_statistics_of_leaf_pixels_are_those_of_all_at_once(dtype):
+def test_accumulated_statistics_equal_those_of_all_leaf_pixels_at_once(dtype):
     tiles, masks = tiles_of(dtype)
     pixels = np.concatenate([tile[:, mask] for tile, mask in zip(tiles, masks, strict=True)], 1).astype(np.float64)
     reflectance = pixels * np.array(SCALE)[:, None] + np.array(OFFSET)[:, None]
@@ -52,7 +52,7 @@ def test_statistics_of_leaf_pixels_are_those_of_all_at_once(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_parts_joined_in_order_give_the_same_bits_through_files(tmp_path, dtype):
+def test_accumulators_joined_through_files_have_the_same_bits(tmp_path, dtype):
     tiles, masks = tiles_of(dtype)
     results = []
     for through_files in (False, True):
@@ -70,7 +70,7 @@ def test_parts_joined_in_order_give_the_same_bits_through_files(tmp_path, dtype)
         assert results[0] == gathered(dtype, tiles[::-1], masks[::-1]).result([1, 2]).model_dump_json()
 
 
-def test_products_that_outgrow_64_bits_stay_exact():
+def test_products_beyond_64_bits_stay_exact():
     tile = np.full((3, 1024, 1025), 65535, np.uint16)
     values = gathered("uint16", [tile] * 3, [np.ones((1024, 1025), bool)] * 3)
     for _ in range(12):

@@ -39,7 +39,7 @@ def leaks(**splits: Path) -> list[str]:
     return check_leaks({name: open_store(folder) for name, folder in splits.items()})
 
 
-def test_windows_of_one_image_that_overlap_across_splits_are_named(split):
+def test_overlapping_windows_of_an_image_in_two_splits_are_an_error(split):
     train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1), ("a_r0_c8", "a.tif", (0, 8, 8, 8), 2))
     clean = split("val", ("a_r8_c0", "a.tif", (8, 0, 8, 8), 3), ("b_r0_c0", "b.tif", (0, 0, 8, 8), 4))
     leaky = split("test", ("a_r7_c15", "a.tif", (7, 15, 8, 8), 5))
@@ -48,26 +48,26 @@ def test_windows_of_one_image_that_overlap_across_splits_are_named(split):
         leaks(train=train, test=leaky)
 
 
-def test_images_of_one_name_in_two_folders_are_not_taken_for_one(split):
+def test_images_with_one_name_in_two_folders_are_distinguished(split):
     train = split("train", ("x_a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
     val = split("val", ("y_a_r0_c0", "a.tif", (0, 0, 8, 8), 2))
     assert leaks(train=train, val=val) == []
 
 
 @pytest.mark.parametrize("source", ["b.tif", ""])
-def test_the_same_bytes_in_two_splits_are_named_wherever_they_come_from(split, source):
+def test_identical_tiles_in_two_splits_are_an_error_with_both_keys(split, source):
     train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
     val = split("val", ("b_r0_c0", source, (0, 0, 8, 8), 1))
     with pytest.raises(ValueError, match=r"a_r0_c0 \(train\) and b_r0_c0 \(val\) are the same tile, byte for byte"):
         leaks(train=train, val=val)
 
 
-def test_the_same_bytes_inside_one_split_are_a_notice(split):
+def test_identical_tiles_in_one_split_are_a_notice(split):
     train = split("train", *((f"a{i}_r0_c0", f"a{i}.tif", (0, 0, 8, 8), i // 3) for i in range(6)))
     assert leaks(train=train) == ["4 tiles are in train more than once, such as a0_r0_c0 and a1_r0_c0"]
 
 
-def test_equal_checksums_of_other_bytes_are_no_leak(split, monkeypatch):
+def test_different_tiles_with_equal_checksums_are_not_a_leak(split, monkeypatch):
     monkeypatch.setattr("msvae.shards.writer.crc32c", lambda *_: 7)
     train = split("train", ("a_r0_c0", "a.tif", (0, 0, 8, 8), 1))
     val = split("val", ("b_r0_c0", "b.tif", (0, 0, 8, 8), 2))
@@ -75,7 +75,7 @@ def test_equal_checksums_of_other_bytes_are_no_leak(split, monkeypatch):
 
 
 @pytest.mark.parametrize("about", [{"source": None, "window": [0, 0, 8, 8]}, {"source": ["a.tif"], "window": "all"}])
-def test_json_that_names_no_place_is_compared_by_its_bytes_alone(tmp_path, about):
+def test_samples_without_a_window_in_their_json_are_compared_by_bytes(tmp_path, about):
     for name in ("train", "val"):
         (tmp_path / name).mkdir()
         with ShardWriter(tmp_path / name / "leaf-000000.tar") as shard:

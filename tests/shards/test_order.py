@@ -18,7 +18,7 @@ shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(any)
 
 
 class Split(NamedTuple):
-    """How a global batch is cut."""
+    """Division of a global batch among ranks."""
 
     world_size: int
     micro: int
@@ -47,7 +47,7 @@ def samples_of_rank(sizes: list[int], seed: int, rank: int, split: Split, positi
 
 
 @given(shard_sizes, st.integers(0, 3), st.integers(0, 2**40))
-def test_every_sample_is_seen_exactly_once_in_every_epoch(sizes, epoch, seed):
+def test_every_sample_is_read_exactly_once_per_epoch(sizes, epoch, seed):
     order = SampleOrder(sizes, seed, window_shards=3)
     start = epoch * order.num_samples
     seen = [order.locate(start + i) for i in range(order.num_samples)]
@@ -64,7 +64,7 @@ def test_global_batches_are_the_same_at_every_world_size(sizes, split, position,
 
 
 @given(shard_sizes, splits, st.integers(0, 20), st.data())
-def test_ranks_together_see_every_sample_once_an_epoch(sizes, split, position, data):
+def test_all_ranks_together_read_every_sample_once_per_epoch(sizes, split, position, data):
     seed, num_samples = data.draw(st.integers(0, 2**40)), sum(sizes)
     num_steps = -(-2 * num_samples // split.global_batch)
     seen = [
@@ -79,7 +79,7 @@ def test_ranks_together_see_every_sample_once_an_epoch(sizes, split, position, d
 
 
 @given(shard_sizes, splits, st.integers(0, 30), st.data())
-def test_starting_at_a_position_equals_never_having_stopped(sizes, split, position, data):
+def test_a_start_at_any_position_continues_the_same_sequence(sizes, split, position, data):
     rank, seed = data.draw(st.integers(0, split.world_size - 1)), data.draw(st.integers(0, 2**40))
     whole = samples_of_rank(sizes, seed, rank, split, position=0, num_steps=position + 2)
     resumed = samples_of_rank(sizes, seed, rank, split, position=position, num_steps=2)
@@ -88,7 +88,7 @@ def test_starting_at_a_position_equals_never_having_stopped(sizes, split, positi
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([(1, 8, 1), (2, 2, 2), (4, 1, 2), (8, 1, 1)]), st.integers(0, 3), st.integers(0, 40), st.data())
-def test_what_the_loader_reads_depends_on_no_number_of_workers(leaf_shards, split, num_workers, position, data):
+def test_batches_do_not_depend_on_the_number_of_workers(leaf_shards, split, num_workers, position, data):
     split = Split(*split)
     rank = data.draw(st.integers(0, split.world_size - 1))
     reader = ShardReader(leaf_shards / "train")
@@ -115,7 +115,7 @@ def test_batches_mix_shards_almost_as_well_as_a_uniform_shuffle():
 
 
 def test_the_order_never_changes_between_versions():
-    """Runs of the past must stay resumable: these numbers are part of the format."""
+    """These numbers are part of the format, because existing runs must stay resumable."""
     assert permutation(8, 1, 2).tolist() == [7, 5, 6, 1, 4, 3, 0, 2]
     order = SampleOrder([3, 5, 2, 7], seed=11)
     assert [order.locate(i) for i in range(6)] == [(0, 2), (3, 3), (0, 0), (1, 3), (1, 4), (0, 1)]
@@ -129,7 +129,7 @@ def test_epochs_and_seeds_differ():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_evaluation_sees_each_sample_once_in_batches_that_ignore_the_ranks(world_size):
+def test_evaluation_reads_each_sample_once_in_batches_that_do_not_depend_on_ranks(world_size):
     sizes = [4, 1, 6]
 
     def plans(rank: int) -> list[MicroBatchPlan]:

@@ -33,7 +33,7 @@ def test_inspect_shows_splits_bands_and_coverage(leaf_shards, tmp_path):
     assert Image.open(tmp_path / "sheet.png").size[0] > 1000
 
 
-def test_the_chart_runs_from_the_first_to_the_last_tenth_that_has_tiles():
+def test_the_chart_of_coverage_omits_empty_bins_at_both_ends():
     console = Console(file=io.StringIO(), width=80)
     console.print(coverage_chart("val", Coverage(3, 9, [0, 0, 1, 0, 2, 0, 0, 0, 0, 0]), 3))
     title, *rows = console.file.getvalue().splitlines()
@@ -41,7 +41,7 @@ def test_the_chart_runs_from_the_first_to_the_last_tenth_that_has_tiles():
     assert [row.split()[:2] for row in rows] == [["0.2–0.3", "1"], ["0.3–0.4", "0"], ["0.4–0.5", "2"]]
 
 
-def test_coverage_is_that_of_all_masks(leaf_shards):
+def test_coverage_is_measured_from_all_masks(leaf_shards):
     folder = leaf_shards / "train"
     reader, coverages = ShardReader(folder), []
     tile, mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
@@ -57,7 +57,7 @@ def test_coverage_is_that_of_all_masks(leaf_shards):
     assert coverage.histogram == expected
 
 
-def test_tiles_are_chosen_in_even_steps_over_all_shards():
+def test_evenly_spaced_samples_cover_all_shards():
     assert evenly_spaced_samples([3, 0, 2], 100) == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (2, 0, 3), (2, 1, 4)]
     five = [(0, 0, 0), (1, 0, 10), (2, 0, 20), (3, 0, 30), (3, 10, 40)]
     assert evenly_spaced_samples([10, 10, 10, 11], 5) == five
@@ -76,7 +76,7 @@ def test_a_contact_sheet_outlines_leaf_and_survives_nan_and_few_bands():
     assert not (plain == (255, 0, 200)).all(axis=2).any()
 
 
-def test_packing_leaves_a_contact_sheet_that_may_be_overwritten(leaf_images, tmp_path):
+def test_packing_writes_a_contact_sheet_that_overwrite_replaces(leaf_images, tmp_path):
     arguments = ["pack", str(leaf_images), "--out", str(tmp_path / "out"), "--tile", "32"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     first = (tmp_path / "out" / "contact-sheet.png").read_bytes()
@@ -84,7 +84,7 @@ def test_packing_leaves_a_contact_sheet_that_may_be_overwritten(leaf_images, tmp
     assert (tmp_path / "out" / "contact-sheet.png").read_bytes() == first
 
 
-def test_the_contact_sheet_of_packing_shows_what_lies_in_the_shards(leaf_images, tmp_path):
+def test_packing_and_inspect_draw_the_same_contact_sheet(leaf_images, tmp_path):
     out, sheet = tmp_path / "out", tmp_path / "sheet.png"
     for arguments in (["pack", str(leaf_images), "--out", str(out), "--tile", "16"], ["inspect", str(out)]):
         drawing = ["--png", str(sheet)] if arguments[0] == "inspect" else []
@@ -92,8 +92,8 @@ def test_the_contact_sheet_of_packing_shows_what_lies_in_the_shards(leaf_images,
     assert (out / "contact-sheet.png").read_bytes() == sheet.read_bytes()
 
 
-def test_a_manifest_of_a_million_shards_costs_a_kilobyte_a_shard(tmp_path):
-    """Opened, its places drawn and a cluster planned, in a process of its own."""
+def test_a_manifest_of_a_million_shards_needs_under_a_kilobyte_per_shard(tmp_path):
+    """Measured in a new process that loads it, selects samples and simulates a cluster."""
     shards = 1_000_000
     code = f"""
 import resource, sys

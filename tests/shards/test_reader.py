@@ -61,7 +61,7 @@ def plain_webdataset(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_batches_hold_what_plain_webdataset_reads(leaf_shards, num_workers):
+def test_batches_hold_the_samples_that_plain_webdataset_reads(leaf_shards, num_workers):
     folder = leaf_shards / "train"
     scale = json.loads((folder / "manifest.json").read_text())["scale"]
     stored, seen = plain_webdataset(folder), {}
@@ -87,7 +87,7 @@ def test_stored_values_become_reflectance_by_scale_and_offset(leaf_shards, tmp_p
             np.testing.assert_allclose(tile, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_a_batch_is_not_overwritten_by_the_next_ones(leaf_shards):
+def test_later_batches_do_not_overwrite_a_batch(leaf_shards):
     reader = ShardReader(leaf_shards / "train")
     plans = evaluation_plans(reader.samples_per_shard, batch_size=2, rank=0, world_size=1)
     loader = iter(Loader(reader, plans, batch_size=2, num_workers=1, device=CPU))
@@ -99,7 +99,7 @@ def test_a_batch_is_not_overwritten_by_the_next_ones(leaf_shards):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_memory_is_used_again_but_never_while_a_view_of_it_is_held(leaf_shards, num_workers):
+def test_memory_is_reused_only_after_its_last_view_is_freed(leaf_shards, num_workers):
     reader = ShardReader(leaf_shards / "train")
     sizes = reader.samples_per_shard
     plans = (p for _ in range(8) for p in evaluation_plans(sizes, batch_size=2, rank=0, world_size=1))
@@ -140,7 +140,7 @@ def test_stopping_early_ends_the_reader_threads(leaf_shards):
 
 
 class TestFaults:
-    """Each is one error that names the file and what to do."""
+    """Every fault is one error with the file and the fix."""
 
     @pytest.fixture
     def split(self, leaf_shards, tmp_path) -> Path:
@@ -229,7 +229,7 @@ class TestFaults:
         assert "pack this split again" in str(error.value)
 
 
-def test_a_sample_says_where_it_is_from_and_broken_json_is_named(leaf_shards, tmp_path):
+def test_json_of_a_sample_is_read_and_an_altered_one_is_an_error(leaf_shards, tmp_path):
     split = tmp_path / "train"
     shutil.copytree(leaf_shards / "train", split)
     about = ShardReader(split).json_object(0, 1)

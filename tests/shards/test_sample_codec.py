@@ -31,7 +31,7 @@ def decoded(png: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @given(masks)
-def test_any_mask_comes_back_and_pillow_reads_the_same(mask):
+def test_masks_survive_encoding_and_pillow_reads_the_same(mask):
     png = encode_mask(mask)
     np.testing.assert_array_equal(decoded(png, mask.shape), mask)
     with Image.open(io.BytesIO(png)) as image:
@@ -41,7 +41,7 @@ def test_any_mask_comes_back_and_pillow_reads_the_same(mask):
 
 
 @given(masks, st.sampled_from(["1", "L", "I;16", "interlaced", "two parts"]))
-def test_masks_that_others_wrote_are_read_too(mask, kind):
+def test_masks_from_other_writers_are_read(mask, kind):
     if kind == "1":
         png = pillow_png(mask)
     elif kind == "L":
@@ -56,7 +56,7 @@ def test_masks_that_others_wrote_are_read_too(mask, kind):
 
 
 def in_two_parts(png: bytes) -> bytes:
-    """Its IDAT chunk cut in two."""
+    """Return the PNG with its IDAT chunk cut in two."""
     (length,) = struct.unpack_from(">I", png, 33)
     data, rest = png[41 : 41 + length], png[45 + length :]
     parts = (data[:3], data[3:])
@@ -89,12 +89,12 @@ def in_two_parts(png: bytes) -> bytes:
         "palette of black and white",
     ],
 )
-def test_what_is_no_mask_of_this_size_is_an_error(png, message):
+def test_an_invalid_mask_is_an_error(png, message):
     with pytest.raises(ValueError, match=message):
         decoded(png, (8, 8))
 
 
-def test_a_mask_that_would_unpack_to_more_than_its_size_unpacks_no_further():
+def test_decompression_of_a_mask_stops_at_its_size():
     bomb = zlib.compress(bytes(10**8), 9)
     png = encode_mask(np.ones((8, 8), bool))
     chunk = struct.pack(">I", len(bomb)) + b"IDAT" + bomb + struct.pack(">I", zlib.crc32(b"IDAT" + bomb))

@@ -24,7 +24,7 @@ def bytes_read_by_this_process() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_windows_are_the_order_of_samples_at_once():
+def test_shuffle_windows_equal_the_order_of_samples():
     sizes = np.random.default_rng(0).integers(0, 9, 40)
     order = SampleOrder(sizes.tolist(), seed=3, window_shards=7)
     windows = islice(shuffle_windows(sizes, seed=3, window_shards=7), 15)
@@ -34,8 +34,8 @@ def test_windows_are_the_order_of_samples_at_once():
 
 
 @pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (2, 2), (4, 1)])
-def test_ranks_read_what_was_simulated(leaf_shards, nodes, gpus):
-    """The samples, and the bytes that the operating system counts, of the loader of every rank."""
+def test_ranks_read_the_simulated_bytes(leaf_shards, nodes, gpus):
+    """Compares the samples, and the bytes that the operating system counts, for the loader of every rank."""
     folder, batch, steps = leaf_shards / "train", 8, 4
     cluster = Cluster(nodes, gpus, batch)
     schedule = simulate(Manifest.load(folder), cluster, seed=5, num_steps=steps)
@@ -91,8 +91,8 @@ def test_ranks_read_what_was_simulated(leaf_shards, nodes, gpus):
         assert schedule.node_cache_bytes[node] == max(held)
 
 
-def test_fresh_loaders_make_the_requests_that_were_simulated(leaf_shards, moto, monkeypatch):
-    """One for the manifest, and no other than were counted: not for sizes, not for indexes that are open."""
+def test_loaders_make_the_simulated_requests(leaf_shards, moto, monkeypatch):
+    """One request for the manifest and the counted ones: none for sizes, and none for open indexes."""
     nodes, gpus, batch, steps = 2, 2, 8, 3
     schedule = simulate(Manifest.load(leaf_shards / "train"), Cluster(nodes, gpus, batch), seed=5, num_steps=steps)
     with breaking_proxy(*moto) as (url, requests):
@@ -121,12 +121,12 @@ def test_fresh_loaders_make_the_requests_that_were_simulated(leaf_shards, moto, 
     assert schedule.step_indexes.sum() > nodes * gpus, "each rank reads from several shards"
 
 
-def test_a_batch_that_cannot_be_dealt_names_one_that_can():
+def test_an_indivisible_global_batch_is_an_error_with_a_valid_one():
     with pytest.raises(ValueError, match=r"100 cannot be divided among 16 GPUs in micro batches of 2; .*such as 96"):
         Cluster(2, 8, 100, 2)
 
 
-def test_the_command_shows_nodes_and_judges_a_cache(leaf_shards):
+def test_simulate_shows_nodes_and_checks_the_cache_size(leaf_shards):
     arguments = ["simulate", str(leaf_shards), "--nodes", "2", "--gpus", "2", "--global-batch", "8"]
     result = CliRunner().invoke(app, [*arguments, "--micro-batch", "1", "--cache-gb", "0.000001"])
     assert result.exit_code == 0, result.output

@@ -34,7 +34,7 @@ SHORT = RetryPolicy(attempts=4, first_wait_s=0.01, timeout_s=0.5)
 
 @dataclass
 class Remote:
-    """A training split behind a server: its URL, and what goes wrong with it."""
+    """A training split behind a server: its URL, and the faults of the server."""
 
     url: str
     fault: Fault
@@ -71,8 +71,8 @@ def nginx(leaf_shards, tmp_path_factory) -> Iterator[tuple[str, int]]:
     process.wait()
 
 
-def test_google_and_azure_are_read_alike(nginx, leaf_shards, tmp_path, monkeypatch):
-    """Of real servers only the way they name objects is the same; nginx asks for no credentials."""
+def test_google_and_azure_are_read_like_s3(nginx, leaf_shards, tmp_path, monkeypatch):
+    """The test server shares only the names of objects with real servers; nginx requires no credentials."""
     endpoint = f"http://{nginx[0]}:{nginx[1]}"
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "scientist")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
@@ -87,13 +87,13 @@ def test_google_and_azure_are_read_alike(nginx, leaf_shards, tmp_path, monkeypat
         assert all(far[key][0].tobytes() == tile.tobytes() for key, (tile, _) in near.items())
 
 
-def test_azure_without_an_account_says_what_is_missing(monkeypatch):
+def test_azure_without_an_account_is_an_error_with_the_missing_setting(monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(ValueError, match=r"shards cannot be opened \(.*Account must be specified\); set what"):
         open_store("az://field/shards")
 
 
-def test_a_span_costs_one_request_and_ends_where_the_file_ends(remote, leaf_shards):
+def test_a_span_is_one_request_and_stops_at_the_end_of_the_file(remote, leaf_shards):
     store, tar = open_store(remote.url, SHORT), (leaf_shards / "train" / "leaf-000000.tar").read_bytes()
     remote.fault.set("", 0, path="leaf-000000.tar")
     for near in (store, open_store(leaf_shards / "train")):
@@ -113,7 +113,7 @@ def remote(request, monkeypatch) -> Iterator[Remote]:
 
 
 def contents(reader: ShardReader) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Every sample by its key, through the loader."""
+    """Return every sample by its key, read through the loader."""
     plans = evaluation_plans(reader.samples_per_shard, batch_size=8, rank=0, world_size=1)
     loader = Loader(reader, plans, batch_size=8, num_workers=2, device=CPU)
     return {
@@ -128,7 +128,7 @@ def read_first(reader: ShardReader) -> tuple[str, np.ndarray]:
     return reader.read_into(0, 0, tile, leaf_mask), tile
 
 
-def test_shards_are_read_alike_from_disk_and_from_afar(remote, leaf_shards):
+def test_disk_and_url_return_the_same_samples(remote, leaf_shards):
     near, far = contents(ShardReader(leaf_shards / "train")), contents(remote.reader())
     assert near.keys() == far.keys()
     for key, (tile, leaf_mask) in near.items():
@@ -137,7 +137,7 @@ def test_shards_are_read_alike_from_disk_and_from_afar(remote, leaf_shards):
 
 
 @pytest.mark.parametrize("kind", ["500", "stall", "cut", "short"])
-def test_a_fault_that_passes_is_not_noticed(remote, leaf_shards, kind):
+def test_a_temporary_fault_of_the_server_is_retried(remote, leaf_shards, kind):
     reader = remote.reader()
     remote.fault.set(kind, times=2)
     key, tile = read_first(reader)
@@ -147,7 +147,7 @@ def test_a_fault_that_passes_is_not_noticed(remote, leaf_shards, kind):
 
 
 @pytest.mark.parametrize("kind", ["500", "stall", "cut", "short"])
-def test_a_fault_that_stays_is_an_error_that_names_the_url(remote, kind):
+def test_a_permanent_fault_of_the_server_is_an_error_with_the_url(remote, kind):
     reader = remote.reader()
     remote.fault.set(kind, times=1000)
     with pytest.raises(ValueError, match=r"could not be read in 4 attempts .*; check the network") as error:
@@ -158,7 +158,7 @@ def test_a_fault_that_stays_is_an_error_that_names_the_url(remote, kind):
 
 
 @pytest.mark.parametrize("path", ["leaf-000001", "leaf-000001.tar"], ids=["with its index", "alone"])
-def test_a_shard_that_is_out_of_reach_costs_no_more_requests_than_one_sample(remote, path):
+def test_an_unreachable_shard_is_retried_only_once_for_all_its_samples(remote, path):
     retry = RetryPolicy(attempts=3, first_wait_s=0.01, timeout_s=5)
     reader = ShardReader(remote.url, None, retry)
     remote.fault.set("500", times=10**6, path=path)
@@ -171,7 +171,7 @@ def test_a_shard_that_is_out_of_reach_costs_no_more_requests_than_one_sample(rem
 
 
 @pytest.mark.parametrize("kept_share", [0.9, 0.1])
-def test_a_shard_cut_behind_our_back_is_named_with_its_sizes(leaf_shards, tmp_path, monkeypatch, kept_share):
+def test_a_truncated_shard_is_an_error_with_both_sizes(leaf_shards, tmp_path, monkeypatch, kept_share):
     split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "shards" / "train"))
     tar = split / "leaf-000000.tar"
     size = tar.stat().st_size
@@ -184,7 +184,7 @@ def test_a_shard_cut_behind_our_back_is_named_with_its_sizes(leaf_shards, tmp_pa
                 contents(ShardReader(place, None, SHORT))
 
 
-def test_indexes_are_asked_for_at_once_and_one_that_stalls_holds_up_no_other(remote):
+def test_a_stalled_index_does_not_delay_other_indexes(remote):
     retry = RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=20)
     reader = ShardReader(remote.url, None, retry)
     remote.fault.set("stall", times=1, path="leaf-000000")
@@ -199,14 +199,14 @@ def test_indexes_are_asked_for_at_once_and_one_that_stalls_holds_up_no_other(rem
     assert len(set(keys)) == 3
 
 
-def test_what_is_not_there_is_named_and_not_asked_for_again(remote):
+def test_missing_files_are_errors_without_retries(remote):
     with pytest.raises(ValueError, match=r"lost holds no manifest\.json"):
         ShardReader(remote.url.replace("train", "lost"), None, SHORT)
     with pytest.raises(MissingError, match=r"train/leaf-999999\.tar is missing"):
         open_store(remote.url, SHORT).size_bytes("leaf-999999.tar")
 
 
-def test_wrong_credentials_say_what_to_check(moto, monkeypatch):
+def test_wrong_credentials_are_an_error_with_the_fix(moto, monkeypatch):
     host, port = moto
     set_credentials(monkeypatch, f"http://{host}:{port}")
     connection = http.client.HTTPConnection(host, port)
@@ -222,12 +222,12 @@ def test_wrong_credentials_say_what_to_check(moto, monkeypatch):
         connection.getresponse().read()
 
 
-def test_a_place_that_no_store_understands_says_which_are_known():
+def test_an_unknown_scheme_is_an_error_with_the_known_ones():
     with pytest.raises(ValueError, match=r"ftp://field/shards .*give a folder, s3://, gs://, az:// or https://"):
         open_store("ftp://field/shards")
 
 
-def test_what_was_read_once_is_not_asked_for_again(remote, tmp_path):
+def test_cached_samples_cause_no_requests(remote, tmp_path):
     first = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
     asked = remote.fault.num_requests
     again = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
@@ -237,7 +237,7 @@ def test_what_was_read_once_is_not_asked_for_again(remote, tmp_path):
         assert again[key][1].tobytes() == leaf_mask.tobytes()
 
 
-def test_a_damaged_cache_heals(remote, leaf_shards, tmp_path):
+def test_a_damaged_cache_is_repaired(remote, leaf_shards, tmp_path):
     expected = contents(remote.reader(SpanCache(tmp_path / "cache", 10**9)))
     copies = sorted((tmp_path / "cache").iterdir())
     copies[0].write_bytes(os.urandom(copies[0].stat().st_size))
@@ -249,7 +249,7 @@ def test_a_damaged_cache_heals(remote, leaf_shards, tmp_path):
     assert all(healed[key][0].tobytes() == tile.tobytes() for key, (tile, _) in expected.items())
 
 
-def test_a_full_cache_removes_nothing_but_its_own_copies(remote, leaf_shards, tmp_path):
+def test_the_cache_removes_only_its_own_copies(remote, leaf_shards, tmp_path):
     folder = tmp_path / "cache"
     shutil.copytree(leaf_shards / "train", folder)
     mine = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -257,7 +257,7 @@ def test_a_full_cache_removes_nothing_but_its_own_copies(remote, leaf_shards, tm
     assert {name: (folder / name).read_bytes() for name in mine} == mine
 
 
-def test_the_cache_stays_within_its_bound(remote, tmp_path):
+def test_the_cache_stays_within_its_limit(remote, tmp_path):
     cache, bound = SpanCache(tmp_path / "cache", 200_000), 200_000
     reader = remote.reader(cache)
     tile, leaf_mask = np.empty(reader.tile_shape, reader.dtype), np.empty(reader.tile_shape[1:], bool)
@@ -270,13 +270,13 @@ def test_the_cache_stays_within_its_bound(remote, tmp_path):
     assert max(used) > bound / 3, "it is used"
 
 
-def test_a_full_disk_under_the_cache_is_a_warning_and_reading_goes_on(remote, small_disk):
+def test_a_full_disk_under_the_cache_is_a_warning(remote, small_disk):
     with pytest.warns(UserWarning, match=r"cannot be written \(No space left on device\)"):
         seen = contents(remote.reader(SpanCache(small_disk / "cache", 10**9)))
     assert len(seen) == sum(remote.reader().samples_per_shard)
 
 
-def test_a_path_is_spelled_as_pathlib_would():
+def test_paths_of_a_store_equal_those_of_pathlib():
     for folder in ("tiles", "/tiles", ".", "/", "tiles/"):
         store = open_store(folder)
         assert store.path("leaf.tar") == str(Path(folder) / "leaf.tar")

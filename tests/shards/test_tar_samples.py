@@ -14,7 +14,7 @@ from .conftest import npy
 TILE = npy(np.zeros((5, 16, 16), np.uint16))
 
 
-def test_one_header_is_parsed_at_a_time(monkeypatch):
+def test_headers_are_parsed_one_at_a_time(monkeypatch):
     parse, parsing, at_once = np.lib.format.read_array_header_1_0, [], []
 
     def slow(stream):
@@ -33,7 +33,7 @@ def test_one_header_is_parsed_at_a_time(monkeypatch):
     assert {(str(each.dtype), each.shape) for each in formats} == {("uint16", (5, 16, 16))}
 
 
-def test_a_header_that_is_as_expected_is_not_parsed(monkeypatch):
+def test_an_expected_header_is_not_parsed(monkeypatch):
     expected = TileFormat.of_npy(TILE)
     monkeypatch.delattr(np.lib.format, "read_array_header_1_0")
     assert expected.tile(TILE).shape == (5, 16, 16)

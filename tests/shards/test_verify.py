@@ -91,7 +91,7 @@ def train(leaf_shards, tmp_path) -> Path:
     return tmp_path / "set" / "train"
 
 
-def test_a_sound_data_set_has_no_fault_and_the_command_says_what_was_read(leaf_shards):
+def test_a_valid_data_set_has_no_fault_and_verify_prints_its_size(leaf_shards):
     assert faults(leaf_shards) == []
     result = CliRunner().invoke(app, ["verify", str(leaf_shards)])
     assert result.exit_code == 0, result.output
@@ -103,7 +103,7 @@ def test_a_sound_data_set_has_no_fault_and_the_command_says_what_was_read(leaf_s
     assert f"{manifest['statistics']['num_pixels']:,} leaf pixels" in result.output
 
 
-def test_the_command_names_each_fault_and_exits_with_1(train):
+def test_verify_prints_each_fault_and_exits_with_1(train):
     flip(train / TAR, index_of(train)["bands_offset"][2] + 500)
     (train.parent / "val" / TAR).unlink()
     result = CliRunner().invoke(app, ["verify", str(train.parent)])
@@ -113,7 +113,7 @@ def test_the_command_names_each_fault_and_exits_with_1(train):
     assert "3 faults in 2 files" in result.output
 
 
-def test_truncated_in_data_the_rest_is_counted_as_lost(train):
+def test_samples_after_a_truncation_are_reported_as_lost(train):
     index = index_of(train)
     os.truncate(train / TAR, index["bands_offset"][3] + 700)
     size, cut, sha = faults(train.parent)[0], faults(train.parent)[1], faults(train.parent)[3]
@@ -126,12 +126,12 @@ def test_truncated_in_data_the_rest_is_counted_as_lost(train):
     assert len(faults(train.parent)) == 4
 
 
-def test_truncated_in_a_header(train):
+def test_truncation_in_a_header_is_a_fault(train):
     os.truncate(train / TAR, index_of(train)["bands_offset"][3] - 100)
     assert any("truncated in a header" in fault for fault in faults(train.parent))
 
 
-def test_truncated_at_a_sample_boundary_even_when_sizes_and_hashes_were_made_to_fit(train):
+def test_truncation_between_samples_is_a_fault_even_if_sizes_and_hashes_match(train):
     index = index_of(train)
     os.truncate(train / TAR, index["bands_offset"][3] - 512)
     for name in index:
@@ -144,7 +144,7 @@ def test_truncated_at_a_sample_boundary_even_when_sizes_and_hashes_were_made_to_
 
 
 @pytest.mark.parametrize("name", ["bands", "mask", "json"])
-def test_flipped_bits_are_named_by_sample_and_reading_goes_on(train, name):
+def test_flipped_bits_are_reported_by_sample_and_the_check_continues(train, name):
     index = index_of(train)
     flip(train / TAR, *(index[f"{name}_offset"][row] + 60 for row in (1, 4)))
     found = faults(train.parent)
@@ -162,13 +162,13 @@ def test_flipped_bits_in_a_header_hide_no_fault_behind_it(train):
     assert len(found) == 3
 
 
-def test_flipped_bits_in_padding_are_seen_by_the_hash_alone(train):
+def test_flipped_bits_in_padding_are_found_by_the_hash(train):
     index = index_of(train)
     flip(train / TAR, index["json_offset"][0] + index["json_bytes"][0] + 2)
     assert ["SHA-256" in fault for fault in faults(train.parent)] == [True]
 
 
-def test_missing_shard_index_and_manifest(train):
+def test_a_missing_shard_index_or_manifest_is_a_fault(train):
     (train / TAR).unlink()
     (train / "leaf-000001.index.json").unlink()
     (train.parent / "val" / "manifest.json").write_text("{")
@@ -179,7 +179,7 @@ def test_missing_shard_index_and_manifest(train):
     assert len(found) == 3
 
 
-def test_altered_index_and_stray_tar(train):
+def test_an_altered_index_and_an_unlisted_tar_are_faults(train):
     flip(train / "leaf-000000.index.json", 20)
     shutil.copy(train / TAR, train / "more.tar")
     found = faults(train.parent)
@@ -188,7 +188,7 @@ def test_altered_index_and_stray_tar(train):
     assert len(found) == 2
 
 
-def test_a_shard_replaced_by_another_of_equal_size(train):
+def test_a_shard_replaced_by_another_of_equal_size_is_a_fault(train):
     other = "leaf-000001.tar"
     assert (train / TAR).stat().st_size == (train / other).stat().st_size
     shutil.copy(train / other, train / TAR)
@@ -200,14 +200,14 @@ def test_a_shard_replaced_by_another_of_equal_size(train):
     assert any("SHA-256 is not the index's" in fault for fault in found)
 
 
-def test_manifest_and_shard_disagree(train):
+def test_a_shard_that_differs_from_the_manifest_is_a_fault(train):
     manifest = json.loads((train / "manifest.json").read_text())
     manifest["shards"]["num_samples"][0] += 1
     (train / "manifest.json").write_text(json.dumps(manifest))
     assert "index.json: has columns of [7] samples, the manifest expects 8" in faults(train.parent)[0]
 
 
-def test_index_and_tar_disagree(train):
+def test_a_tar_that_differs_from_its_index_is_a_fault(train):
     index = index_of(train)
     index["keys"][0], index["bands_bytes"][1] = "nobody", index["bands_bytes"][1] - 1
     seal(train, TAR, index)
@@ -216,7 +216,7 @@ def test_index_and_tar_disagree(train):
     assert "where the index expects its bands" in found[1]
 
 
-def test_duplicate_keys_in_one_shard_and_in_two(train):
+def test_duplicate_keys_are_faults(train):
     def twice(members):
         return members + [m for m in members if m[0].startswith(members[0][0].split(".")[0] + ".")]
 
@@ -227,7 +227,7 @@ def test_duplicate_keys_in_one_shard_and_in_two(train):
     assert any("it occurs 4 times, in leaf-000000.tar, leaf-000001.tar" in fault for fault in faults(train.parent))
 
 
-def test_a_sample_without_mask(train):
+def test_a_sample_without_mask_is_a_fault(train):
     rewrite(train, lambda members: [m for m in members if m[0] != members[1][0]])
     key = index_of(train)["keys"]
     found = faults(train.parent)
@@ -258,7 +258,7 @@ WRITTEN_WRONG = {
 
 
 @pytest.mark.parametrize("fault", WRITTEN_WRONG)
-def test_what_was_written_wrong_is_named_though_all_checksums_fit(train, fault):
+def test_invalid_members_are_faults_even_if_all_checksums_match(train, fault):
     apply, message = WRITTEN_WRONG[fault]
     apply(train)
     found = faults(train.parent)
@@ -293,7 +293,7 @@ def test_nan_and_inf_on_leaf_are_faults_and_on_background_are_counted(tmp_path):
     assert "not finite: 3 background pixels of b" in CliRunner().invoke(app, ["verify", str(background)]).output
 
 
-def test_statistics_that_are_not_of_the_data(train):
+def test_statistics_that_differ_from_the_tiles_are_faults(train):
     manifest = json.loads((train / "manifest.json").read_text())
     statistics = manifest["statistics"]
     statistics["mean"][1] *= 1.00001
@@ -303,7 +303,7 @@ def test_statistics_that_are_not_of_the_data(train):
     assert any("manifest.json: differs from that of train in statistics" in fault for fault in found[1:])
 
 
-def test_an_empty_shard(train):
+def test_an_empty_shard_is_a_fault(train):
     with tarfile.open(train / TAR, "w"):
         pass
     seal(train, TAR, {name: [] for name in index_of(train)})
@@ -343,6 +343,6 @@ def test_samples_beyond_4_gib_are_indexed_read_and_verified(tmp_path):
     assert faults(folder) == []
 
 
-def test_a_split_whose_manifest_is_lost_is_a_fault(train):
+def test_a_split_without_manifest_is_a_fault(train):
     (train.parent / "val" / "manifest.json").unlink()
     assert [fault for fault in faults(train.parent) if "val/manifest.json: is missing, but there are tars" in fault]

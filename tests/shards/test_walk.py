@@ -25,7 +25,7 @@ def of_tarfile(path: Path) -> list[Member]:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_members_are_those_of_tarfile(tmp_path, write_tar, form):
+def test_members_equal_those_of_tarfile(tmp_path, write_tar, form):
     long_name = "feld/" * 15 + "blatt_" * (10 if form == "ustar" else 40)
     contents = [(f"{long_name}{i}.npy", bytes(size)) for i, size in enumerate((0, 1, 511, 512, 513, 70_000))]
     path = write_tar(tmp_path / "a.tar", [("kurz.json", b"{}"), ("übergröße.png", b"1"), *contents], FORMATS[form])
@@ -33,7 +33,7 @@ def test_members_are_those_of_tarfile(tmp_path, write_tar, form):
     assert len(members(path)) == 8
 
 
-def test_a_folder_written_by_gnu_tar_is_walked(tmp_path):
+def test_a_folder_written_by_gnu_tar_is_read(tmp_path):
     folder = tmp_path / "tiles"
     folder.mkdir()
     for i in range(3):
@@ -49,7 +49,7 @@ def test_a_folder_written_by_gnu_tar_is_walked(tmp_path):
         assert len(members(path)) == 3
 
 
-def test_sizes_beyond_octal_are_read(tmp_path):
+def test_sizes_beyond_octal_digits_are_read(tmp_path):
     path, size = tmp_path / "a.tar", 9 * 2**30
     header = tarfile.TarInfo("large.bin")
     header.size = size
@@ -70,7 +70,7 @@ def test_sizes_beyond_octal_are_read(tmp_path):
     ("kind", "message"),
     [(tarfile.SYMTYPE, "is a link"), (tarfile.LNKTYPE, "is a link"), (tarfile.FIFOTYPE, "is of tar type b'6'")],
 )
-def test_what_loaders_would_skip_in_silence_is_refused(tmp_path, kind, message):
+def test_members_that_loaders_skip_are_refused(tmp_path, kind, message):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         header = tarfile.TarInfo("a.mask.png")
@@ -92,7 +92,7 @@ def test_sparse_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_truncation_is_an_error(tmp_path, write_tar, form):
-    """At every block, one byte around it, and in the end marks; tarfile ends most of these in silence."""
+    """At every block, one byte around it, and in the end marks; `tarfile` reports no error for most of them."""
     path = write_tar(tmp_path / "a.tar", [("ä" * 60 + "/" + "b" * 60 + ".npy", bytes(700)), ("c.png", b"x" * 512)])
     content = path.read_bytes()
     last = of_tarfile(path)[-1]
@@ -121,15 +121,15 @@ def test_no_flipped_bit_in_a_header_passes(tmp_path, write_tar):
             members(flipped)
 
 
-def test_tars_joined_behind_each_other_are_refused(tmp_path, write_tar):
+def test_concatenated_tars_are_refused(tmp_path, write_tar):
     one = write_tar(tmp_path / "a.tar", [("a.npy", b"1")]).read_bytes()
     (tmp_path / "joined.tar").write_bytes(one + one)
     with pytest.raises(ValueError, match="goes on after its end"):
         members(tmp_path / "joined.tar")
 
 
-def test_a_header_is_not_believed(tmp_path):
-    """Names and records of gigabytes, negative lengths and records without end cost no memory and no time."""
+def test_absurd_sizes_in_headers_cost_no_memory_and_no_time(tmp_path):
+    """Names and records of gigabytes, negative lengths and endless records."""
 
     def extended(kind: bytes, size: int, records: bytes = b"") -> io.BytesIO:
         header = tarfile.TarInfo("././@LongLink")
@@ -151,7 +151,7 @@ def test_a_header_is_not_believed(tmp_path):
             list(walk(lambda offset, length, tar=tar: tar.getbuffer()[offset : offset + length].tobytes(), 2048))
 
 
-def test_a_size_with_a_sign_is_refused_and_not_walked_for_ever(tmp_path, write_tar):
+def test_a_size_with_a_sign_is_refused(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("a.npy", bytes(1000))], tarfile.USTAR_FORMAT)
     content = bytearray(path.read_bytes())
     content[124:136] = b"-0000001750\0"

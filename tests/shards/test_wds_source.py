@@ -39,7 +39,7 @@ def keys_of_loader(folder: Path, rank: int, world_size: int, position: int, num_
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (3, 4)])
-def test_samples_come_in_the_order_of_training(leaf_shards, rank, world_size):
+def test_samples_arrive_in_training_order(leaf_shards, rank, world_size):
     source = ExactSamples(
         leaf_shards / "train", **STREAM, rank=rank, world_size=world_size, position=4, num_positions=3
     )
@@ -82,14 +82,14 @@ def flip_a_json(split: Path) -> str:
     return str(index["keys"][1])
 
 
-def test_an_altered_json_reaches_no_stage(leaf_shards, tmp_path):
+def test_an_altered_json_is_an_error(leaf_shards, tmp_path):
     split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
     key = flip_a_json(split)
     with pytest.raises(ValueError, match=rf"leaf-000000\.tar: the JSON of sample {key} is truncated or altered"):
         list(ExactSamples(split, **STREAM, num_positions=6))
 
 
-def test_bad_samples_are_replaced_as_in_training_and_warned_of(leaf_shards, tmp_path):
+def test_bad_samples_are_replaced_as_in_training_with_a_warning(leaf_shards, tmp_path):
     split = Path(shutil.copytree(leaf_shards / "train", tmp_path / "train"))
     key = flip_a_json(split)
     sound = [sample["__key__"] for sample in ExactSamples(leaf_shards / "train", **STREAM, num_positions=6)]
@@ -99,7 +99,7 @@ def test_bad_samples_are_replaced_as_in_training_and_warned_of(leaf_shards, tmp_
     assert [sample["__key__"] for sample in seen] == [following if name == key else name for name in sound]
 
 
-def test_a_cache_serves_stages_when_the_server_is_gone(leaf_shards, moto, tmp_path, monkeypatch):
+def test_cached_samples_are_read_without_the_server(leaf_shards, moto, tmp_path, monkeypatch):
     cache = SpanCache(tmp_path / "cache", 10**8)
     with breaking_proxy(*moto) as (url, fault):
         set_credentials(monkeypatch, url)
@@ -128,7 +128,7 @@ def test_an_index_from_before_json_had_checksums_is_still_read(leaf_shards, tmp_
         assert {**old, "__url__": ""} == {**new, "__url__": ""}
 
 
-def test_a_global_batch_that_cannot_be_cut_says_so(leaf_shards):
+def test_an_indivisible_global_batch_is_an_error(leaf_shards):
     with pytest.raises(ValueError, match="global_batch_size is 8, expected a multiple of 3 ranks x"):
         ExactSamples(leaf_shards / "train", **STREAM, world_size=3)
 
