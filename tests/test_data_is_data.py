@@ -91,6 +91,6 @@ def test_a_path_in_a_member_name_is_a_key_and_never_opened(tmp_path):
 def test_a_configuration_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("out: !!python/object/apply:os.system ['touch ran']")
-    with pytest.raises(ValueError, match="is not YAML"):
+    with pytest.raises(ValueError, match="is not valid YAML"):
         load_config(tmp_path / "run.yaml")
     assert not (tmp_path / "ran").exists()

@@ -52,7 +52,7 @@ class Stepper:
         for batch in micro_batches:
             if batch.bad:
                 bad_slots[[bad.slot for bad in batch.bad]] = 1
-            first = batch.plan.samples[0].slot
+            first = batch.slots[0]
             leaf = batch.leaf_mask.flatten(1)
             tile_coverage[first : first + len(leaf)] = leaf.sum(dim=1).double() / leaf.shape[1]
         per_tile = {"tile_coverage": tile_coverage, "bad_slots": bad_slots}
@@ -123,7 +123,7 @@ class Stepper:
         if not self._config.model.sample_posterior:
             return None
         seed, batch_index = self._config.train.seed, batch.plan.batch_index
-        keys = [hash_key(seed, batch_index, sample.slot) for sample in batch.plan.samples]
+        keys = [hash_key(seed, batch_index, slot) for slot in batch.slots]
         return [torch.Generator(batch.tiles.device).manual_seed(key % 2**63) for key in keys]
 
 

@@ -74,7 +74,7 @@ class TrainingStream:
         )
 
     def _augment(self, batch: Batch) -> Batch:
-        first = batch.plan.batch_index * self._config.data.global_batch_size + batch.plan.samples[0].slot
+        first = batch.plan.batch_index * self._config.data.global_batch_size + batch.slots[0]
         tiles, leaf_mask = self._augmentation(batch.tiles, batch.leaf_mask, range(first, first + len(batch.tiles)))
         return replace(batch, tiles=tiles, leaf_mask=leaf_mask)
 

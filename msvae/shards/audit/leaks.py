@@ -71,13 +71,13 @@ def _read(splits: Mapping[str, Store]) -> _Samples:
             bands = [(store, shard.name, *at) for at in zip(index.bands_offset, index.bands_bytes, strict=True)]
             masks = [(store, shard.name, *at) for at in zip(index.mask_offset, index.mask_bytes, strict=True)]
             samples.members += zip(bands, masks, strict=True)
-            abouts = zip(index.json_offset, index.json_bytes, strict=True)
-            for row, (key, at) in enumerate(zip(index.keys, abouts, strict=True)):
-                about = json.loads(store.read_span(shard.name, *at) or b"{}")
-                if isinstance(about, dict) and _is_window(about.get("source"), about.get("window")):
+            json_ranges = zip(index.json_offset, index.json_bytes, strict=True)
+            for row, (key, at) in enumerate(zip(index.keys, json_ranges, strict=True)):
+                json_object = json.loads(store.read_span(shard.name, *at) or b"{}")
+                if isinstance(json_object, dict) and _is_window(json_object.get("source"), json_object.get("window")):
                     # the start of the key distinguishes images of one name in two folders
-                    image = f"{', '.join(about['source'])} ({key.rsplit('_r', 1)[0]})"
-                    samples.windows[image].append((first + row, tuple(about["window"])))
+                    image = f"{', '.join(json_object['source'])} ({key.rsplit('_r', 1)[0]})"
+                    samples.windows[image].append((first + row, tuple(json_object["window"])))
     return samples
 
 

@@ -101,22 +101,22 @@ def decode_sample(sample: TarSample, endings: Endings, tile_format: TileFormat) 
     """
     (bands, npy), (mask, png) = choose_members(sample, endings)
     json_part = sample.parts.get("json")
-    about, content = (None, b"") if json_part is None else json_part
-    if about is not None and content is None:
+    json_file, content = (None, b"") if json_part is None else json_part
+    if json_file is not None and content is None:
         raise ValueError(
-            f"sample {sample.key} has a .json of {about.size_bytes:,} bytes, expected at most "
+            f"sample {sample.key} has a .json of {json_file.size_bytes:,} bytes, expected at most "
             f"{MAX_SAMPLE_JSON_BYTES:,}; store long content under another ending and write the tar again"
         )
     try:
         tile, leaf_mask = tile_format.tile(npy), tile_format.mask(png)
-        if about is not None:
+        if json_file is not None:
             json.loads(content or b"")
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"sample {sample.key} has a .json that does not parse ({error}); write it again") from None
     except ValueError as error:
         raise ValueError(f"sample {sample.key} {error}") from None
     checksum = crc32c(png, crc32c(npy))
-    return DecodedSample(sample.key, tile, leaf_mask, bands, mask, about, checksum, crc32c(content or b""))
+    return DecodedSample(sample.key, tile, leaf_mask, bands, mask, json_file, checksum, crc32c(content or b""))
 
 
 def choose_members(sample: TarSample, endings: Endings) -> tuple[tuple[Member, bytes], tuple[Member, bytes]]:
