@@ -51,7 +51,7 @@ def test_a_manifest_opens_no_file_outside_its_folder(leaf_shards, tmp_path, name
     manifest = json.loads((split / "manifest.json").read_text())
     manifest["shards"]["name"][0] = name
     (split / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"manifest\.json: shards: .* is no file name of a shard"):
+    with pytest.raises(ValueError, match=r"manifest\.json: shards: .* is not a valid file name of a shard"):
         ShardReader(split)
 
 
