@@ -138,7 +138,9 @@ class LeafValues:
             return
         values_CP = stored_CHW.reshape(len(stored_CHW), -1).take(leaf, axis=1)
         for counts, keys in zip(self._counts, _keys(values_CP), strict=True):
-            found = np.bincount(keys)  # up to the largest key: all would take longer to clear than to count
+            found = np.bincount(
+                keys
+            )  # bins up to the largest key only, because clearing all bins would take longer than counting
             counts[: len(found)] += found
         if self._is_float:
             scale, offset = np.array(self._scale)[:, None], np.array(self._offset)[:, None]
@@ -146,7 +148,7 @@ class LeafValues:
             return
         for start in range(0, len(leaf), MAX_EXACT_PIXELS):
             some_CP = values_CP[:, start : start + MAX_EXACT_PIXELS]
-            # of two copies, since NumPy's product of an array with itself takes four times as long
+            # two copies, because NumPy's product of an array with itself takes four times as long
             products = some_CP.astype(np.float64) @ some_CP.T.astype(np.float64)
             self._products += products.astype(np.int64).astype(object)
 

@@ -124,7 +124,7 @@ def test_no_flipped_bit_in_a_header_passes(tmp_path, write_tar):
 def test_concatenated_tars_are_refused(tmp_path, write_tar):
     one = write_tar(tmp_path / "a.tar", [("a.npy", b"1")]).read_bytes()
     (tmp_path / "joined.tar").write_bytes(one + one)
-    with pytest.raises(ValueError, match="goes on after its end"):
+    with pytest.raises(ValueError, match="continues after its end"):
         members(tmp_path / "joined.tar")
 
 

@@ -119,10 +119,10 @@ def _verify_split(
 def _lost_manifests(location: str, stores: dict[str, Store]) -> Iterator[Fault]:
     """Yield a fault for each split that holds tars but no manifest."""
     for name in SPLITS if set(stores) & set(SPLITS) else ():
-        beside = open_store(f"{location.rstrip('/')}/{name}")
+        store = open_store(f"{location.rstrip('/')}/{name}")
         try:
-            if name not in stores and any(file.endswith(".tar") for file in beside.names()):
-                yield _manifest_fault(beside, f"is missing, but there are tars; restore it, or {AGAIN}")
+            if name not in stores and any(file.endswith(".tar") for file in store.names()):
+                yield _manifest_fault(store, f"is missing, but there are tars; restore it, or {AGAIN}")
         except ValueError:
             continue  # no such split, or a server that does not list its files
 

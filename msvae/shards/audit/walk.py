@@ -132,7 +132,7 @@ def _check_end(span: Span, offset: int, size_bytes: int) -> None:
     for start in range(offset + BLOCK_BYTES, size_bytes, MAX_EXTENSION_BYTES):
         if any(span(start, MAX_EXTENSION_BYTES)):
             raise ValueError(
-                f"goes on after its end at byte {offset:,}, where every reader stops: tars were joined; write one tar"
+                f"continues after its end at byte {offset:,}, where readers stop: tars were joined; write one tar"
             )
 
 
