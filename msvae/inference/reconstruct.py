@@ -63,8 +63,8 @@ class ReconstructOptions:
             raise ValueError(f"got --batch-size {self.batch_size}, expected 1 or more")
 
 
-class NoLeafError(Exception):
-    """An image has no leaf pixel."""
+class _NoLeafError(Exception):
+    """Leaves the block that writes a file, so that an image without leaf pixels has no file."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _reconstruct_image(
                     for row, reflectance_CHW in _whole_blocks(rows):
                         writer.write(row, cols.start, reflectance_CHW)
             summary = writer.summary()
-    except NoLeafError:
+    except _NoLeafError:
         return Reconstruction(image, None, None, ())
     return Reconstruction(image, target, summary, image_set.pixel_format.notices)
 
@@ -247,10 +247,10 @@ class _EvaluatingWriter:
     def summary(self) -> Summary:
         """Return the metrics over all leaf pixels that were written.
 
-        Raises: NoLeafError if there are none.
+        Raises: _NoLeafError if there are none.
         """
         if not self._sums["num_pixels"].any():
-            raise NoLeafError
+            raise _NoLeafError
         return summarise(self._sums)
 
     def _evaluate(

@@ -1,6 +1,6 @@
 """Sliding-window reconstruction of one image: overlapping windows go through the model and are blended into rows.
 
-C bands, H rows, W columns. A window is a square part of the image that the model encodes and decodes at once.
+C bands, H rows, W columns. A window is a part of the image that the model encodes and decodes at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOSAIC_BYTES = 2**27
 
 @dataclass(frozen=True)
 class AxisWindows:
-    """Windows of equal size along one axis of a raster. Only the last one may reach beyond the raster, by a cell."""
+    """Windows of equal size along one axis of a raster. The last one may reach beyond the raster by less than a cell."""
 
     length_px: int
     """Length of the raster."""
