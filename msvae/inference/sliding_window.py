@@ -29,7 +29,7 @@ MOSAIC_BYTES = 2**27
 
 @dataclass(frozen=True)
 class AxisWindows:
-    """Windows of equal size along one axis of a raster. The last one may reach beyond the raster by less than a cell."""
+    """Windows of equal size along one axis of a raster. The last may reach beyond the raster by less than a cell."""
 
     length_px: int
     """Length of the raster."""
