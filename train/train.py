@@ -10,7 +10,7 @@ from msvae.training.trainer import Trainer
 
 
 def main() -> int:
-    """Read the configuration, join the other ranks, train; returns the exit code."""
+    """Read the configuration, join the other ranks and train. Returns the exit code."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     arguments, overrides = parser.parse_known_args()
@@ -22,6 +22,6 @@ def main() -> int:
 if __name__ == "__main__":
     run_script(
         main,
-        "stopped; training goes on from its newest checkpoint when run again",
+        "stopped; run the same command again to resume from the newest checkpoint",
         "lower data.micro_batch_size (results stay equal within rounding), or set train.gradient_checkpointing",
     )

@@ -1,4 +1,4 @@
-"""A step of msvae on one process, as `Trainer` takes it."""
+"""A training step of msvae on one process, as `Trainer` runs it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from msvae.training.parallel.trained_weights import ReplicatedWeights
 from msvae.training.step import Stepper
 
 VARIANTS = ("eager", "channels-last", "checkpointing", "compiled", "output")
-"""`output`: adapter placement `output`, whose frozen encoder keeps no graph."""
+"""`output` is the adapter placement `output`, whose frozen encoder needs no autograd graph."""
 
 
 def make_step(
     backbone: dict[str, object], variants: list[str], width: int, full: bool, device: torch.device,
     precision: Precision, batch_size: int,
 ) -> Callable[[Tensor, Tensor], float | None]:  # fmt: skip
-    """A function that takes one step on tiles and leaf masks, and returns nothing: no step waits for its loss."""
+    """Return a function that runs one step on tiles and leaf masks. No step waits for its loss."""
     config = Config(
         model=ModelConfig(train_backbone="all" if full else "none"),
         data=DataConfig(global_batch_size=batch_size, micro_batch_size=batch_size),
@@ -47,10 +47,10 @@ def make_step(
     ranks, optimizer = join_ranks(), make_optimizer(model, config.optim)
     trained = ReplicatedWeights(ranks, AutocastModel(model, precision), optimizer, config.optim.max_grad_norm)
     stepper = Stepper(config, ranks, model.leaf_losses, trained, optimizer, precision)
-    places = tuple(SampleRef(0, slot, slot) for slot in range(batch_size))
+    samples = tuple(SampleRef(0, slot, slot) for slot in range(batch_size))
 
     def step(tiles: Tensor, leaf_mask: Tensor) -> None:
-        batch = Batch(tiles, leaf_mask, ("",) * batch_size, MicroBatchPlan(0, places))
+        batch = Batch(tiles, leaf_mask, ("",) * batch_size, MicroBatchPlan(0, samples))
         counts = ranks.all_reduce_sums(stepper.counts([batch]))
         stepper.step([batch], counts, 1.0)
 

@@ -1,17 +1,17 @@
-"""The loop that one writes first: plain adapters around a VAE, boolean indexing, float32, `.item()` in each step."""
+"""A simple training loop for comparison: adapters around a VAE, boolean indexing, float32, `.item()` in each step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812 everyone calls it so
+import torch.nn.functional as F  # noqa: N812 the usual name
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 
 class PlainVae(nn.Module):
-    """Bands to three channels, the VAE, and back."""
+    """A VAE for three channels, with a convolutional adapter before and after it."""
 
     def __init__(self, backbone: dict[str, object], num_bands: int, width: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class PlainVae(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstruction (B, C, H, W)."""
+        """Return the reconstruction (B, C, H, W)."""
         latents = self.vae.encode(self.before(images)).latent_dist.sample()
         images = self.vae.decode(latents).sample
         recon: Tensor = self.after(images)
@@ -36,7 +36,7 @@ class PlainVae(nn.Module):
 
 
 def losses(original: Tensor, recon: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked squared error and spectral angle, with the spectra picked out by boolean indexing."""
+    """Return masked squared error and spectral angle. Boolean indexing selects the spectra."""
     mask = (mask.expand_as(original) > 0.5).float()
     error = F.mse_loss(recon * mask, original * mask, reduction="none")
     per_band = (error * mask).sum(dim=(0, 2, 3)) / (mask.sum(dim=(0, 2, 3)) + 1e-8)
@@ -49,7 +49,7 @@ def losses(original: Tensor, recon: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 def make_step(backbone: dict[str, object], num_bands: int, width: int, full: bool, device: torch.device) -> Callable[
     [Tensor, Tensor], float
 ]:  # fmt: skip
-    """A function that takes one step on images and masks, and returns the loss."""
+    """Return a function that runs one step on images and masks, and returns the loss."""
     model = PlainVae(backbone, num_bands, width).to(device)
     model.vae.requires_grad_(full)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -1,4 +1,4 @@
-"""Launched by the benches beside: a training run that says where the time of its steps went, as JSON."""
+"""Launched by other benchmarks: a training run that writes the duration of each part of its steps as JSON."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ from msvae.training.trainer import Trainer
 PARTS = {
     "model and gradients": ("stepper", "step"),
     "wait for data": ("", "_next"),
-    "collectives beside the gradients'": ("ranks", "all_reduce_sums"),
+    "collectives besides gradients": ("ranks", "all_reduce_sums"),
     "logging": ("", "_check_and_log"),
     "checkpoint": ("", "_evaluate_and_save"),
     "snapshot": ("writer", "save"),
 }
-"""What is timed: attributes of the trainer and their methods."""
+"""Timed methods: an attribute of the trainer, or the trainer itself, and the name of its method."""
 NUM_WARM_UP = 2
 MIN_STEPS = NUM_WARM_UP + 2
-"""A step is timed from its beginning to that of the next."""
+"""Smallest number of steps, because a step is timed from its start to the start of the next one."""
 
 
 def main() -> None:
-    """Train and write means over steps, in seconds."""
+    """Train, and write means over steps in seconds."""
     out, *overrides = sys.argv[1:]
     config = load_config(None, overrides)
     if config.train.max_steps < MIN_STEPS:
-        raise ValueError(f"got {config.train.max_steps} steps, expected {MIN_STEPS} or more: the first warm up")
+        raise ValueError(
+            f"got {config.train.max_steps} steps, expected {MIN_STEPS} or more, because the first ones warm up; "
+            "raise train.max_steps"
+        )
     trainer = Trainer(config, join_ranks(config.train.timeout_s))
     spent_s: dict[str, list[float]] = defaultdict(list)
     step_began_s: list[float] = []

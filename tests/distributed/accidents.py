@@ -1,4 +1,4 @@
-"""For tests of accidents: runs of real processes that are struck while they train."""
+"""Runs of real processes that tests kill, stop or pause while they train."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..conftest import ROOT, launch_command, tiny_run
 TRAIN = ROOT / "train" / "train.py"
 PAUSED_TRAIN = Path(__file__).with_name("paused_train.py")
 PATIENCE_S = 240
-"""Of a test for what is under way; nothing is measured with it."""
+"""Time for which a test waits for an event."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 RUN = {
     "train__max_steps": 16,
@@ -36,12 +36,12 @@ class Ended(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """The last words on the screen: what torchrun calls the first failure."""
+        """End of the output, from the first failure in torchrun's summary on."""
         return self.stderr[self.stderr.rindex("Root Cause") :]
 
 
 class Struck:
-    """A run in the background. `pause` names where it stands still (`paused_train.py`)."""
+    """A run in the background. `pause` names the moment at which it pauses (`paused_train.py`)."""
 
     def __init__(self, command: list[str], out: Path, place: Path, pause: str = "nowhere 0 0") -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class Struck:
     def wait_until(self, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not happened():
-            assert self.launcher.poll() is None, f"the run ended before it could be struck:\n{self._ended().stderr}"
+            assert self.launcher.poll() is None, f"the run ended too early:\n{self._ended().stderr}"
             assert time.monotonic() < deadline, self._ended()
             time.sleep(0.02)
 
@@ -65,7 +65,7 @@ class Struck:
         self.wait_until(lambda: logged(self.out)[-1:] >= [step])
 
     def ranks(self) -> list[psutil.Process]:
-        """In order of rank."""
+        """Return the processes of the ranks, in rank order."""
         found = {}
         for process in self.launcher.children(recursive=True):
             if (rank := process.environ().get("RANK")) is not None:
@@ -91,23 +91,23 @@ class Struck:
 
 
 def accelerated(shards: Path, out: Path, engine: str = "cpu", **overrides: object) -> list[str]:
-    """Two ranks, launched as the README does."""
+    """Return the command for two ranks, as in the README."""
     return launch_command(PAUSED_TRAIN, *tiny_run(shards, out, **{**RUN, **overrides}), processes=2, engine=engine)
 
 
 def torchrun(*options: object) -> list[str]:
-    """Plain torchrun, without accelerate."""
+    """Return the command for torchrun without accelerate."""
     return [*TORCHRUN, *map(str, options), str(PAUSED_TRAIN)]
 
 
 def alone(shards: Path, out: Path, **overrides: object) -> subprocess.CompletedProcess[str]:
-    """One process without a launcher."""
+    """Train on one process without a launcher."""
     command = [sys.executable, str(TRAIN), *tiny_run(shards, out, **{**RUN, **overrides})]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def logged(out: Path) -> list[int]:
-    """Steps in the log."""
+    """Return the steps in the log."""
     return [row["step"] for row in rows(out)]
 
 
@@ -126,5 +126,5 @@ def steps_kept(out: Path) -> list[int]:
 
 
 def errors(ended: Ended | subprocess.CompletedProcess[str]) -> list[str]:
-    """Lines that ranks said, in the order in which they came."""
+    """Return the error lines of ranks, in the order of the output."""
     return [line for line in ended.stderr.splitlines() if line.startswith("error")]

@@ -1,4 +1,4 @@
-"""A real TensorBoard and a real browser that looks at it."""
+"""A real TensorBoard server and a real browser that opens its pages."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ MEASURE = """<script>onload = () => parent.postMessage(JSON.stringify({
   broken_pictures: [...document.images].filter(image => !image.naturalWidth).length,
   requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !/^data:/.test(name)),
 }), "*")</script>"""
-"""At the end of a page it tells the page around what the browser made of it."""
+"""Script at the end of a page that reports to the surrounding page how the browser shows it."""
 FRAME = """<iframe src="{file}" style="border: 0; width: {width_px}px; height: 900px"></iframe>
 <script>onmessage = message => document.body.append("{mark}" + message.data + "{mark}")</script>"""
-"""A window cannot be as narrow as a phone."""
+"""Page with a narrow frame, because a window cannot be as narrow as a phone."""
 PATIENT_MS = 60_000
-"""Of the page's own clock, which stands still while it waits for the server."""
+"""Time on the clock of the page, which stops while the page waits for the server."""
 
 
 class Server:
-    """A TensorBoard that answers."""
+    """A TensorBoard server that answers requests."""
 
     def __init__(self, address: str, log: Path) -> None:
         self.address, self._log = address, log
@@ -87,7 +87,7 @@ def loaded(server: Server) -> bool:
 
 
 def browser() -> str:
-    """Debian's Chromium or its like; a test that needs it is passed over without."""
+    """Return the path of Chromium, or skip the test if it is not installed."""
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed (apt-get install chromium)")
@@ -95,7 +95,7 @@ def browser() -> str:
 
 
 def look(address: str, place: Path, words: Sequence[str] = ()) -> tuple[Path, str, str]:
-    """A screenshot, the page once its scripts have run and some words stand on it, and what its console said."""
+    """Return a screenshot, the page after its scripts ran and some words appeared, and its console output."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         page = _browse("--dump-dom", address, place)
@@ -109,7 +109,7 @@ def look(address: str, place: Path, words: Sequence[str] = ()) -> tuple[Path, st
 
 
 def _browse(what: str, address: str, place: Path) -> subprocess.CompletedProcess[str]:
-    # without WebGL curves are SVG, which a screenshot sees
+    # without WebGL, curves are SVG, which a screenshot shows
     flags = [
         "--disable-3d-apis", "--enable-logging=stderr", "--log-level=0", f"--window-size={WIDTH_PX},{HEIGHT_PX}",
         f"--virtual-time-budget={PATIENT_MS}",
@@ -127,7 +127,7 @@ def _headless(what: str, address: str, place: Path, flags: Sequence[str]) -> sub
 
 
 def layout(page: Path, place: Path, width_px: int) -> dict[str, Any]:
-    """How a file looks in a window that wide: `width`, `scroll_width`, `pictures`, `broken_pictures`, `requests`."""
+    """Return `width`, `scroll_width`, `pictures`, `broken_pictures` and `requests` of a file in a window."""
     (place / "measured.html").write_text(page.read_text() + MEASURE)
     frame = place / "frame.html"
     frame.write_text(FRAME.format(file="measured.html", width_px=width_px, mark=MARK))
@@ -136,7 +136,7 @@ def layout(page: Path, place: Path, width_px: int) -> dict[str, Any]:
 
 
 def print_pages(page: Path, place: Path) -> int:
-    """Print a file to `page.pdf`; how many sheets it takes."""
+    """Print a file to `page.pdf`, and return the number of sheets."""
     pdf = place / "page.pdf"
     _headless(f"--print-to-pdf={pdf}", f"file://{page}", place, ["--no-pdf-header-footer"])
     return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))

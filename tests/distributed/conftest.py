@@ -1,4 +1,4 @@
-"""Shared by tests of whole runs."""
+"""Fixtures for tests of whole runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRAIN = ROOT / "train" / "train.py"
 
 @pytest.fixture
 def impatient(tmp_path) -> Path:
-    """train.py that waits seconds, not minutes, for another run to show that it lives."""
+    """Return a train.py that waits seconds, not minutes, to see whether another run is still running."""
     script = tmp_path / "impatient.py"
     script.write_text(
         "from msvae.training import lock, run_storage\n"

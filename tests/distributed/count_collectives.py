@@ -1,4 +1,4 @@
-"""Launched by a test: train, and write down every collective that this rank takes part in."""
+"""Launched by a test: trains, and records every collective of this rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from msvae.training.trainer import Trainer
 
 
 class Record(TorchDispatchMode):
-    """Name, type and number of elements of what passes torch's collectives, whoever calls them."""
+    """Records name, type and number of elements of each collective of torch, whoever calls it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,10 +38,10 @@ step = trainer.stepper.step
 
 
 def counted_step(*arguments: Any) -> Any:
-    """What was seen since the step before lies beside the gradients' own."""
-    beside, record.seen = record.seen, []
+    """Run a step. Collectives since the previous step are not those of gradients."""
+    other, record.seen = record.seen, []
     result = step(*arguments)
-    rows.append({"beside": beside, "own": record.seen})
+    rows.append({"other": other, "gradients": record.seen})
     record.seen = []
     return result
 
@@ -50,5 +50,5 @@ trainer.stepper.step = counted_step
 fit: Callable[[], bool] = trainer.fit
 with record:
     fit()
-rows.append({"beside": record.seen, "own": []})
+rows.append({"other": record.seen, "gradients": []})
 Path(out, f"rank-{trainer.ranks.rank}.json").write_text(json.dumps(rows))

@@ -1,6 +1,7 @@
-"""Launched by tests: trains as train.py does, but stands still once where a test wants to strike.
+"""Launched by tests: trains as train.py does, but pauses once at a chosen moment.
 
-`PAUSE` is "evaluation RANK STEP" or "checkpoint RANK STEP", `PAUSED` a file that is made there, `GO` one that ends it.
+`PAUSE` is "evaluation RANK STEP" or "checkpoint RANK STEP". The file `PAUSED` is created when the pause starts. The
+pause ends when the file `GO` exists.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def pause() -> None:
         paused.touch()
         deadline = time.monotonic() + PATIENCE_S
         while not go.exists():
-            assert time.monotonic() < deadline, "nobody came: the test has failed"
+            assert time.monotonic() < deadline, "the test did not end the pause"
             time.sleep(0.02)
 
 

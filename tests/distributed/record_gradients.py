@@ -1,4 +1,4 @@
-"""Launched by a test: take one optimizer step as training does, case by case, and keep its gradients and statistics.
+"""Launched by a test: runs one optimizer step of training for each case, and stores its gradients and sums.
 
 Arguments: a folder, the cases as JSON, and the options of a run. A case is a name and the options that it changes;
 `precision` is `float32`, `float64` (weights, tiles and all), or `wide` (float64 between weights of float32); in a
@@ -36,7 +36,7 @@ linear = functional.linear
 
 
 class Wide(TorchFunctionMode):
-    """Products with weights in float64."""
+    """Runs the operations with weights in float64."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -48,7 +48,7 @@ class Wide(TorchFunctionMode):
 def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> None:
     @torch.no_grad()
     def build_disturbed(*arguments: Any) -> torch.nn.Module:
-        """Parts that begin at zero would hide others' gradients."""
+        """Parts that are initialised to zero would hide the gradients of others."""
         model = build(*arguments)
         for name, parameter in model.named_parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
@@ -57,7 +57,7 @@ def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> N
     trainer_module.build = build_disturbed
     trainer = Trainer(load_config(None, [*overrides, "--out", f"{folder}/run-{name}", *changed]), ranks)
     if precision == "wide":
-        # DeepSpeed's own, of stage 3, wants one type
+        # the function by which ZeRO 3 replaces it needs equal types
         functional.linear = linear
         forward = trainer.stepper._forward
 
@@ -112,7 +112,7 @@ def whole_gradient(trainer: Trainer, weight: torch.nn.Parameter) -> torch.Tensor
 
 
 def step_without_leaf(trainer: Trainer, micro_batches: list[Batch], counts: dict[str, torch.Tensor]) -> list[str]:
-    """What it changed; it must be counted."""
+    """Run a step without leaf, and return what it changed. The step must be counted."""
     assert int(counts["valid_pixels"]) == 0
     kept = {name: value.clone() for name, value in trainer._tensors()}
     updates = trainer.trained.updates

@@ -1,4 +1,4 @@
-"""Launched by a test: trains as train.py does until `stop STEP` asks for an end there, or `kill STEP` kills.
+"""Launched by a test: trains as train.py does. `stop STEP` asks it to stop at a step, `kill STEP` kills it there.
 
 What comes before is flushed, as the writer of TensorBoard does by itself every two minutes.
 """

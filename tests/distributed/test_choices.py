@@ -1,4 +1,4 @@
-"""What a user can choose: placements, loss terms, learning rates; and data that is not as it should be. Real runs."""
+"""Real runs with different placements, loss terms and learning rates, and with data that has errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def metrics(out: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def shards_with_nan(leaf_shards, tmp_path_factory) -> Path:
-    """The training split as float32 reflectance, where one leaf pixel in a hundred is NaN in one band."""
+    """Return the training split as float32 reflectance, in which one leaf pixel in a hundred is NaN in one band."""
     reader = ShardReader(leaf_shards / "train")
     out = tmp_path_factory.mktemp("nan") / "train"
     out.mkdir()
@@ -49,21 +49,21 @@ def shards_with_nan(leaf_shards, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["both", "input", "output"])
-def test_every_placement_trains_and_is_judged(launch, leaf_shards, placement, tmp_path):
+def test_every_adapter_placement_can_be_trained_and_evaluated(launch, leaf_shards, placement, tmp_path):
     out = tmp_path / "run"
     done = launch(TRAIN, *tiny_run(leaf_shards, out, model__adapter_placement=placement), processes=1)
     assert done.returncode == 0, done.stderr[-3000:]
     before, after = (load_file(out / name / "diffusion_pytorch_model.safetensors") for name in ("untrained", "model"))
     assert all(not np.array_equal(before[name], after[name]) for name in before if name.endswith("weight"))
     arguments = ("--model", out / "model", "--data", leaf_shards / "val", "--out", tmp_path / "report")
-    judged = launch(EVALUATE, *arguments, processes=1)
-    assert judged.returncode == 0, judged.stderr[-3000:]
+    evaluated = launch(EVALUATE, *arguments, processes=1)
+    assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert math.isfinite(numbers["model"]["psnr_db"])
 
 
 @pytest.mark.slow
-def test_frozen_parts_stay_as_they_are_and_take_no_optimizer_state(launch, leaf_shards, tmp_path):
+def test_frozen_parts_do_not_change_and_have_no_optimizer_state(launch, leaf_shards, tmp_path):
     out = tmp_path / "run"
     overrides = {"model__train_backbone": "decoder", "optim__backbone_lr": 0.0, "model__adapter_placement": "output"}
     done = launch(TRAIN, *tiny_run(leaf_shards, out, optim__ema_decay=0.0, **overrides), processes=2)
@@ -72,7 +72,7 @@ def test_frozen_parts_stay_as_they_are_and_take_no_optimizer_state(launch, leaf_
     assert {(row["lr"] > 0, row["lr_backbone"]) for row in metrics(out)} <= {(True, 0.0), (False, 0.0)}
     before, after = (load_file(out / name / "diffusion_pytorch_model.safetensors") for name in ("untrained", "model"))
     changed = {name.split(".")[0] for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {"output_adapter", "output_attention"}, "the backbone's own rate is 0"
+    assert changed == {"output_adapter", "output_attention"}, "the learning rate of the backbone is 0"
     state = load_file(out / "checkpoints" / "step-00000004" / "tensors.safetensors")
     kept = {name.split("/")[-1].split(".")[0] for name in state}
     assert kept == {"output_adapter", "output_attention", "decoder"}
@@ -95,25 +95,25 @@ def test_every_term_of_the_loss_can_be_trained_and_is_logged(launch, leaf_shards
     assert importance == list(validation[-1]["band_importance"].values())
 
 
-def test_leaf_values_that_are_not_finite_are_left_out_counted_and_told(launch, shards_with_nan, tmp_path):
+def test_leaf_values_that_are_not_finite_are_left_out_counted_and_reported(launch, shards_with_nan, tmp_path):
     out = tmp_path / "run"
-    # checkpoints look too, since a resumed run knows nothing of what was seen before
-    looks = {"data__check_every": 100, "train__checkpoint_every": 2}
+    # checkpoints check the data, too, because they do not store unchecked counts
+    checks = {"data__check_every": 100, "train__checkpoint_every": 2}
     overrides = {
         "data__val": "null",
         "data__max_nonfinite_share": 0.1,
         "data__low_coverage": 0.99,
         "data__high_coverage": 1,
-        **looks,
+        **checks,
     }
     done = launch(TRAIN, *tiny_run(shards_with_nan, out, **overrides), processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = metrics(out)
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert 0.0005 < sum(row["nonfinite_elements"] / row["valid_pixels"] / 5 for row in rows) / len(rows) < 0.005
-    told = [line for line in done.stdout.splitlines() if line.startswith("warning")]
-    assert len([line for line in told if "are not finite and were left out" in line]) == 3, "after step 1, 2 and 4"
-    first, second, third = [line for line in told if "low coverage" in line]
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning")]
+    assert len([line for line in warnings if "are not finite and were left out" in line]) == 3, "after step 1, 2 and 4"
+    first, second, third = [line for line in warnings if "low coverage" in line]
     assert "1 of 1 global batch at step 1" in first
     assert "1 of 1 global batch at step 2" in second
     assert "2 of 2 global batches from step 3 to 4" in third
@@ -147,7 +147,7 @@ def test_compiled_training_takes_the_same_steps(launch, leaf_shards, tmp_path, e
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_forgets_what_was_measured_otherwise(launch, leaf_shards, tmp_path):
+def test_a_resumed_run_drops_results_of_other_loss_weights_and_splits(launch, leaf_shards, tmp_path):
     out = tmp_path / "run"
     assert launch(TRAIN, *tiny_run(leaf_shards, out), processes=1).returncode == 0
     best = json.loads((out / "validation.jsonl").read_text().splitlines()[-1])["loss"]

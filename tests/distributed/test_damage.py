@@ -1,4 +1,4 @@
-"""Disks, checkpoints and data that fail a run of real processes: docs/faults.md says what to expect."""
+"""Failures of disks, checkpoints and data in runs of real processes, as docs/faults.md describes them."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def undisturbed(leaf_shards, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A disk with room for the weights of a tiny run and two of its checkpoints."""
+    """Return a disk with space for the weights of a tiny run and two of its checkpoints."""
     with disk_of("32m", tmp_path / "disk") as disk:
         yield disk
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(leaf_shards, disk, tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_the_run_resumes_when_there_is_space(leaf_shards, disk, tmp_path):
     out = disk / "run"
     overrides = {"data__val": "null", "train__checkpoint_every": 2, "train__max_steps": 8}
     command = accelerated(leaf_shards, out, **overrides)
     full = Struck(command, out, tmp_path / "full").end()
     assert full.returncode != 0
-    # the other rank may say that it lost this one
+    # the other rank may report that it lost this one
     (line,) = [line for line in errors(full) if "lost the other ranks" not in line]
     assert line.startswith(f"error: a checkpoint could not be written to {out}/checkpoints: ")
     assert "No space left on device" in line
@@ -57,7 +57,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(leaf_sh
     for step in (2, 4):
         checkpoints.check(out / "checkpoints" / f"step-{step:08d}")
     assert not list((out / "checkpoints").glob(".*"))
-    assert rows(out)[-1]["step"] <= 7, "it does not wait for the next checkpoint"
+    assert rows(out)[-1]["step"] <= 7, "the run stops before the next checkpoint is due"
     subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
     roomy = Struck(command, out, tmp_path / "roomy").end()
     assert roomy.returncode == 0, roomy.stderr[-3000:]
@@ -87,7 +87,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_whatever_is_damaged_the_checkpoint_before_is_taken(damage, undisturbed, tmp_path):
+def test_any_damage_of_the_newest_checkpoint_makes_the_previous_one_the_newest_valid(damage, undisturbed, tmp_path):
     out = tmp_path / "run"
     kept = steps_kept(undisturbed)[-2:]
     for step in kept:
@@ -101,7 +101,7 @@ def test_whatever_is_damaged_the_checkpoint_before_is_taken(damage, undisturbed,
     assert str(newest) in fault
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+def test_retention_never_removes_a_valid_checkpoint_in_favour_of_a_damaged_one(tmp_path):
     for step in (2, 4, 6):
         checkpoints.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": None}, keep=9)
     for step in (2, 6):
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
     assert len(faults) == 1
 
 
-def test_damaged_checkpoints_are_told_and_passed_over_and_when_all_are_the_run_is_refused(
+def test_damaged_checkpoints_are_reported_and_skipped_and_a_run_with_only_damaged_ones_is_refused(
     leaf_shards, undisturbed, tmp_path
 ):
     out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
@@ -144,7 +144,7 @@ def test_a_checkpoint_whose_loss_is_not_finite_is_never_kept_as_the_best(tmp_pat
     assert steps_kept(tmp_path) == [4, 8]
 
 
-def test_a_run_that_diverges_is_judged_until_it_ends_in_one_line_and_keeps_the_best_of_before(leaf_shards, tmp_path):
+def test_a_run_that_diverges_ends_with_one_line_and_keeps_its_best_model(leaf_shards, tmp_path):
     out = tmp_path / "run"
     overrides = {
         "optim__lr": 1000,
@@ -157,17 +157,17 @@ def test_a_run_that_diverges_is_judged_until_it_ends_in_one_line_and_keeps_the_b
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = errors(done)
     assert line.startswith("error: the losses or gradients of 10 consecutive steps, up to step ")
-    judged = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
-    assert judged[0]["loss"] is not None
-    assert judged[-1]["loss"] is None
-    assert judged[-1]["step"] >= 10
+    evaluations = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+    assert evaluations[0]["loss"] is not None
+    assert evaluations[-1]["loss"] is None
+    assert evaluations[-1]["step"] >= 10
     assert "loss nan, leaf PSNR nan dB, spectral angle nan degrees" in done.stdout
     best = load_file(out / "best" / "diffusion_pytorch_model.safetensors")
     assert all(np.isfinite(value).all() for value in best.values())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA's libraries alone need more address space")
-def test_a_run_that_gets_no_memory_ends_in_one_line_that_says_how_to_take_less(leaf_shards, tmp_path):
+def test_a_run_without_enough_memory_ends_with_one_line_that_says_how_to_use_less(leaf_shards, tmp_path):
     out, size = tmp_path / "run", 4096
     arguments = tiny_run(leaf_shards, out, data__val="null", data__global_batch_size=size, data__micro_batch_size=size)
     command = ["prlimit", "--as=8000000000", sys.executable, str(TRAIN), *arguments]
@@ -185,7 +185,7 @@ HUGE = 1e30
 
 @pytest.fixture(scope="module")
 def poor_shards(leaf_shards, tmp_path_factory) -> tuple[Path, set[str], str]:
-    """Float32 tiles of which most have no leaf, the keys of those that have some, and that of one with huge values."""
+    """Return float32 tiles, most without leaf, the keys of those with leaf, and the key of one with huge values."""
     reader = ShardReader(leaf_shards / "train")
     out = tmp_path_factory.mktemp("poor") / "train"
     out.mkdir()
@@ -255,9 +255,9 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
 
 
 @pytest.mark.slow
-def test_early_stopping_ends_all_ranks_alike_and_for_good(leaf_shards, tmp_path):
+def test_early_stopping_ends_all_ranks_at_the_same_step_and_a_restart_trains_no_further(leaf_shards, tmp_path):
     out = tmp_path / "run"
-    # weights that never change never get better
+    # weights that never change never improve
     overrides = {"optim__lr": 0, "train__eval_every": 1, "train__patience": 2, "data__trace": True}
     done = Struck(accelerated(leaf_shards, out, **overrides), out, tmp_path / "1").end()
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Promise 4 between engines: a checkpoint serves any of them, and each of them resumes to the same bits."""
+"""Promise 4 for engines: any engine resumes a checkpoint of any other, and each engine resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN = {
     "train__checkpoint_every": 5,
     "train__keep_checkpoints": 9,
 }
-"""An epoch is three to four steps long, so checkpoints lie in the middle of one; the learning rate rises and falls."""
+"""An epoch has three to four steps, so checkpoints are in the middle of one. The learning rate rises and falls."""
 
 
 def tensors(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
@@ -32,7 +32,7 @@ def tensors(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
 
 
 def train(launch, shards: Path, out: Path, engine: str, processes: int, start: tuple[Path, int] | None = None) -> Path:
-    """From nothing, or from a step of another run, to the end."""
+    """Train from the beginning, or from a step of another run, to the end."""
     if start is not None:
         name = f"step-{start[1]:08d}"
         shutil.copytree(start[0] / "checkpoints" / name, out / "checkpoints" / name)
@@ -46,7 +46,7 @@ def train(launch, shards: Path, out: Path, engine: str, processes: int, start: t
 
 
 def distance(run: Path, reference: Path) -> dict[str, float]:
-    """Of the weights and of their average, relative to their norm."""
+    """Return the distance of the weights, and of their average, relative to the norm."""
     actual, expected = tensors(run), tensors(reference)
     assert actual.keys() == expected.keys()
     found = {}
@@ -59,7 +59,7 @@ def distance(run: Path, reference: Path) -> dict[str, float]:
 
 
 def distance_to_average(run: Path) -> float:
-    """Of the last weights, relative to their norm."""
+    """Return the distance of the last weights from their average, relative to the norm of the weights."""
     found = tensors(run)
     weights = {name: value.astype(np.float64) for name, value in found.items() if name.startswith("model/")}
     apart = sum(np.square(value - found[name.replace("model/", "average/")]).sum() for name, value in weights.items())
@@ -73,14 +73,14 @@ def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def under_zero3(launch, leaf_shards, undisturbed, tmp_path_factory) -> Path:
-    """Begun under ZeRO 2 on three ranks, continued under DDP on one, ended under ZeRO 3 on four."""
+    """Return a run that starts under ZeRO 2 on three ranks, continues under DDP on one, ends under ZeRO 3 on four."""
     folder = tmp_path_factory.mktemp("exchange")
     alone = train(launch, leaf_shards, folder / "cpu", "cpu", 1, start=(undisturbed, 5))
     assert max(distance(alone, undisturbed).values()) <= 1e-5
     return train(launch, leaf_shards, folder / "zero3", "zero3", 4, start=(alone, 10))
 
 
-def test_a_run_goes_on_under_any_engine_and_number_of_ranks(launch, leaf_shards, undisturbed, under_zero3, tmp_path):
+def test_a_run_resumes_under_any_engine_and_number_of_ranks(launch, leaf_shards, undisturbed, under_zero3, tmp_path):
     assert max(distance(under_zero3, undisturbed).values()) <= 1e-5
     last = train(launch, leaf_shards, tmp_path / "zero1", "zero1", 2, start=(under_zero3, 15))
     assert max(distance(last, undisturbed).values()) <= 1e-5
@@ -96,7 +96,7 @@ def test_a_run_goes_on_under_any_engine_and_number_of_ranks(launch, leaf_shards,
 def test_under_zero_a_run_resumes_to_the_same_bits(
     launch, leaf_shards, tmp_path, request, engine, processes, step, whole
 ):
-    """Weights, moments and average, in the middle of an epoch and of the schedule."""
+    """Weights, moments and average are compared, in the middle of an epoch and of the schedule."""
     reference = request.getfixturevalue(whole)
     out = train(launch, leaf_shards, tmp_path / "resumed", engine, processes, start=(reference, step))
     expected, actual = tensors(reference), tensors(out)
@@ -105,7 +105,7 @@ def test_under_zero_a_run_resumes_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_frozen_backbone_is_stored_once_and_checkpoints_hold_what_is_trained(launch, leaf_shards, tmp_path):
+def test_checkpoints_hold_the_trained_weights_and_not_the_frozen_backbone(launch, leaf_shards, tmp_path):
     out = tmp_path / "run"
     overrides = {"model__train_backbone": "none", "data__val": "null", "train__max_steps": 2}
     arguments = tiny_run(leaf_shards, out, **overrides, train__checkpoint_every=1)
@@ -121,7 +121,7 @@ def test_a_frozen_backbone_is_stored_once_and_checkpoints_hold_what_is_trained(l
         folder = out / "checkpoints" / f"step-{step:08d}"
         on_disk = sum(file.stat().st_size for file in folder.iterdir())
         held = sum(tensor.nbytes for tensor in saved.values())
-        assert on_disk < held + 20_000, "names, and what the run says of itself"
+        assert on_disk < held + 20_000, "names and the state of the run"
     trained = sum(before[name].nbytes for name in before.keys() - frozen)
     assert held == pytest.approx(4 * trained, rel=0.01)
     assert held < 0.1 * sum(before[name].nbytes for name in frozen)
@@ -130,8 +130,8 @@ def test_a_frozen_backbone_is_stored_once_and_checkpoints_hold_what_is_trained(l
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "processes"), [("zero2", 10), ("zero3", 16)])
-def test_ranks_whose_share_is_only_filling_train_along(launch, leaf_shards, tmp_path, engine, processes):
-    """DeepSpeed fills up the last share: here of 140 numbers, as that of default adapters on a hundred ranks."""
+def test_ranks_that_hold_only_padding_take_part_in_training(launch, leaf_shards, tmp_path, engine, processes):
+    """DeepSpeed pads the last shard: here of 140 numbers, as with default adapters on a hundred ranks."""
     few = {
         "model__train_backbone": "none",
         "model__adapter_width": 1,

@@ -1,4 +1,4 @@
-"""Memory that runs out is told in one line."""
+"""A lack of memory is reported in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ run_script(lambda: {0}, "stopped", "take less")
 
 
 @pytest.mark.parametrize("allocation", ["torch.empty(2**50)", "numpy.empty(2**50)"])
-def test_a_script_that_gets_no_memory_ends_with_2_and_says_how_to_take_less(allocation):
+def test_a_script_without_enough_memory_exits_with_2_and_says_how_to_use_less(allocation):
     command = [sys.executable, "-c", SCRIPT.format(allocation)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
@@ -29,7 +29,7 @@ def test_a_script_that_gets_no_memory_ends_with_2_and_says_how_to_take_less(allo
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nStack …"),
@@ -47,5 +47,5 @@ def test_a_script_that_gets_no_memory_ends_with_2_and_says_how_to_take_less(allo
         (RuntimeError("CUDA error: device-side assert triggered"), None),
     ],
 )
-def test_every_way_in_which_memory_runs_out_is_known(error, told):
-    assert out_of_memory_message(error) == told
+def test_every_error_about_a_lack_of_memory_is_recognised(error, message):
+    assert out_of_memory_message(error) == message

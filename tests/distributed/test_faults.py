@@ -1,4 +1,4 @@
-"""Accidents of a cluster, one after another, in whole runs of real processes: docs/faults.md says what to expect."""
+"""Failures of a cluster in whole runs of real processes, one after another, as docs/faults.md describes them."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def undisturbed(leaf_shards, tmp_path_factory) -> Path:
 
 
 class Accidents(NamedTuple):
-    """What a single run, started again and again, said and left behind."""
+    """Output and files of one run that was started several times."""
 
     out: Path
     after_lost_rank: Ended
-    torn: list[str]
+    partial: list[str]
     after_signals: Ended
     saved_after_signals: list[int]
     leftovers: list[str]
@@ -57,7 +57,8 @@ class Accidents(NamedTuple):
 
 @pytest.fixture(scope="module")
 def accidents(leaf_shards, tmp_path_factory) -> Accidents:
-    """A run that loses a rank, then all, is asked to stop, and asked through its launcher, and comes to its end."""
+    """Return a run that loses one rank, then all ranks, is asked to stop twice, the second time by its launcher, and
+    finishes."""
     place = tmp_path_factory.mktemp("accidents")
     out = place / "run"
     command = accelerated(leaf_shards, out)
@@ -70,10 +71,10 @@ def accidents(leaf_shards, tmp_path_factory) -> Accidents:
     run = Struck(command, out, place / "2", pause="checkpoint 0 6")
     run.wait_until(run.paused.exists)
     run.kill_all()
-    torn = [path.name for path in (out / "checkpoints").glob(".*")]
+    partial = [path.name for path in (out / "checkpoints").glob(".*")]
 
     run = Struck(command, out, place / "3")
-    run.wait_for_step(8)  # it stops at 10 or soon after, where no checkpoint would be due
+    run.wait_for_step(8)  # it stops at step 10 or soon after, where no checkpoint is due
     leftovers = [path.name for path in (out / "checkpoints").glob(".*")]
     _, second = run.ranks()
     second.send_signal(signal.SIGUSR1)
@@ -86,12 +87,12 @@ def accidents(leaf_shards, tmp_path_factory) -> Accidents:
 
     at_the_end = Struck(command, out, place / "5").end()
     return Accidents(
-        out, after_lost_rank, torn, after_signals, saved_after_signals, leftovers,
+        out, after_lost_rank, partial, after_signals, saved_after_signals, leftovers,
         after_launchers_signal, saved_after_launchers_signal, at_the_end,
     )  # fmt: skip
 
 
-def test_a_killed_rank_brings_the_others_down_within_seconds_and_is_named_last(accidents):
+def test_after_a_rank_is_killed_the_others_end_within_seconds_and_the_summary_names_it(accidents):
     ended = accidents.after_lost_rank
     assert ended.returncode != 0
     (line,) = errors(ended)
@@ -99,18 +100,18 @@ def test_a_killed_rank_brings_the_others_down_within_seconds_and_is_named_last(a
     assert "rank      : 1" in ended.cause
     assert "Signal 9 (SIGKILL)" in ended.cause
     before_launcher = ended.stderr[: ended.stderr.index(line)]
-    assert "Traceback" not in before_launcher, "the rank that was left needs one line"
+    assert "Traceback" not in before_launcher, "the rank that lost another one prints one line"
 
 
-def test_a_checkpoint_that_was_being_written_is_not_taken_and_is_cleared_away(accidents):
-    assert accidents.torn == [".step-00000006.partial"]
+def test_a_partial_checkpoint_is_ignored_and_removed(accidents):
+    assert accidents.partial == [".step-00000006.partial"]
     assert accidents.leftovers == []
     assert "resumed at step 3\n" in accidents.after_signals.stdout
 
 
 def test_a_signal_to_a_single_rank_saves_all_and_exits_with_75(accidents):
     ended = accidents.after_signals
-    assert ended.returncode == 1, "the launcher's own code"
+    assert ended.returncode == 1, "the exit code of the launcher"
     assert ended.stderr.count("exitcode  : 75") == 2
     stopped_at = accidents.saved_after_signals[-1]
     assert 9 <= stopped_at < 16
@@ -127,7 +128,7 @@ def test_a_signal_to_the_launcher_saves_all(accidents):
     assert f"resumed at step {stopped_at}\n" in accidents.at_the_end.stdout
 
 
-def test_a_run_that_met_every_accident_ends_with_the_weights_of_one_that_met_none(accidents, undisturbed):
+def test_a_run_with_all_these_failures_ends_with_the_weights_of_an_undisturbed_run(accidents, undisturbed):
     assert accidents.at_the_end.returncode == 0, accidents.at_the_end.stderr[-3000:]
     for folder in ("model", "best", "untrained"):
         assert weights(accidents.out, folder) == weights(undisturbed, folder), folder
@@ -136,7 +137,7 @@ def test_a_run_that_met_every_accident_ends_with_the_weights_of_one_that_met_non
     assert not [path for path in accidents.out.rglob(".*")]
 
 
-def test_a_second_signal_ends_a_rank_at_once_unless_it_was_passed_on():
+def test_a_second_signal_ends_a_rank_immediately_unless_it_was_forwarded():
     waits = (
         "import time; from msvae.training.stop import StopRequest; StopRequest(); print(1, flush=True); time.sleep(90)"
     )
@@ -151,7 +152,7 @@ def test_a_second_signal_ends_a_rank_at_once_unless_it_was_passed_on():
         assert rank.wait() == 128 + signal.SIGTERM
 
 
-def test_a_second_signal_ends_a_rank_at_once_that_waits_for_another(tmp_path):
+def test_a_second_signal_immediately_ends_a_rank_that_waits_for_another(tmp_path):
     script = (
         "import sys, time, torch; import torch.distributed as dist\n"
         "from msvae.training.stop import StopRequest\n"
@@ -180,7 +181,7 @@ def test_a_second_signal_ends_a_rank_at_once_that_waits_for_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_run_on_the_same_folder_is_refused_and_the_first_goes_on_without_its_launcher(
+def test_a_second_run_on_the_same_folder_is_refused_and_the_first_continues_without_its_launcher(
     leaf_shards, undisturbed, tmp_path
 ):
     out = tmp_path / "run"
@@ -199,8 +200,8 @@ def test_a_second_run_on_the_same_folder_is_refused_and_the_first_goes_on_withou
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_goes_on(leaf_shards, undisturbed, tmp_path):
-    """Plain torchrun, without accelerate."""
+def test_torchrun_restarts_a_run_that_lost_a_rank_and_the_run_resumes(leaf_shards, undisturbed, tmp_path):
+    """torchrun is used without accelerate."""
     out = tmp_path / "run"
     command = torchrun("--standalone", "--nproc_per_node", 2, "--max-restarts", 2)
     run = Struck([*command, *tiny_run(leaf_shards, out, **RUN)], out, tmp_path, pause="evaluation 0 8")
@@ -213,14 +214,14 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_goes_on(leaf_shards, un
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_a_machine_goes_on_with_those_left(leaf_shards, undisturbed, tmp_path):
+def test_a_run_that_lost_a_machine_resumes_on_the_others(leaf_shards, undisturbed, tmp_path):
     out = tmp_path / "run"
     with socket.socket() as free:
         free.bind((LOCAL, 0))
         endpoint = f"{LOCAL}:{free.getsockname()[1]}"
     meeting = ("--rdzv-backend", "c10d", "--rdzv-id", "leaves", "--rdzv-endpoint", endpoint)
     quick = "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
-    # the machine at whose address they meet is the one that stays
+    # the machine at the address of the rendezvous is the one that stays
     stays_command, leaves_command = (
         [
             *torchrun("--nnodes", "1:2", "--nproc_per_node", 1, "--max-restarts", 2, *meeting, "--local-addr", LOCAL,
@@ -232,7 +233,7 @@ def test_a_run_that_lost_a_machine_goes_on_with_those_left(leaf_shards, undistur
     stays = Struck(stays_command, out, tmp_path / "stays", pause="evaluation 0 8")
     leaves = Struck(leaves_command, out, tmp_path / "leaves")
     stays.wait_until(stays.paused.exists)
-    assert len(leaves.ranks()) == 1, "both machines took part"
+    assert len(leaves.ranks()) == 1, "both machines take part"
     leaves.kill_all()
     stays.go.touch()
     ended = stays.end()
@@ -245,7 +246,7 @@ def test_a_run_that_lost_a_machine_goes_on_with_those_left(leaf_shards, undistur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["cpu", "zero2"])
-def test_ranks_that_wait_too_long_for_one_that_stands_still_say_where_each_stood(leaf_shards, engine, tmp_path):
+def test_ranks_that_wait_too_long_for_another_write_their_stacks_and_end_with_one_line(leaf_shards, engine, tmp_path):
     out = tmp_path / "run"
     command = accelerated(leaf_shards, out, engine, train__timeout_s=20)
     run = Struck(command, out, tmp_path)

@@ -1,4 +1,4 @@
-"""Every file of configs/accelerate/, launched with the command in its head. Those of bf16 use it on a CPU too."""
+"""Every file of configs/accelerate/, launched with the command in its comment. bf16 is used on a CPU, too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 6
 
 
 def head(config: Path) -> tuple[list[str], str]:
-    """What a file says of itself, and the command in it."""
+    """Return the comment lines of a file, and the command in them."""
     lines = [line.removeprefix("# ") for line in config.read_text().splitlines() if line.startswith("#")]
     (command,) = [line for line in lines if line.startswith("accelerate launch ")]
     return lines, command
@@ -111,7 +111,7 @@ def test_each_configuration_trains_with_the_command_that_it_names(
         ),
     ],
 )
-def test_settings_of_deepspeed_that_would_change_a_run_are_refused(settings, message):
+def test_deepspeed_settings_that_would_change_the_training_are_refused(settings, message):
     from msvae.distributed.deepspeed_settings import check_deepspeed_config
 
     with pytest.raises(ValueError, match=message):
@@ -119,7 +119,7 @@ def test_settings_of_deepspeed_that_would_change_a_run_are_refused(settings, mes
 
 
 @pytest.mark.parametrize("refused", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_file_for_deepspeed_may_tune_zero_and_nothing_that_the_run_decides(leaf_shards, tmp_path, refused):
+def test_a_deepspeed_file_may_tune_zero_but_not_what_the_run_sets(leaf_shards, tmp_path, refused):
     settings = {
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 100_000},
         "gradient_clipping": 1e-9,
@@ -160,7 +160,7 @@ def test_compiling_under_zero3_is_refused(launch, leaf_shards, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU DeepSpeed may compile")
-def test_on_a_cpu_deepspeed_needs_no_compiler_and_keeps_silent(leaf_shards, tmp_path):
+def test_on_a_cpu_deepspeed_needs_no_compiler_and_prints_nothing(leaf_shards, tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("env", "uname", "sh"):
@@ -172,6 +172,6 @@ def test_on_a_cpu_deepspeed_needs_no_compiler_and_keeps_silent(leaf_shards, tmp_
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (tmp_path / "extensions").exists()
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    # the launcher speaks for itself, before training can keep it from it
+    # the launcher prints its own message before training can prevent it
     said = [line for line in said if "Setting accelerator to CPU" not in line]
     assert [line.split()[0] for line in said] == ["step", "step", "finished"], said

@@ -1,4 +1,4 @@
-"""Runs that write to S3 (moto) and keep nothing on the machine. Real processes, killed for real."""
+"""Runs of real processes that write to S3 (moto) and keep nothing on the machine. Some are killed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUN = {
 
 @pytest.fixture
 def scratch(tmp_path, monkeypatch) -> Path:
-    """The temporary folder of the runs."""
+    """Return the temporary folder of the runs."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -73,7 +73,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def kill_once_uploaded(command: list[str], url: str, step: int) -> None:
-    """SIGKILL to the launcher and all ranks as soon as the store holds a checkpoint of `step` or later."""
+    """Kill the launcher and all ranks as soon as the store holds a checkpoint of `step` or later."""
     run = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while newest(url) < step:
@@ -91,7 +91,7 @@ def kill(run: psutil.Popen) -> None:
 
 
 def newest(url: str) -> int:
-    """The step of the newest checkpoint that the store names."""
+    """Return the step of the newest checkpoint that `latest` in the store names."""
     client, key = boto3.client("s3"), f"{url.removeprefix(f's3://{BUCKET}/')}/checkpoints/latest"
     try:
         latest = client.get_object(Bucket=BUCKET, Key=key)["Body"].read().decode()
@@ -100,8 +100,8 @@ def newest(url: str) -> int:
     return int(latest.removeprefix("step-"))
 
 
-def assert_whole(out: Path, undisturbed: Path) -> None:
-    """All that the design names, equal to that of a run on a folder, and nothing else."""
+def assert_complete(out: Path, undisturbed: Path) -> None:
+    """Check that a run holds the same files and values as one that wrote to a folder, and no others."""
     for folder in ("model", "best", "untrained"):
         assert same_weights(out / folder, undisturbed / folder), folder
         AutoencoderKLMultispectralAdapter.from_pretrained(out / folder)
@@ -131,13 +131,13 @@ def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
     return out
 
 
-def test_a_killed_run_whose_disk_is_lost_goes_on_from_the_store_bit_for_bit(
+def test_a_killed_run_whose_disk_is_lost_resumes_from_the_store_bit_for_bit(
     launch, leaf_shards, undisturbed, url, impatient, scratch, monkeypatch, tmp_path
 ):
     arguments = tiny_run(leaf_shards, url, **RUN)
     kill_once_uploaded(launch_command(impatient, *arguments, processes=2), url, step=6)
     last = max(name for name in objects(url) if name.endswith("checksums.json"))
-    # as if it had been killed before the last part of its upload
+    # as if the run had been killed before the last part of its upload
     boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/{last}")
     (tmp_path / "another machine").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "another machine"))
@@ -148,8 +148,8 @@ def test_a_killed_run_whose_disk_is_lost_goes_on_from_the_store_bit_for_bit(
     assert f"warning: {url}/{last.rpartition('/')[0]} lacks checksums.json: its upload did not end" in done.stdout
     assert f"resumed at step {step - 2}\n" in done.stdout
     assert f"the model is in {url}/model" in done.stdout
-    assert_whole(download(url, tmp_path / "downloaded"), undisturbed)
-    assert not list((tmp_path / "another machine").glob("msvae-*")), "a finished run leaves no mirror"
+    assert_complete(download(url, tmp_path / "downloaded"), undisturbed)
+    assert not list((tmp_path / "another machine").glob("msvae-*")), "a finished run leaves no local copy"
 
 
 @pytest.mark.slow
@@ -187,8 +187,10 @@ def test_a_url_in_use_or_without_access_is_refused_in_one_line(launch, leaf_shar
 
 
 @pytest.mark.slow
-def test_a_run_struck_at_any_moment_comes_to_the_same_end(leaf_shards, undisturbed, url, impatient, tmp_path):
-    """SIGKILL to all, or SIGTERM to the launcher, which is a preempted machine; each time with an empty disk."""
+def test_a_run_that_is_killed_or_stopped_at_any_moment_ends_with_the_same_weights(
+    leaf_shards, undisturbed, url, impatient, tmp_path
+):
+    """All ranks are killed, or the launcher gets SIGTERM as on a preempted machine. Each start has an empty disk."""
     rng, ends = np.random.default_rng(0), []
     command = launch_command(impatient, *tiny_run(leaf_shards, url, **RUN), processes=2)
     while not ends or ends[-1] != 0:
@@ -201,16 +203,16 @@ def test_a_run_struck_at_any_moment_comes_to_the_same_end(leaf_shards, undisturb
         while run.poll() is None and (metrics is None or not metrics.stat().st_size):
             metrics = next(scratch.glob("msvae-*/metrics.jsonl"), None)
             time.sleep(0.02)
-        # some steps forward each time, so that it ends
+        # each start makes some progress, so that the run ends
         while run.poll() is None and newest(url) <= before:
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1))
         if len(ends) % 2 and run.poll() is None:
             run.terminate()
             run.wait()
-            assert "run.lock" not in objects(url), "who leaves politely keeps nobody waiting"
+            assert "run.lock" not in objects(url), "a stopped run releases its lock"
         elif run.poll() is None:
             kill(run)
         ends.append(run.wait())
         assert len(ends) < 20
-    assert_whole(download(url, tmp_path / "downloaded"), undisturbed)
+    assert_complete(download(url, tmp_path / "downloaded"), undisturbed)

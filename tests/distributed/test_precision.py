@@ -1,4 +1,4 @@
-"""Mixed precision as the launcher asks for it. bf16 under each engine is in test_launch_configurations.py."""
+"""Mixed precision as the launcher chooses it. test_launch_configurations.py tests bf16 under each engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checkpoint(out: Path, step: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["cpu", "zero1", "zero2", "zero3"])
-def test_fp16_trains_skips_what_overflows_and_resumes_to_the_same_bits(launch, leaf_shards, tmp_path, engine):
+def test_fp16_trains_skips_steps_that_overflow_and_resumes_to_the_same_bits(launch, leaf_shards, tmp_path, engine):
     script = tmp_path / "train_with_a_large_first_scale.py"
     script.write_text(
         "import msvae.distributed.precision as precision\n"
@@ -47,7 +47,9 @@ def test_fp16_trains_skips_what_overflows_and_resumes_to_the_same_bits(launch, l
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     for step in range(2, STEPS + 1, 2):
         state = json.loads((checkpoint(whole, step) / "state.json").read_text())
-        assert state["loss_scale"]["value"] == 2.0**20 / 2 ** skipped[step - 1], "halved after every overflow"
+        assert state["loss_scale"]["value"] == 2.0**20 / 2 ** skipped[step - 1], (
+            "the scale is halved after every overflow"
+        )
         assert state["updates"] == step - skipped[step - 1]
     shutil.copytree(checkpoint(whole, 2), checkpoint(resumed, 2))
     done = launch(TRAIN, *tiny_run(leaf_shards, resumed, **options), processes=2, engine=engine, precision="fp16")

@@ -1,4 +1,4 @@
-"""Whole runs of real processes: resume, order, refusals, and what a run leaves behind."""
+"""Whole runs of real processes: resume, order of samples, refusals, and the files of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..conftest import ROOT, launch_command, tiny_run
 
 TRAIN, EVALUATE = ROOT / "train" / "train.py", ROOT / "train" / "evaluate.py"
 RANKS = 3
-"""Adding three numbers depends on their order, adding two does not."""
+"""Three, because the sum of three numbers depends on their order, and that of two does not."""
 RUN = {
     "data__global_batch_size": 12,
     "train__max_steps": 12,
@@ -42,7 +42,7 @@ def weights(out: Path, folder: str = "model") -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
-    """Twelve steps of three processes, from start to end."""
+    """Return a run of twelve steps on three processes without interruption."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     done = launch(TRAIN, *tiny_run(leaf_shards, out, **RUN), processes=RANKS)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -50,7 +50,7 @@ def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
 
 
 def kill_after_step(command: list[str], out: Path, step: int) -> None:
-    """SIGKILL to the launcher and all ranks as soon as the log shows `step`."""
+    """Kill the launcher and all ranks as soon as the log holds `step`."""
     run = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     log = out / "metrics.jsonl"
@@ -96,13 +96,13 @@ def test_a_run_resumed_on_another_number_of_ranks_ends_with_equal_weights(launch
     expected, actual = weights(undisturbed), weights(out)
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    judged, by_three = (json_lines(run / "validation.jsonl")[-1] for run in (out, undisturbed))
-    assert judged.keys() == by_three.keys()
+    validation, by_three = (json_lines(run / "validation.jsonl")[-1] for run in (out, undisturbed))
+    assert validation.keys() == by_three.keys()
     for name in ("loss", "mse", "psnr_db", "angle_deg", "ndvi_mae", "ssim"):
-        assert judged[name] == pytest.approx(by_three[name], rel=1e-4), name
+        assert validation[name] == pytest.approx(by_three[name], rel=1e-4), name
 
 
-def test_ranks_see_each_sample_once_an_epoch(undisturbed, leaf_shards):
+def test_ranks_see_each_sample_once_per_epoch(undisturbed, leaf_shards):
     ranks = [json_lines(undisturbed / "trace" / f"rank-{rank:05d}.jsonl") for rank in range(RANKS)]
     assert [row["step"] for row in ranks[0]] == list(range(1, 13))
     manifest = json.loads((leaf_shards / "train" / "manifest.json").read_text())
@@ -113,7 +113,7 @@ def test_ranks_see_each_sample_once_an_epoch(undisturbed, leaf_shards):
     assert len(set(first_epoch)) == num_samples
 
 
-def test_a_run_leaves_what_the_design_names(undisturbed):
+def test_a_run_writes_the_files_that_the_design_names(undisturbed):
     rows = json_lines(undisturbed / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert {"epoch", "loss", "mse", "sam", "coverage", "lr", "grad_norm", "samples_per_s", "data_wait_s"} <= rows[
@@ -129,7 +129,7 @@ def test_a_run_leaves_what_the_design_names(undisturbed):
         "a checkpoint holds numbers and text, nothing that runs"
     )
     assert (undisturbed / "config.yaml").is_file()
-    assert not [path for path in undisturbed.rglob(".*")], "half-written files are left"
+    assert not [path for path in undisturbed.rglob(".*")], "partial files are left"
     events = EventAccumulator(str(undisturbed / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
@@ -138,7 +138,7 @@ def test_a_run_leaves_what_the_design_names(undisturbed):
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
 
 
-def test_saved_models_carry_the_numbers_of_their_validation(undisturbed):
+def test_saved_models_hold_the_metrics_of_their_validation(undisturbed):
     rows = json_lines(undisturbed / "validation.jsonl")
     assert json.loads((undisturbed / "untrained" / "config.json").read_text())["metrics"] is None
     for folder, row in (("best", min(rows, key=lambda row: row["loss"])), ("model", rows[-1])):
@@ -172,7 +172,7 @@ MORE_REFUSALS = [
     ("overrides", "message"),
     [*REFUSALS, *(pytest.param(*refusal, marks=pytest.mark.slow) for refusal in MORE_REFUSALS)],
 )
-def test_a_run_that_cannot_be_meant_is_refused_in_one_line(launch, undisturbed, leaf_shards, overrides, message):
+def test_a_wrong_option_or_folder_is_refused_in_one_line(launch, undisturbed, leaf_shards, overrides, message):
     places = {"out": undisturbed, "shards": leaf_shards}
     overrides = {name: str(value).format(**places) for name, value in overrides.items()}
     before = sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*"))
@@ -190,7 +190,7 @@ def test_a_run_that_cannot_be_meant_is_refused_in_one_line(launch, undisturbed, 
 
 
 def test_processes_that_would_train_apart_are_refused(leaf_shards, tmp_path):
-    """Promise 6: accelerate's MULTI_CPU type without mpirun starts one process of two and says nothing."""
+    """Promise 6: without mpirun, the MULTI_CPU type of accelerate starts one of two processes without a message."""
     config = tmp_path / "multi_cpu.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
@@ -228,7 +228,7 @@ def test_a_finished_run_started_again_changes_nothing(launch, undisturbed, leaf_
 
 
 @pytest.mark.slow
-def test_a_branch_from_a_checkpoint_into_another_folder_can_be_judged(launch, undisturbed, leaf_shards, tmp_path):
+def test_a_branch_from_a_checkpoint_into_another_folder_can_be_evaluated(launch, undisturbed, leaf_shards, tmp_path):
     out = tmp_path / "branch"
     start = undisturbed / "checkpoints" / "step-00000009"
     overrides = {**RUN, "train__resume": start, "data__val": "null", "train__max_steps": 10}
@@ -259,8 +259,8 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_weights(launch, leaf_shard
 
 
 @pytest.mark.slow
-def test_a_machine_without_the_checkpoint_gets_it_from_one_that_has_it(launch, undisturbed, leaf_shards, tmp_path):
-    """Two machines without a shared disk, and the one with the checkpoint is no longer the first."""
+def test_a_machine_without_the_checkpoint_receives_it_from_another(launch, undisturbed, leaf_shards, tmp_path):
+    """The machines share no disk, and the one with the checkpoint is not the first."""
     script = tmp_path / "train_on_own_disk.py"
     script.write_text(
         "import os, sys\n"

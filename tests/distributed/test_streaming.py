@@ -1,4 +1,4 @@
-"""Training on shards that lie far away, or that are damaged. Real runs."""
+"""Real runs on shards in an object store, and on damaged shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def weights(run: Path) -> dict[str, bytes]:
     return {name: t.tobytes() for name, t in load_file(run / "model" / "diffusion_pytorch_model.safetensors").items()}
 
 
-def test_a_run_from_s3_is_that_from_disk(launch, leaf_shards, moto, monkeypatch, tmp_path):
+def test_a_run_from_s3_is_equal_to_a_run_from_disk(launch, leaf_shards, moto, monkeypatch, tmp_path):
     set_credentials(monkeypatch, f"http://{moto[0]}:{moto[1]}")
     place = f"s3://{BUCKET}/field/shards"
     far = {"data__train": f"{place}/train", "data__val": f"{place}/val", "data__cache": tmp_path / "cache"}
@@ -38,7 +38,7 @@ def test_a_run_from_s3_is_that_from_disk(launch, leaf_shards, moto, monkeypatch,
 
 @pytest.fixture
 def damaged(leaf_shards, tmp_path) -> tuple[Path, set[str]]:
-    """The shards with one flipped bit in a sample of each of two training shards, and the keys of these samples."""
+    """Return shards with one flipped bit in a sample of each of two training shards, and the keys of these samples."""
     shards, keys = Path(shutil.copytree(leaf_shards, tmp_path / "shards")), set()
     for shard in (0, 2):
         tar = shards / "train" / f"leaf-{shard:06d}.tar"
@@ -54,7 +54,7 @@ def test_bad_samples_are_replaced_named_and_counted(launch, damaged, tmp_path):
     shards, keys = damaged
     for processes in (1, 2):
         out = tmp_path / f"run-{processes}"
-        # an epoch: every sample is asked for
+        # one epoch, so that every sample is read
         arguments = tiny_run(shards, out, data__max_bad_samples=2, data__check_every=2, train__max_steps=6)
         done = launch(TRAIN, *arguments, processes=processes)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -81,7 +81,7 @@ def test_bad_samples_are_replaced_named_and_counted(launch, damaged, tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_samples_beyond_the_limit_stop_all_ranks_though_each_met_few(launch, damaged, tmp_path):
+def test_too_many_bad_samples_stop_all_ranks_even_if_each_rank_read_few(launch, damaged, tmp_path):
     shards, _ = damaged
     arguments = tiny_run(
         shards, tmp_path / "run", data__max_bad_samples=1, data__check_every=1, train__max_steps=6, data__val="null"

@@ -1,4 +1,4 @@
-"""What TensorBoard gets to show of a run that was stopped, killed and taken to its end."""
+"""The TensorBoard files of a run that was stopped, killed and finished."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ PAGES = {
     "text": ("tf-text-dashboard",),
     "hparams": ("tf-hparams-dashboard",),
 }
-"""What must stand on a page. Chromium does not tell what dashboards hold in their shadow trees."""
+"""Words that a page must hold. Chromium does not output the content of the shadow trees of dashboards."""
 CHARTS = {"training loss", "band importance", "leaf share of the tiles: mean, minimum, maximum"}
 CURVE_RGB = (255, 112, 67)
-"""TensorBoard's colour of the first run."""
+"""Colour of the first run in TensorBoard."""
 SESSIONS = {
     "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
     "colParams": [{"metric": {"group": "", "tag": "validation/loss"}}],
@@ -61,7 +61,8 @@ def rows(out: Path, name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def out(launch, leaf_shards, tmp_path_factory) -> Path:
-    """Stopped where an evaluation was due, killed after that was made up for and before a checkpoint, finished."""
+    """Return a run that was stopped where an evaluation was due, killed after that evaluation and before a checkpoint,
+    and finished."""
     out = tmp_path_factory.mktemp("logged") / "run"
     arguments = tiny_run(
         leaf_shards, out, train__max_steps=STEPS, train__eval_every=3, train__checkpoint_every=100,
@@ -87,8 +88,8 @@ def events(out) -> EventAccumulator:
     return events
 
 
-def test_every_number_stands_once_and_in_order_though_the_run_was_stopped_and_killed(out, events):
-    assert len(list((out / "tensorboard").iterdir())) == 3, "one file a start, of the main process"
+def test_every_value_appears_once_and_in_order_although_the_run_was_stopped_and_killed(out, events):
+    assert len(list((out / "tensorboard").iterdir())) == 3, "one file per start, of the main process"
     found = events.Tags()["scalars"]
     assert set(found) == SCALARS
     for tag in found:
@@ -97,13 +98,13 @@ def test_every_number_stands_once_and_in_order_though_the_run_was_stopped_and_ki
     assert [row["step"] for row in rows(out, "metrics")] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows(out, "validation")] == EVALUATIONS
     images = {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
-    # a killed run may lose the pictures that were being drawn, never those before
+    # a killed run may lose unfinished pictures, but no earlier ones
     assert images.pop("train_coverage/histogram")[-2:] == EVALUATIONS[-2:]
     assert images.keys() == IMAGES
     assert all(steps == EVALUATIONS for steps in images.values())
 
 
-def test_tensorboard_shows_the_numbers_of_the_rows(out, events, leaf_shards):
+def test_tensorboard_shows_the_values_of_the_log(out, events, leaf_shards):
     logged = rows(out, "metrics")
     shown = {tag: [event.value for event in events.Scalars(tag)] for tag in SCALARS if tag.startswith("train")}
     for tag, name in (("train/loss", "loss"), ("train_coverage/mean", "coverage"), ("train_speed/step_s", "step_s")):
@@ -122,7 +123,7 @@ def test_tensorboard_shows_the_numbers_of_the_rows(out, events, leaf_shards):
         assert 0.05 < row["host_memory_gb"] < 50
 
 
-def test_skew_is_the_difference_between_the_halves_that_two_ranks_saw(out, leaf_shards):
+def test_skew_is_the_difference_in_coverage_between_the_shares_of_two_ranks(out, leaf_shards):
     from msvae.shards.order import SampleOrder
 
     reader = ShardReader(leaf_shards / "train")
@@ -136,7 +137,7 @@ def test_skew_is_the_difference_between_the_halves_that_two_ranks_saw(out, leaf_
         assert row["coverage_skew"] == pytest.approx(abs(np.mean(leaf_shares[:4]) - np.mean(leaf_shares[4:])))
 
 
-def test_the_distance_to_the_average_is_that_of_the_checkpoint(out):
+def test_the_distance_from_the_average_agrees_with_the_checkpoint(out):
     tensors = load_file(out / "checkpoints" / f"step-{STEPS:08d}" / "tensors.safetensors")
     weights = {name: tensors[name].astype(np.float64) for name in tensors if name.startswith("model/")}
     apart = sum(np.square(w - tensors[name.replace("model/", "average/")]).sum() for name, w in weights.items())
@@ -145,7 +146,7 @@ def test_the_distance_to_the_average_is_that_of_the_checkpoint(out):
     assert rows(out, "metrics")[-1]["ema_distance"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_run_says_how_it_can_be_repeated(out, events, leaf_shards):
+def test_tensorboard_holds_the_run_card_and_the_configuration(out, events, leaf_shards):
     card, config = (
         events.Tensors(f"run/{name}/text_summary")[-1].tensor_proto.string_val[0].decode()
         for name in ("card", "config")
@@ -160,7 +161,7 @@ def test_a_run_says_how_it_can_be_repeated(out, events, leaf_shards):
     assert load_config(out / "config.yaml").dump() in config
 
 
-def test_settings_and_first_page_are_there_without_a_run_of_their_own(out, events):
+def test_settings_and_layout_are_stored_without_a_separate_run(out, events):
     assert [path.name for path in (out / "tensorboard").iterdir() if path.is_dir()] == []
     hparams = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     settings = hparams.session_start_info.hparams
@@ -184,7 +185,7 @@ def num_curve_pixels(picture: Path) -> int:
 
 
 @pytest.mark.slow
-def test_tensorboard_itself_shows_the_run_in_a_browser_without_a_complaint(out, tmp_path):
+def test_tensorboard_shows_the_run_in_a_browser_without_errors(out, tmp_path):
     browser()
     with tensorboard(out, tmp_path / "server.log") as server:
         plugins = server.ask("data/plugins_listing")

@@ -1,4 +1,4 @@
-"""Two machines with a network between them and no shared disk. Real processes, a real cable that is pulled."""
+"""Runs of real processes on two machines with a network and no shared disk. A real link is cut."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def machines() -> Iterator[TwoMachines]:
 
 
 class Run:
-    """On both machines, each with its own disk."""
+    """A run on both machines, each with its own disk."""
 
     def __init__(
         self, machines: TwoMachines, shards: Path, disks: Path, script: Path = TRAIN, **overrides: object
@@ -57,7 +57,7 @@ class Run:
             launcher.wait()
 
     def end(self, within_s: float = 300) -> list[subprocess.CompletedProcess[str]]:
-        """How it ended on each machine."""
+        """Return exit code and output on each machine."""
         try:
             codes = [launcher.wait(within_s) for launcher in self._launchers]
         finally:
@@ -71,7 +71,7 @@ def weights(out: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_machines_without_a_shared_disk_meet_a_pulled_cable_and_a_kill_and_go_on_bit_for_bit(
+def test_machines_without_a_shared_disk_resume_bit_for_bit_after_a_cut_link_and_a_kill(
     launch, leaf_shards, machines, tmp_path
 ):
     alone = tmp_path / "one machine"
@@ -82,7 +82,7 @@ def test_machines_without_a_shared_disk_meet_a_pulled_cable_and_a_kill_and_go_on
     run = Run(machines, leaf_shards, tmp_path, train__timeout_s=timeout_s)
     run.await_step(4)
     machines.pull_cable()
-    # generous to a busy machine; without the time-out it would be for ever
+    # long enough for a busy machine; without the time-out the ranks would wait forever
     for ended in run.end(within_s=10 * timeout_s):
         assert ended.returncode != 0
         assert "Timed out" in ended.stderr, ended.stderr[-3000:]
@@ -116,11 +116,11 @@ for folder in map(str.strip, sys.stdin):
         path.write_bytes(client.get_object(Bucket="leaves", Key=one["Key"])["Body"].read())
     print("copied", flush=True)
 """
-"""An S3 server that copies all it holds to the folders that it is told of."""
+"""An S3 server that copies all its objects to the folders that it is given."""
 
 
 @pytest.mark.slow
-def test_machines_that_lose_their_disks_go_on_from_a_store_bit_for_bit(
+def test_machines_that_lose_their_disks_resume_from_a_store_bit_for_bit(
     launch, leaf_shards, machines, impatient, monkeypatch, tmp_path
 ):
     alone = tmp_path / "one machine"

@@ -15,12 +15,12 @@ from ..conftest import tiny_run
 SCRIPT = Path(__file__).with_name("record_gradients.py")
 GLOBAL_BATCH, SMALL_BATCH = 16, 8
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12, "wide": 3e-7}
-"""Of a gradient, in norms of that of all weights. ZeRO adds gradients in float32, whatever they were computed in."""
+"""Tolerance of a gradient, relative to the norm of the whole gradient. ZeRO always adds gradients in float32."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way to take one and the same step."""
+    """One of several ways to run the same step."""
 
     name: str
     precision: str
@@ -30,7 +30,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def uneven_shards(leaf_images, tmp_path_factory) -> Path:
-    """Tiles with hardly any leaf beside full ones: a mean of means would be far off."""
+    """Return shards with nearly empty and with full tiles, for which a mean of means would be far off."""
     from msvae.packing.options import PackOptions
     from msvae.packing.pack import pack
 
@@ -53,8 +53,8 @@ def record(launch, shards: Path, out: Path, processes: int, cases: list[Case], e
         **{f"loss__{term}_weight": 0.3 for term in ("l1", "huber", "cosine", "signature", "range", "index")},
         train__seed=4,
     )
-    told = json.dumps([asdict(case) for case in cases])
-    done = launch(SCRIPT, out, told, *arguments, processes=processes, engine=engine)
+    settings = json.dumps([asdict(case) for case in cases])
+    done = launch(SCRIPT, out, settings, *arguments, processes=processes, engine=engine)
     assert done.returncode == 0, done.stderr[-6000:]
 
 
@@ -63,13 +63,13 @@ def micro(size: int) -> tuple[str, ...]:
 
 
 def small(size: int) -> tuple[str, ...]:
-    """Micro batches of a global batch that is small enough for float32 to be exact to 1e-6."""
+    """Return options for micro batches of a global batch that is small enough for float32 to be exact to 1e-6."""
     return (*micro(size), "--data.global_batch_size", str(SMALL_BATCH))
 
 
 @pytest.fixture(scope="module")
 def alone(launch, uneven_shards, tmp_path_factory) -> Path:
-    """One process that takes the global batch at once; and in parts, and by other ways through the model."""
+    """Record the step on one process: with the whole global batch, with micro batches, and in other ways."""
     out = tmp_path_factory.mktemp("alone") / "1x16"
     whole = [Case(precision, precision, micro(GLOBAL_BATCH)) for precision in ("float64", "wide")]
     whole += [Case("float32", "float32", small(SMALL_BATCH))]
@@ -104,7 +104,7 @@ def check_same(split: Path, alone: Path, case: str, reference: str) -> None:
     for name, number in numbers.items():
         rtol = 1e-6 if reference == "float32" else 1e-11
         if name == "total/range":
-            # what lies outside 0..1 is a small difference of large numbers
+            # the excess over 0..1 is a small difference of large numbers
             rtol *= 50
         elif name == "grad_norm":
             rtol = tolerance
@@ -114,12 +114,12 @@ def check_same(split: Path, alone: Path, case: str, reference: str) -> None:
 
 
 def check_empty(out: Path, case: str, processes: int) -> None:
-    """A global batch without leaf changes no weight, moment or average on any rank, and is counted on each."""
+    """Check that a global batch without leaf changed no weight, moment or average on any rank, and was counted."""
     for rank in range(processes):
         assert json.loads((out / f"{case}-rank-{rank}.json").read_text())["changed_by_empty"] == []
 
 
-def test_one_process_takes_the_same_step_in_parts_and_by_other_ways(alone):
+def test_a_step_on_one_process_is_the_same_with_micro_batches_and_in_other_ways(alone):
     for case in ("float64-8", "float64-4"):
         check_same(alone, alone, case, "float64")
     for case in ("channels_last", "gradient_checkpointing"):
@@ -138,8 +138,10 @@ def test_one_process_takes_the_same_step_in_parts_and_by_other_ways(alone):
         ),
     ],
 )
-def test_a_step_is_the_same_however_a_batch_is_split(launch, uneven_shards, alone, tmp_path, engine, processes):
-    """Accumulated over 1, 2 and 4 micro batches; with leaf on one rank alone; and with none at all."""
+def test_a_step_is_the_same_however_its_global_batch_is_split(
+    launch, uneven_shards, alone, tmp_path, engine, processes
+):
+    """The step has 1, 2 or 4 micro batches per rank, leaf on one rank only, or no leaf at all."""
     out, exact = tmp_path / "split", "float64" if engine == "cpu" else "wide"
     share = GLOBAL_BATCH // processes
     sizes = [share, share // 2, share // 4]

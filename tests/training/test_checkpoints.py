@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the steps, one after the other."""
+"""Checkpoints are written in a thread while training continues, one after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATE = {"score": None}
 
 @pytest.fixture
 def disk(monkeypatch):
-    """Writes nothing before it is let; how many writes were begun."""
+    """Hold back all writes until the event is set. Return the event and the list of started writes."""
     let, write, begun = threading.Event(), checkpoints.write, []
 
     def wait_and_write(*arguments):
@@ -32,7 +32,7 @@ def saved(out):
     return sorted(path.name for path in (out / checkpoints.FOLDER).iterdir() if path.name.startswith("step"))
 
 
-def test_a_step_goes_on_while_its_checkpoint_is_written_and_a_later_copy_does_not_change_it(tmp_path, disk):
+def test_training_continues_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path, disk):
     let, _ = disk
     writer = CheckpointWriter(tmp_path, keep=9, on_written=lambda: None)
     weight = torch.full((4,), 1.0)
@@ -46,7 +46,7 @@ def test_a_step_goes_on_while_its_checkpoint_is_written_and_a_later_copy_does_no
     assert torch.equal(tensors["model/weight"], torch.full((4,), 1.0))
 
 
-def test_a_disk_slower_than_the_interval_makes_the_next_checkpoint_wait_and_says_for_how_long(tmp_path, disk):
+def test_on_a_slow_disk_the_next_checkpoint_waits_and_the_waiting_time_is_returned(tmp_path, disk):
     let, begun = disk
     writer = CheckpointWriter(tmp_path, keep=9, on_written=lambda: None)
     writer.save(3, [("model/weight", torch.zeros(4))], STATE)

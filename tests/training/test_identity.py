@@ -1,4 +1,4 @@
-"""A resumed run is the same run: what changes its meaning is refused with the lines that differ, the rest is told."""
+"""A resume with other values of the run identity is refused with each difference; other changes are printed."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def backbone(value):
         ),
     ],
 )
-def test_a_model_that_changed_is_refused_with_each_line_that_differs(overrides, lines):
-    told = refusal(config_of(**overrides))
-    assert told.startswith("step-00000003 belongs to another run (")
-    assert all(line in told for line in lines)
-    assert told.count("->") == len(lines)
-    assert told.endswith("restore these values, or choose another `out`")
+def test_a_changed_model_is_refused_with_each_value_that_differs(overrides, lines):
+    text = refusal(config_of(**overrides))
+    assert text.startswith("step-00000003 belongs to another run (")
+    assert all(line in text for line in lines)
+    assert text.count("->") == len(lines)
+    assert text.endswith("restore these values, or choose another `out`")
 
 
-def test_other_tiles_and_another_backbone_under_the_same_names_are_refused():
+def test_changed_tiles_and_a_changed_backbone_under_the_same_name_are_refused():
     assert "the training data differ: shards was packed or indexed again" in refusal(config_of(), "other")
     assert "the frozen weights differ" in refusal(config_of(), frozen=1.0)
 
 
-def test_what_does_not_change_the_meaning_is_told_and_taken():
+def test_changes_outside_the_run_identity_are_accepted_and_printed():
     before, now = config_of(), config_of(train__log_every=7, data__num_workers=3)
     state = {"identity": run_identity(before, "m", backbone(0.0)), "config": before.model_dump(mode="json")}
     check_identity("step-00000003", state, run_identity(now, "m", backbone(0.0)), now)
-    told = changed_values(before.model_dump(mode="json"), now.model_dump(mode="json"))
-    assert "train.log_every" in told and "-> 7" in told
-    assert "data.num_workers" in told and "-> 3" in told
+    text = changed_values(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    assert "train.log_every" in text and "-> 7" in text
+    assert "data.num_workers" in text and "-> 3" in text

@@ -1,4 +1,4 @@
-"""What the main process writes and shows of a run."""
+"""The log of the main process: files, TensorBoard and the screen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from msvae.training.log.run_log import RunLog
 
-SHOWS = """
+SHOW_STEPS = """
 from msvae.training.log.run_log import Screen
 screen = Screen(0, 40)
 for step in range(1, 41):
@@ -44,7 +44,7 @@ def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
     assert logged["mse_per_channel"] == {"475nm": None, "539nm": 0.5}
 
 
-def judged(step: int) -> dict:
+def validation_row(step: int) -> dict:
     return {"step": step, "loss": 0.5, "psnr_db": 30.0, "angle_deg": 3.0}
 
 
@@ -55,24 +55,26 @@ def scalars(out: Path, tag: str) -> list[int]:
 
 
 def on_terminal(**environment: str) -> str:
-    """What a terminal of 100 columns gets to see."""
+    """Return the output on a terminal of 100 columns."""
     ours, theirs = pty.openpty()
     variables = {"TERM": "xterm-256color", "COLUMNS": "100", **environment}
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    with subprocess.Popen([sys.executable, "-c", SHOWS], stdout=theirs, env={**inherited, **variables}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", SHOW_STEPS], stdout=theirs, env={**inherited, **variables}
+    ) as process:
         os.close(theirs)
         seen = b""
         try:
             while part := os.read(ours, 65536):
                 seen += part
         except OSError:
-            pass  # Linux says that the other side is gone
+            pass  # Linux reports in this way that the other end is closed
     os.close(ours)
     assert process.returncode == 0
     return seen.decode()
 
 
-def test_a_terminal_shows_one_bar_with_what_matters_and_lines_above_it():
+def test_a_terminal_shows_one_progress_bar_with_loss_angle_and_speed():
     seen = on_terminal()
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen).rstrip().splitlines()[-1]
     assert re.search(r"training ━+ 40/40 loss 0\.0250  angle 5\.25°  coverage 0\.50  12\.0 tiles/s 0:00:00$", last)
@@ -81,14 +83,14 @@ def test_a_terminal_shows_one_bar_with_what_matters_and_lines_above_it():
     assert "step 1/40" not in seen
 
 
-def test_no_color_leaves_the_bar_and_takes_its_colours():
+def test_no_color_shows_the_bar_without_colours():
     seen = on_terminal(NO_COLOR="1")
     assert "40/40 " in seen
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", seen)
 
 
-def test_without_a_terminal_there_are_some_plain_lines():
-    done = subprocess.run([sys.executable, "-c", SHOWS], capture_output=True, text=True, check=True)
+def test_without_a_terminal_plain_lines_are_printed():
+    done = subprocess.run([sys.executable, "-c", SHOW_STEPS], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert lines[0] == "step 2/40  loss 0.5000  angle 5.25°  coverage 0.50  12.0 tiles/s  0:01:16 left"
     assert len(lines) == 21
@@ -96,18 +98,18 @@ def test_without_a_terminal_there_are_some_plain_lines():
     assert "\x1b" not in done.stdout
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_an_evaluation_that_is_made_again_stands_once_and_one_that_is_not_stays(tmp_path, known):
-    """A checkpoint that knows its score was written after the evaluation, one that does not before it."""
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_repeated_evaluation_is_logged_once_and_a_saved_one_is_kept(tmp_path, evaluated):
+    """A checkpoint with a score was written after the evaluation of its step, one without a score before it."""
     log = RunLog(tmp_path, -1, 9, evaluated=False)
     for step in range(1, 7):
         log.step(row(step))
         if step in (2, 4):
-            log.validation(judged(step))
-    log.flush()  # and then it is killed
-    again = RunLog(tmp_path, 4, 9, evaluated=known)
-    if not known:
-        again.validation(judged(4))
+            log.validation(validation_row(step))
+    log.flush()  # then the run is killed
+    again = RunLog(tmp_path, 4, 9, evaluated=evaluated)
+    if not evaluated:
+        again.validation(validation_row(4))
     again.step(row(5))
     again.close()
     for name, steps in (("metrics", [1, 2, 3, 4, 5]), ("validation", [2, 4])):
@@ -117,7 +119,7 @@ def test_an_evaluation_that_is_made_again_stands_once_and_one_that_is_not_stays(
     log.close()
 
 
-def test_a_picture_that_cannot_be_drawn_is_named_and_the_run_goes_on(tmp_path, capsys):
+def test_a_picture_that_cannot_be_drawn_causes_a_warning_and_the_run_continues(tmp_path, capsys):
     def fail() -> Figure:
         raise RuntimeError("no leaf")
 

@@ -1,4 +1,4 @@
-"""Promise 5: what training leaves out, or should worry about, is counted and named."""
+"""Promise 5: data that training leaves out, or that looks wrong, is counted and named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def order(leaf_shards) -> SampleOrder:
 
 
 def counts(coverage: list[float], nonfinite: int = 0) -> dict[str, torch.Tensor]:
-    """Joined counts of a global batch of tiles of 1,000 pixels and 5 bands."""
+    """Return the counts of a global batch of tiles of 1,000 pixels and 5 bands, summed over ranks."""
     tile_coverage = torch.tensor(coverage, dtype=torch.float64)
     pixels = tile_coverage.sum() * 1000
     return {
@@ -48,14 +48,14 @@ def warnings_of(leaf_shards: Path, order: SampleOrder, batches: dict[int, dict],
 
 
 def key_at(leaf_shards: Path, order: SampleOrder, step: int, slot: int) -> str:
-    """As read from the shard itself."""
+    """Return the key of a tile as it is stored in the shard."""
     reader = ShardReader(leaf_shards / "train")
     (place,) = order.samples(step - 1, GLOBAL_BATCH, range(slot, slot + 1))
     tile = np.empty(reader.tile_shape, reader.dtype)
     return reader.read_into(place.shard, place.row, tile, np.empty(reader.tile_shape[1:], bool))
 
 
-def test_low_coverage_is_told_once_and_names_the_emptiest_tiles(leaf_shards, order):
+def test_low_coverage_causes_one_warning_that_names_the_emptiest_tiles(leaf_shards, order):
     sparse = [0.09, 0.05, 0.08, 0.0, 0.09, 0.01, 0.09, 0.09]
     batches = {7: counts([0.5] * 8), 8: counts(sparse), 9: counts([0.09] * 8)}
     (line,) = warnings_of(leaf_shards, order, batches)
@@ -65,7 +65,7 @@ def test_low_coverage_is_told_once_and_names_the_emptiest_tiles(leaf_shards, ord
     assert line.endswith(f"its emptiest tiles are {', '.join(names)}")
 
 
-def test_high_coverage_is_told_and_names_the_fullest_tiles(leaf_shards, order):
+def test_high_coverage_causes_a_warning_that_names_the_fullest_tiles(leaf_shards, order):
     full = [0.97] * 6 + [1.0, 0.98]
     (line,) = warnings_of(leaf_shards, order, {2: counts([0.5] * 8), 3: counts(full)})
     expected = "high coverage: 1 of 2 global batches from step 2 to 3 with a leaf share above 0.95; step 3 has 0.975"
@@ -74,7 +74,7 @@ def test_high_coverage_is_told_and_names_the_fullest_tiles(leaf_shards, order):
     assert line.endswith(", ".join(names))
 
 
-def test_thresholds_are_configurable_and_ordinary_coverage_is_silent(leaf_shards, order):
+def test_coverage_thresholds_are_configurable_and_normal_coverage_causes_no_warning(leaf_shards, order):
     batches = {1: counts([0.5] * 8)}
     assert warnings_of(leaf_shards, order, batches) == []
     assert len(warnings_of(leaf_shards, order, batches, low_coverage=0.6)) == 1
@@ -91,14 +91,14 @@ def test_values_that_are_not_finite_are_counted_and_too_many_are_an_error(leaf_s
         warnings_of(leaf_shards, order, batches, max_nonfinite_share=0.0004)
 
 
-def test_the_log_says_how_coverage_spreads():
+def test_the_log_holds_mean_extremes_and_histogram_of_coverage():
     row = coverage_row(counts([0.0, 0.05, 0.5, 0.55, 1.0]))
     assert row["coverage"] == pytest.approx(0.42)
     assert (row["coverage_min"], row["coverage_max"], row["empty_tiles"]) == (0.0, 1.0, 1)
     assert row["coverage_histogram"] == [2, 0, 0, 0, 0, 2, 0, 0, 0, 1]
 
 
-def test_samples_that_cannot_be_read_are_counted_over_restarts(leaf_shards, order):
+def test_the_count_of_unreadable_samples_survives_a_restart(leaf_shards, order):
     def watching() -> DataMonitor:
         return DataMonitor(DataConfig(max_bad_samples=2), ShardReader(leaf_shards / "train"), order)
 

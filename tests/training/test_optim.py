@@ -14,7 +14,7 @@ def shares(course: str, warmup_steps: int, max_steps: int) -> list[float]:
     return [schedule(step, max_steps, config) for step in range(max_steps)]
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     cosine, linear, constant = (shares(course, 4, 14) for course in ("cosine", "linear", "constant"))
     for values in (cosine, linear, constant):
         assert values[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
@@ -24,7 +24,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
     assert constant[4:] == [1.0] * 10
 
 
-def test_a_run_shorter_than_its_warm_up_only_rises():
+def test_the_learning_rate_of_a_run_shorter_than_its_warm_up_only_rises():
     assert shares("cosine", 100, 3) == pytest.approx([0.01, 0.02, 0.03])
 
 
@@ -47,7 +47,7 @@ def test_the_average_follows_the_weights():
     assert not torch.equal(state["average"], parameter)
 
 
-def test_weights_moments_and_average_begin_as_adamw_and_move_like_it():
+def test_weights_are_updated_as_by_adamw():
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2))
     optimizer = AveragingAdamW([{"params": [ours], "lr": 0.1}], average_decay=0.0, weight_decay=0.1)
     reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.1, foreach=False)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Choice of the checkpoint from which a run resumes."""
 
 import pytest
 import torch
@@ -22,21 +22,21 @@ def config_of(out, resume):
     return load_config(None, ["--data.train", "shards", "--out", str(out), "--train.resume", str(resume)])
 
 
-def test_a_branch_begins_at_the_checkpoint_that_is_named(earlier, tmp_path):
+def test_a_branch_starts_at_the_named_checkpoint(earlier, tmp_path):
     assert choose_checkpoint(config_of(tmp_path / "branch", earlier)) == (earlier, [])
 
 
-def test_a_branch_started_again_goes_on_from_its_own_newest_checkpoint(earlier, tmp_path):
+def test_a_branch_that_is_started_again_resumes_from_its_own_newest_checkpoint(earlier, tmp_path):
     newest = [save(tmp_path / "branch", step, str(earlier)) for step in (6, 9)][-1]
     assert choose_checkpoint(config_of(tmp_path / "branch", earlier)) == (newest, [])
     (newest / checkpoints.TENSORS).write_bytes(b"torn")
-    path, faults = choose_checkpoint(config_of(tmp_path / "branch", earlier))
+    path, damages = choose_checkpoint(config_of(tmp_path / "branch", earlier))
     assert path.name == "step-00000006"
-    assert len(faults) == 1
-    assert str(newest) in faults[0]
+    assert len(damages) == 1
+    assert str(newest) in damages[0]
 
 
-def test_a_branch_never_runs_over_what_came_after_its_checkpoint(earlier, tmp_path):
+def test_a_branch_never_overwrites_later_checkpoints_of_another_run(earlier, tmp_path):
     later = save(tmp_path / "earlier", 6, "auto")
     with pytest.raises(ValueError, match=f"continues to {later.name} after {earlier.name}; .*another `out`"):
         choose_checkpoint(config_of(tmp_path / "earlier", earlier))

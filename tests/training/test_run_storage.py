@@ -1,4 +1,4 @@
-"""A run's folder and its copy in an object store (moto), and the lock of a URL."""
+"""The folder of a run and its copy in an object store (moto), and the locks of folders and URLs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT = RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=2)
 
 
 class Machine:
-    """A disk beside a URL."""
+    """A machine with its own disk that writes a run to a URL."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.folder, self.url = folder, url
@@ -34,7 +34,7 @@ class Machine:
     def save(self, step: int, keep: int = 2, score: float | None = None) -> None:
         checkpoints.write(self.folder, step, {"w": torch.full((500,), float(step))}, {"score": score}, keep)
 
-    def away(self) -> None:
+    def release(self) -> None:
         self.lock.release()
 
 
@@ -46,16 +46,16 @@ def url(moto, monkeypatch, request) -> str:
 
 @pytest.fixture
 def machines(url, tmp_path) -> Iterator[list[Machine]]:
-    """Call `start` for one after the other: each has an empty disk."""
+    """Return a list for `start`, which adds a machine with an empty disk, and release its locks at the end."""
     started: list[Machine] = []
     yield started
     for machine in started:
-        machine.away()
+        machine.release()
 
 
 def start(machines: list[Machine], url: str, tmp_path: Path) -> Machine:
     for machine in machines:
-        machine.away()
+        machine.release()
     machines.append(Machine(url, tmp_path / f"machine-{len(machines)}"))
     return machines[-1]
 
@@ -68,7 +68,7 @@ def steps(url: str) -> list[str]:
     return sorted({name.split("/")[1] for name in objects(url) if name.startswith("checkpoints/step-")})
 
 
-def test_a_new_machine_goes_on_with_the_newest_checkpoint_and_the_logs(machines, url, tmp_path):
+def test_a_new_machine_downloads_the_newest_checkpoint_and_the_logs(machines, url, tmp_path):
     first = start(machines, url, tmp_path)
     assert first.damages == []
     (first.folder / "best").mkdir()
@@ -84,10 +84,12 @@ def test_a_new_machine_goes_on_with_the_newest_checkpoint_and_the_logs(machines,
     assert WritableStore(url, SHORT).read("checkpoints/latest") == b"step-00000006\n"
     assert "best/config.json" in objects(url)
     assert not any("hidden" in name for name in objects(url))
-    assert not (second.folder / "checkpoints" / "step-00000003" / "tensors.safetensors").exists(), "read for nothing"
+    assert not (second.folder / "checkpoints" / "step-00000003" / "tensors.safetensors").exists(), (
+        "not needed, so it is not downloaded"
+    )
 
 
-def test_retention_in_the_store_is_that_of_a_folder_across_machines(machines, url, tmp_path):
+def test_the_store_keeps_the_same_checkpoints_as_a_folder_across_machines(machines, url, tmp_path):
     first = start(machines, url, tmp_path)
     for step, score in ((3, 0.5), (6, 0.1), (9, 0.4)):
         first.save(step, score=score)
@@ -97,25 +99,25 @@ def test_retention_in_the_store_is_that_of_a_folder_across_machines(machines, ur
     for step, score in ((12, 0.3), (15, 0.2)):
         second.save(step, score=score)
         second.mirror.upload()
-    assert steps(url) == ["step-00000006", "step-00000012", "step-00000015"], "the best and the newest two"
+    assert steps(url) == ["step-00000006", "step-00000012", "step-00000015"], "the best and the two newest"
     third = start(machines, url, tmp_path)
     third.save(18, score=0.01)
     third.mirror.upload()
     assert steps(url) == ["step-00000015", "step-00000018"]
 
 
-@pytest.mark.parametrize("torn", ["checksums.json", "state.json", "content"])
-def test_a_torn_upload_is_named_and_the_checkpoint_before_it_is_taken(machines, url, tmp_path, torn):
+@pytest.mark.parametrize("damage", ["checksums.json", "state.json", "content"])
+def test_an_interrupted_upload_is_reported_and_the_checkpoint_before_it_is_used(machines, url, tmp_path, damage):
     first = start(machines, url, tmp_path)
     for step in (3, 6):
         first.save(step)
         first.mirror.upload()
     store = WritableStore(url, SHORT)
     newest = "checkpoints/step-00000006"
-    if torn == "content":
+    if damage == "content":
         store.put(f"{newest}/tensors.safetensors", store.read("checkpoints/step-00000003/tensors.safetensors"))
     else:
-        store.delete([f"{newest}/{torn}"])
+        store.delete([f"{newest}/{damage}"])
     second = start(machines, url, tmp_path)
     assert checkpoints.newest_valid(second.folder) == (second.folder / "checkpoints" / "step-00000003", [])
     assert len(second.damages) == 1
@@ -127,29 +129,29 @@ def test_a_torn_upload_is_named_and_the_checkpoint_before_it_is_taken(machines, 
     assert checkpoints.newest_valid(third.folder)[0] == third.folder / newest
 
 
-def test_a_first_checkpoint_torn_in_its_upload_lets_a_run_begin_anew(machines, url, tmp_path):
+def test_a_run_starts_from_the_beginning_if_its_first_upload_was_interrupted(machines, url, tmp_path):
     WritableStore(url, SHORT).put("checkpoints/step-00000003/tensors.safetensors", b"half")
     machine = start(machines, url, tmp_path)
     assert checkpoints.newest_valid(machine.folder) == (None, [])
     assert "its upload did not end" in machine.damages[0]
 
 
-def test_the_last_uploaded_checkpoint_stays_until_a_newer_one_is_there(machines, url, tmp_path):
-    """The folder may be steps ahead of a slow store."""
+def test_the_last_uploaded_checkpoint_stays_until_a_newer_one_is_uploaded(machines, url, tmp_path):
+    """The folder may hold newer checkpoints than a slow store."""
     machine = start(machines, url, tmp_path)
     machine.save(3, keep=1)
     machine.mirror.upload()
     machine.save(6, keep=1)
     tensors = machine.folder / "checkpoints" / "step-00000006" / "tensors.safetensors"
-    tensors.rename(tmp_path / "dropped on the way")
+    tensors.rename(tmp_path / "removed meanwhile")
     machine.mirror.upload()
     assert steps(url) == ["step-00000003"]
-    (tmp_path / "dropped on the way").rename(tensors)
+    (tmp_path / "removed meanwhile").rename(tensors)
     machine.mirror.upload()
     assert steps(url) == ["step-00000006"]
 
 
-def test_other_machines_add_their_records_and_touch_nothing_else(machines, url, tmp_path):
+def test_other_machines_upload_tsuccessor_records_and_nothing_else(machines, url, tmp_path):
     main = start(machines, url, tmp_path)
     main.save(3)
     (main.folder / "trace").mkdir()
@@ -164,7 +166,7 @@ def test_other_machines_add_their_records_and_touch_nothing_else(machines, url, 
     assert {name for name in objects(url) if "jsonl" in name} == {"trace/rank-00000.jsonl", "trace/rank-00001.jsonl"}
 
 
-def test_a_store_that_goes_away_is_an_error_that_names_the_url(monkeypatch, tmp_path):
+def test_an_unreachable_store_is_an_error_that_names_the_url(monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(lock_module, "UPLOADS", SHORT)
     url = f"s3://{BUCKET}/runs/lost"
@@ -173,34 +175,34 @@ def test_a_store_that_goes_away_is_an_error_that_names_the_url(monkeypatch, tmp_
         machine = Machine(url, tmp_path / "machine")
     with pytest.raises(ValueError, match=rf"{url}/.* could not be written in 2 attempts .*; check the network"):
         machine.mirror.upload()
-    machine.away()
+    machine.release()
 
 
-def test_an_upload_that_hangs_delays_nobody_and_only_one_waits_behind_it():
-    begun, go_on, num_pushes = threading.Event(), threading.Event(), []
+def test_a_slow_upload_blocks_no_step_and_at_most_one_upload_waits_for_it():
+    started, go_on, num_uploads = threading.Event(), threading.Event(), []
 
-    def push() -> None:
-        num_pushes.append(1)
-        begun.set()
+    def upload() -> None:
+        num_uploads.append(1)
+        started.set()
         go_on.wait()
 
-    uploads = Uploads(push)
+    uploads = Uploads(upload)
     uploads.start()
-    begun.wait()
+    started.wait()
     for _ in range(5):
         uploads.start()
-    assert len(num_pushes) == 1
+    assert len(num_uploads) == 1
     go_on.set()
     uploads.finish()
-    assert len(num_pushes) == 3, "the one that hung, the one that waited, the last"
+    assert len(num_uploads) == 3, "the slow one, the one that waited, the last one"
     uploads.close()
 
 
-def test_a_failed_upload_fails_what_follows():
-    def push() -> None:
+def test_after_a_failed_upload_all_later_calls_fail():
+    def upload() -> None:
         raise ValueError("s3://leaves could not be written")
 
-    uploads = Uploads(push)
+    uploads = Uploads(upload)
     uploads.start()
     with pytest.raises(ValueError, match="s3://leaves"):
         uploads.finish()
@@ -209,65 +211,65 @@ def test_a_failed_upload_fails_what_follows():
     uploads.close()
 
 
-def test_a_url_is_refused_while_its_holder_lives_and_taken_over_when_not(url, monkeypatch):
+def test_a_lock_is_refused_while_its_holder_runs_and_taken_over_when_it_is_abandoned(url, monkeypatch):
     monkeypatch.setattr(lock_module, "ABANDONED_S", 3.0)
     monkeypatch.setattr(lock_module, "POLL_S", 0.1)
     monkeypatch.setattr(lock_module, "RENEW_S", 0.3)
-    living = StoreLock(url)
+    held = StoreLock(url)
     with pytest.raises(ValueError, match=rf"{url} is being written by process \d+ on \S+; wait for it, or choose"):
         StoreLock(url)
-    living.release()
+    held.release()
     assert "run.lock" not in objects(url)
 
     monkeypatch.setattr(lock_module, "RENEW_S", 1e6)
-    left_behind = StoreLock(url)
+    abandoned = StoreLock(url)
     monkeypatch.setattr(lock_module, "ABANDONED_S", 0.5)
-    heir = StoreLock(url)
+    successor = StoreLock(url)
     with pytest.raises(ValueError, match=r"run.lock no longer belongs to this run but to process"):
-        left_behind.renew()
-    left_behind.release()
-    heir.renew()
-    heir.release()
+        abandoned.renew()
+    abandoned.release()
+    successor.renew()
+    successor.release()
 
 
-def test_of_many_that_find_an_abandoned_url_one_gets_it(url, monkeypatch):
+def test_one_of_several_runs_takes_over_an_abandoned_lock(url, monkeypatch):
     monkeypatch.setattr(lock_module, "ABANDONED_S", 1.0)
     monkeypatch.setattr(lock_module, "POLL_S", 0.1)
     WritableStore(url, SHORT).put("run.lock", b"process 1 on a machine that is gone 0 0")
     monkeypatch.setattr(lock_module, "RENEW_S", 0.2)
-    held: list[StoreLock] = []
+    locks: list[StoreLock] = []
     refused: list[str] = []
 
-    def take() -> None:
+    def acquire() -> None:
         try:
-            held.append(StoreLock(url))
+            locks.append(StoreLock(url))
         except ValueError as error:
             refused.append(str(error))
 
-    rivals = [threading.Thread(target=take) for _ in range(4)]
-    for rival in rivals:
-        rival.start()
-    for rival in rivals:
-        rival.join()
-    assert len(held) == 1
+    threads = [threading.Thread(target=acquire) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(locks) == 1
     assert len(refused) == 3
-    held[0].release()
+    locks[0].release()
 
 
-@pytest.mark.parametrize("place", ["ftp://host/run", "https://host/run", "file:///run"])
-def test_a_url_that_cannot_be_written_says_which_can(place):
-    with pytest.raises(ValueError, match=rf"{place} cannot be written to; give a folder, s3://, gs:// or az://"):
-        StoreLock(place)
+@pytest.mark.parametrize("location", ["ftp://host/run", "https://host/run", "file:///run"])
+def test_the_error_about_a_read_only_url_names_the_writable_kinds(location):
+    with pytest.raises(ValueError, match=rf"{location} cannot be written to; give a folder, s3://, gs:// or az://"):
+        StoreLock(location)
 
 
-def test_a_bucket_that_is_not_there_is_named(url):
+def test_a_missing_bucket_is_named(url):
     with pytest.raises(
         ValueError, match=r"s3://no-such-bucket/run/run.lock cannot be written: there is no such bucket"
     ):
         StoreLock("s3://no-such-bucket/run")
 
 
-def test_what_is_uploaded_is_what_lies_in_the_folder(machines, url, tmp_path):
+def test_uploaded_objects_are_equal_to_the_files_of_the_folder(machines, url, tmp_path):
     machine = start(machines, url, tmp_path)
     machine.save(3)
     (machine.folder / "best").mkdir()

@@ -1,4 +1,4 @@
-"""A step on one process."""
+"""An optimizer step on one process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model() -> AutoencoderKLMultispectralAdapter:
     return AutoencoderKLMultispectralAdapter(**TINY_BACKBONE, adapter_width=8, band_mean=[0.3] * 5, band_std=[0.1] * 5)
 
 
-def made(
+def make_stepper(
     model: AutoencoderKLMultispectralAdapter, config: Config, accelerator: Accelerator | None = None
 ) -> tuple[Stepper, Ranks]:
     accelerator = accelerator or Accelerator(cpu=True)
@@ -38,9 +38,9 @@ def made(
 
 
 @pytest.mark.parametrize(("value", "changes"), [(0.4, True), (5e18, False)])
-def test_a_step_whose_loss_is_infinite_changes_nothing_though_its_gradient_is_finite(model, value, changes):
+def test_a_step_with_an_infinite_loss_and_a_finite_gradient_changes_nothing(model, value, changes):
     config = Config(model=ModelConfig(train_backbone="all"), data=DataConfig(global_batch_size=2, micro_batch_size=2))
-    stepper, ranks = made(model, config)
+    stepper, ranks = make_stepper(model, config)
     tiles, leaf_mask = torch.rand(2, 5, 32, 32), torch.ones(2, 1, 32, 32, dtype=torch.bool)
     tiles[0, 2, 5, 5] = value
     batch = Batch(tiles, leaf_mask, ("a", "b"), PLAN)
@@ -63,16 +63,16 @@ NONE = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
         (torch.zeros(2, 5, 32, 32), ~NONE, {"mse_weight": 0.0}),
         (torch.zeros(2, 5, 32, 32), ~NONE, {"mse_weight": 0.0, "kl_weight": 0.0, "range_weight": 1.0}),
     ],
-    ids=["no leaf", "no finite value", "no spectrum", "no spectrum, in range"],
+    ids=["no leaf", "no finite value", "no spectrum", "no spectrum, range term"],
 )
-def test_a_step_without_anything_to_compare_changes_nothing(model, tiles, leaf_mask, weights):
-    """Neither by moments of earlier steps, nor by weight decay, nor by terms that know no original."""
+def test_a_step_without_leaf_values_to_compare_changes_nothing(model, tiles, leaf_mask, weights):
+    """Moments of earlier steps, weight decay and terms that do not use the original have no effect either."""
     config = Config(
         model=ModelConfig(train_backbone="all"),
         data=DataConfig(global_batch_size=2, micro_batch_size=2),
         loss=LossConfig(**weights),
     )
-    stepper, ranks = made(model, config)
+    stepper, ranks = make_stepper(model, config)
 
     def step(tiles: torch.Tensor, leaf_mask: torch.Tensor) -> torch.Tensor:
         batch = Batch(tiles, leaf_mask, ("a", "b"), PLAN)
@@ -84,8 +84,8 @@ def test_a_step_without_anything_to_compare_changes_nothing(model, tiles, leaf_m
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_a_step_never_waits_for_values_of_the_device(model):
-    """On the meta device there are no values, so whatever asks for one fails."""
+def test_a_step_never_reads_values_from_the_device(model):
+    """Tensors on the meta device have no values, so reading one fails."""
     config = Config(
         model=ModelConfig(train_backbone="all", sample_posterior=False),
         data=DataConfig(global_batch_size=4, micro_batch_size=2),
@@ -95,7 +95,7 @@ def test_a_step_never_waits_for_values_of_the_device(model):
     accelerator = Accelerator(cpu=True)
     accelerator.state.device = torch.device("meta")
     try:
-        stepper, ranks = made(model.to("meta"), config, accelerator)
+        stepper, ranks = make_stepper(model.to("meta"), config, accelerator)
         batch = Batch(torch.rand(2, 5, 32, 32).to("meta"), ~NONE.to("meta"), ("a", "b"), PLAN)
         for _ in range(2):
             totals, norm = stepper.step([batch, batch], ranks.all_reduce_sums(stepper.counts([batch, batch])), 1.0)
@@ -104,7 +104,7 @@ def test_a_step_never_waits_for_values_of_the_device(model):
     assert {value.device.type for value in (*totals.values(), norm)} == {"meta"}
 
 
-def test_the_scale_of_fp16_resumes_at_any_value():
+def test_the_loss_scale_of_fp16_resumes_at_any_value():
     scale = LossScale("fp16", torch.device("cpu"))
     for _ in range(17):
         scale.update(torch.tensor(True))
