@@ -43,7 +43,7 @@ EVALUATION_ROWS = (
     ("bits_per_value", "bits per value", "{:.2f}"),
 )
 CAPTIONS = {
-    "Settings that differ": "Settings in config.yaml that are not the same in all runs, except `out`.",
+    "Settings that differ": "Settings in config.yaml that differ between runs, except the output folder.",
     "Validation": "Metrics on the validation split at the step with the lowest validation loss. The model of this "
     "step is saved in best/. The small print is the difference to the first run. ↑: higher is better. "
     "↓: lower is better.",
@@ -248,8 +248,9 @@ def _summary(runs: Sequence[Run]) -> str:
     lead = first.best["psnr_db"] - second.best["psnr_db"]
     return (
         f"{first.name} has the highest leaf PSNR on its validation split: {first.best['psnr_db']:.2f} dB at step "
-        f"{first.best['step']:,}, {lead:.2f} dB above {second.name}. Runs with different random seeds differ too. "
-        "Train each configuration with several seeds to see whether the difference is larger than that."
+        f"{first.best['step']:,}, {lead:.2f} dB above {second.name}. Runs that differ only in their random seed "
+        "have a different PSNR, too. Train each configuration with several seeds to see whether the lead is more than "
+        "chance."
     )
 
 
