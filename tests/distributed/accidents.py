@@ -43,10 +43,10 @@ class Ended(NamedTuple):
 class Struck:
     """A run in the background. `pause` names the moment at which it pauses (`paused_train.py`)."""
 
-    def __init__(self, command: list[str], out: Path, place: Path, pause: str = "nowhere 0 0") -> None:
-        place.mkdir(parents=True, exist_ok=True)
-        self.out, self.paused, self.go = out, place / "paused", place / "go"
-        self._screen = place / "stdout", place / "stderr"
+    def __init__(self, command: list[str], out: Path, folder: Path, pause: str = "nowhere 0 0") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.out, self.paused, self.go = out, folder / "paused", folder / "go"
+        self._screen = folder / "stdout", folder / "stderr"
         environment = {"PAUSE": pause, "PAUSED": str(self.paused), "GO": str(self.go), "PYTHONPATH": str(ROOT)}
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/faults.md
         with self._screen[0].open("w") as stdout, self._screen[1].open("w") as stderr:

@@ -94,49 +94,49 @@ def browser() -> str:
     return found
 
 
-def look(address: str, place: Path, words: Sequence[str] = ()) -> tuple[Path, str, str]:
+def look(address: str, folder: Path, words: Sequence[str] = ()) -> tuple[Path, str, str]:
     """Return a screenshot, the page after its scripts ran and some words appeared, and its console output."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        page = _browse("--dump-dom", address, place)
+        page = _browse("--dump-dom", address, folder)
         if all(word in page.stdout for word in words):
             break
         assert time.monotonic() < deadline, [word for word in words if word not in page.stdout]
-    picture = place / "page.png"
-    seen = _browse(f"--screenshot={picture}", address, place)
+    picture = folder / "page.png"
+    seen = _browse(f"--screenshot={picture}", address, folder)
     console = "\n".join(line for done in (page, seen) for line in done.stderr.splitlines() if ":CONSOLE" in line)
     return picture, page.stdout, console
 
 
-def _browse(what: str, address: str, place: Path) -> subprocess.CompletedProcess[str]:
+def _browse(what: str, address: str, folder: Path) -> subprocess.CompletedProcess[str]:
     # without WebGL, curves are SVG, which a screenshot shows
     flags = [
         "--disable-3d-apis", "--enable-logging=stderr", "--log-level=0", f"--window-size={WIDTH_PX},{HEIGHT_PX}",
         f"--virtual-time-budget={PATIENT_MS}",
     ]  # fmt: skip
-    return _headless(what, address, place, flags)
+    return _headless(what, address, folder, flags)
 
 
-def _headless(what: str, address: str, place: Path, flags: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _headless(what: str, address: str, folder: Path, flags: Sequence[str]) -> subprocess.CompletedProcess[str]:
     always = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={place / 'profile'}",
+        "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}",
     ]  # fmt: skip
     return subprocess.run(
         [browser(), *always, *flags, what, address], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
 
 
-def layout(page: Path, place: Path, width_px: int) -> dict[str, Any]:
+def layout(page: Path, folder: Path, width_px: int) -> dict[str, Any]:
     """Return `width`, `scroll_width`, `pictures`, `broken_pictures` and `requests` of a file in a window."""
-    (place / "measured.html").write_text(page.read_text() + MEASURE)
-    frame = place / "frame.html"
+    (folder / "measured.html").write_text(page.read_text() + MEASURE)
+    frame = folder / "frame.html"
     frame.write_text(FRAME.format(file="measured.html", width_px=width_px, mark=MARK))
-    dom = _headless("--dump-dom", f"file://{frame}", place, ["--virtual-time-budget=10000"]).stdout
+    dom = _headless("--dump-dom", f"file://{frame}", folder, ["--virtual-time-budget=10000"]).stdout
     return dict(json.loads(dom.split(MARK)[-2]))
 
 
-def print_pages(page: Path, place: Path) -> int:
+def print_pages(page: Path, folder: Path) -> int:
     """Print a file to `page.pdf`, and return the number of sheets."""
-    pdf = place / "page.pdf"
-    _headless(f"--print-to-pdf={pdf}", f"file://{page}", place, ["--no-pdf-header-footer"])
+    pdf = folder / "page.pdf"
+    _headless(f"--print-to-pdf={pdf}", f"file://{page}", folder, ["--no-pdf-header-footer"])
     return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))

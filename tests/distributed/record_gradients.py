@@ -96,8 +96,8 @@ def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> N
 
 def prepared(batch: Batch, precision: str, slots_with_leaf: int) -> Batch:
     tiles, leaf_mask = batch.tiles.clone(), batch.leaf_mask.clone()
-    for row, place in enumerate(batch.plan.samples):
-        if place.slot >= slots_with_leaf:
+    for row, sample in enumerate(batch.plan.samples):
+        if sample.slot >= slots_with_leaf:
             leaf_mask[row] = False
     return replace(batch, tiles=tiles if precision == "float32" else tiles.double(), leaf_mask=leaf_mask)
 

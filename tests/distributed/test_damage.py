@@ -65,9 +65,9 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_run_resumes_when_there_i
     assert steps_kept(out) == [4, 6, 8]
 
 
-def flip(path: Path, place: float) -> None:
+def flip(path: Path, fraction: float) -> None:
     content = bytearray(path.read_bytes())
-    content[int(len(content) * place)] ^= 1
+    content[int(len(content) * fraction)] ^= 1
     path.write_bytes(content)
 
 

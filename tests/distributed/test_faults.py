@@ -35,10 +35,10 @@ LOCAL = "127.0.0.1"
 
 @pytest.fixture(scope="module")
 def undisturbed(leaf_shards, tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("undisturbed")
-    ended = Struck(accelerated(leaf_shards, place / "run"), place / "run", place).end()
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = Struck(accelerated(leaf_shards, folder / "run"), folder / "run", folder).end()
     assert ended.returncode == 0, ended.stderr[-3000:]
-    return place / "run"
+    return folder / "run"
 
 
 class Accidents(NamedTuple):
@@ -59,33 +59,33 @@ class Accidents(NamedTuple):
 def accidents(leaf_shards, tmp_path_factory) -> Accidents:
     """Return a run that loses one rank, then all ranks, is asked to stop twice, the second time by its launcher, and
     finishes."""
-    place = tmp_path_factory.mktemp("accidents")
-    out = place / "run"
+    folder = tmp_path_factory.mktemp("accidents")
+    out = folder / "run"
     command = accelerated(leaf_shards, out)
 
-    run = Struck(command, out, place / "1", pause="evaluation 1 4")
+    run = Struck(command, out, folder / "1", pause="evaluation 1 4")
     run.wait_until(run.paused.exists)
     run.ranks()[1].kill()
     after_lost_rank = run.end(60)
 
-    run = Struck(command, out, place / "2", pause="checkpoint 0 6")
+    run = Struck(command, out, folder / "2", pause="checkpoint 0 6")
     run.wait_until(run.paused.exists)
     run.kill_all()
     partial = [path.name for path in (out / "checkpoints").glob(".*")]
 
-    run = Struck(command, out, place / "3")
+    run = Struck(command, out, folder / "3")
     run.wait_for_step(8)  # it stops at step 10 or soon after, where no checkpoint is due
     leftovers = [path.name for path in (out / "checkpoints").glob(".*")]
     _, second = run.ranks()
     second.send_signal(signal.SIGUSR1)
     after_signals, saved_after_signals = run.end(), steps_kept(out)
 
-    run = Struck(command, out, place / "4")
+    run = Struck(command, out, folder / "4")
     run.wait_for_step(saved_after_signals[-1] + 1)
     run.launcher.send_signal(signal.SIGTERM)
     after_launchers_signal, saved_after_launchers_signal = run.end(), steps_kept(out)
 
-    at_the_end = Struck(command, out, place / "5").end()
+    at_the_end = Struck(command, out, folder / "5").end()
     return Accidents(
         out, after_lost_rank, partial, after_signals, saved_after_signals, leftovers,
         after_launchers_signal, saved_after_launchers_signal, at_the_end,

@@ -173,8 +173,8 @@ MORE_REFUSALS = [
     [*REFUSALS, *(pytest.param(*refusal, marks=pytest.mark.slow) for refusal in MORE_REFUSALS)],
 )
 def test_a_wrong_option_or_folder_is_refused_in_one_line(launch, undisturbed, leaf_shards, overrides, message):
-    places = {"out": undisturbed, "shards": leaf_shards}
-    overrides = {name: str(value).format(**places) for name, value in overrides.items()}
+    folders = {"out": undisturbed, "shards": leaf_shards}
+    overrides = {name: str(value).format(**folders) for name, value in overrides.items()}
     before = sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*"))
     settings = {**RUN, "out": undisturbed, **overrides}
     done = launch(TRAIN, *tiny_run(leaf_shards, **settings), processes=RANKS)

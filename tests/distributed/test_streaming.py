@@ -24,15 +24,15 @@ def weights(run: Path) -> dict[str, bytes]:
 
 def test_a_run_from_s3_is_equal_to_a_run_from_disk(launch, leaf_shards, moto, monkeypatch, tmp_path):
     set_credentials(monkeypatch, f"http://{moto[0]}:{moto[1]}")
-    place = f"s3://{BUCKET}/field/shards"
-    far = {"data__train": f"{place}/train", "data__val": f"{place}/val", "data__cache": tmp_path / "cache"}
+    location = f"s3://{BUCKET}/field/shards"
+    far = {"data__train": f"{location}/train", "data__val": f"{location}/val", "data__cache": tmp_path / "cache"}
     for out, overrides in ((tmp_path / "near", {}), (tmp_path / "far", far)):
         done = launch(TRAIN, *tiny_run(leaf_shards, out, **overrides), processes=2)
         assert done.returncode == 0, done.stderr[-3000:]
     assert weights(tmp_path / "far") == weights(tmp_path / "near")
     assert list((tmp_path / "cache").glob("*.spans"))
-    judged = launch(EVALUATE, "--model", tmp_path / "far/model", "--data", place, "--out", tmp_path / "report")
-    assert judged.returncode == 0, judged.stderr[-3000:]
+    evaluated = launch(EVALUATE, "--model", tmp_path / "far/model", "--data", location, "--out", tmp_path / "report")
+    assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert (tmp_path / "report" / "report.html").is_file()
 
 
@@ -64,14 +64,14 @@ def test_bad_samples_are_replaced_named_and_counted(launch, damaged, tmp_path):
         assert {line["key"] for line in lines} == keys
         assert all("truncated or altered" in line["reason"] for line in lines)
         assert not {line["replaced_by"] for line in lines} & keys
-        told = " ".join(done.stdout.split())
-        assert "could not be read and were replaced" in told
-        assert all(key in told for key in keys)
+        output = " ".join(done.stdout.split())
+        assert "could not be read and were replaced" in output
+        assert all(key in output for key in keys)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         steps = [line["step"] for line in lines]
         assert [row["bad_samples"] for row in rows] == [steps.count(row["step"]) for row in rows]
         (checkpoint,) = (out / "checkpoints").glob("step-*6")
-        saved = [tuple(place) for place in load_state(checkpoint)["bad_samples"]]
+        saved = [tuple(sample) for sample in load_state(checkpoint)["bad_samples"]]
         assert saved == [(shard, 3) for shard in (0, 2)]
         events = EventAccumulator(str(out / "tensorboard"))
         events.Reload()

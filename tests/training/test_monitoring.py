@@ -50,9 +50,9 @@ def warnings_of(leaf_shards: Path, order: SampleOrder, batches: dict[int, dict],
 def key_at(leaf_shards: Path, order: SampleOrder, step: int, slot: int) -> str:
     """Return the key of a tile as it is stored in the shard."""
     reader = ShardReader(leaf_shards / "train")
-    (place,) = order.samples(step - 1, GLOBAL_BATCH, range(slot, slot + 1))
+    (sample,) = order.samples(step - 1, GLOBAL_BATCH, range(slot, slot + 1))
     tile = np.empty(reader.tile_shape, reader.dtype)
-    return reader.read_into(place.shard, place.row, tile, np.empty(reader.tile_shape[1:], bool))
+    return reader.read_into(sample.shard, sample.row, tile, np.empty(reader.tile_shape[1:], bool))
 
 
 def test_low_coverage_causes_one_warning_that_names_the_emptiest_tiles(leaf_shards, order):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 from msvae.shards.stores.remote import RetryPolicy, WritableStore
 from msvae.training import checkpoints
 from msvae.training import lock as lock_module
-from msvae.training.lock import StoreLock
+from msvae.training.lock import FolderLock, StoreLock
 from msvae.training.run_storage import Mirror, Uploads
 
 from ..servers import BUCKET, s3_server, set_credentials
@@ -282,3 +285,26 @@ def test_uploaded_objects_are_equal_to_the_files_of_the_folder(machines, url, tm
     for path in (path for path in machine.folder.rglob("*") if path.is_file()):
         key = f"{prefix}/{path.relative_to(machine.folder)}"
         assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == path.read_bytes()
+
+
+def test_a_folder_in_use_is_refused_with_its_holder_until_the_lock_is_released(tmp_path):
+    lock = FolderLock(tmp_path)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=rf"{tmp_path} is being written by process {os.getpid()} on \S+; wait for it"
+        ):
+            FolderLock(tmp_path)
+    lock.release()
+    FolderLock(tmp_path).release()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch, number):
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    message = rf"{tmp_path} is on a file system without locks \({os.strerror(number)}\).*choose an `out` elsewhere"
+    with pytest.raises(ValueError, match=message):
+        FolderLock(tmp_path)
