@@ -96,7 +96,7 @@ def test_after_a_rank_is_killed_the_others_end_within_seconds_and_the_summary_na
     ended = accidents.after_lost_rank
     assert ended.returncode != 0
     (line,) = errors(ended)
-    assert line.startswith("error: lost the other ranks in Evaluator.tile_sums (")
+    assert line.startswith("error: lost the other ranks in TileColumns.all_reduce (")
     assert "rank      : 1" in ended.cause
     assert "Signal 9 (SIGKILL)" in ended.cause
     before_launcher = ended.stderr[: ended.stderr.index(line)]
