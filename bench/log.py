@@ -28,11 +28,11 @@ from msvae.distributed.precision import AutocastModel
 from msvae.distributed.setup import join_ranks
 from msvae.report.composites import Example
 from msvae.report.pictures import comparison_figure
-from msvae.training.log.run_log import RunLog
 from msvae.training.optim import make_optimizer
 from msvae.training.pace import Pace
-from msvae.training.parallel.trained_weights import ReplicatedWeights
+from msvae.training.run_log import RunLog
 from msvae.training.step import loss_row, optimizer_row
+from msvae.training.trained_weights import ReplicatedWeights
 
 TERMS = ("mse", "sam", "kl")
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from step import SD3, flop
 
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import LeafStatistics
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.packing.options import PackOptions
 from msvae.shards.manifest import Manifest, ShardEntry, Shards

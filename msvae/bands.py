@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+
 from msvae.messages import counted
 
 DEFAULT_NAMES = ("blue", "green", "red", "red_edge", "nir")
@@ -129,3 +131,22 @@ def _tags(wavelengths_nm: Sequence[float]) -> list[str]:
         if len(set(tags)) == len(tags):
             return tags
     return [f"{nm:.0f}nm_{number}" for number, nm in enumerate(wavelengths_nm, 1)]
+
+
+class LeafStatistics(BaseModel):
+    """Statistics of reflectance over the leaf pixels of the training split, with one entry per band."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_pixels: NonNegativeInt
+    """Number of leaf pixels."""
+    mean: list[float]
+    std: list[float]
+    minimum: list[float]
+    maximum: list[float]
+    covariance: list[list[float]]
+    """Covariance matrix of the bands."""
+    percentiles: dict[str, list[float]] = {}
+    """Percentiles of each band; the keys are percentages such as `"5"`."""
+    coverage_histogram: list[NonNegativeInt] = []
+    """Number of training tiles by coverage, in ten equal bins from 0 to 1."""

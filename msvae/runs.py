@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msvae.files import remove_abandoned, write_text
+
+LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 RUN_CARD = "run_card.json"
@@ -84,3 +88,14 @@ def line(rows: Sequence[dict[str, Any]], name: str) -> Line | None:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the version of Python and of every library in `LIBRARIES`, or `not installed`."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import DEFAULT_NAMES, DEFAULT_WAVELENGTHS_NM, LeafStatistics
 from msvae.shards.loader import Loader
 from msvae.shards.manifest import Manifest, ShardEntry, Shards
 from msvae.shards.order import SampleOrder, training_plans

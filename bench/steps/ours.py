@@ -14,8 +14,8 @@ from msvae.distributed.setup import join_ranks
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.training.optim import make_optimizer
-from msvae.training.parallel.trained_weights import ReplicatedWeights
 from msvae.training.step import Stepper
+from msvae.training.trained_weights import ReplicatedWeights
 
 VARIANTS = ("eager", "channels-last", "checkpointing", "compiled", "output")
 """`output` is the adapter placement `output`, whose frozen encoder needs no autograd graph."""

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from msvae.cli.screen import numbers, progress, say, user_errors
 from msvae.messages import counted
-from msvae.packing.output import save_contact_sheet
+from msvae.packing.pack import save_contact_sheet
 from msvae.shards.audit.indexing import IndexedSplit, IndexOptions, index_dataset
 from msvae.shards.audit.verify import verify_dataset
 from msvae.shards.audit.verify_shard import Fault

@@ -13,7 +13,7 @@ from msvae.cli.options import option, with_options
 from msvae.cli.screen import progress, say, user_errors
 from msvae.messages import counted
 from msvae.packing.options import PackOptions
-from msvae.packing.output import is_merged
+from msvae.packing.pack import is_merged
 from msvae.packing.pack import pack as pack_images
 from msvae.packing.summary import PackSummary
 from msvae.synthetic.images import synthesise

@@ -14,7 +14,7 @@ import msvae
 from msvae.distributed.setup import launched_processes
 from msvae.doctor.row import Context, Facts, OwnFacts, Row, failed, list_ranks
 from msvae.messages import counted
-from msvae.versions import library_versions
+from msvae.runs import library_versions
 
 INTERFACE_SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

@@ -20,7 +20,7 @@ from msvae.evaluation.results import Result, write_metrics, write_tables
 from msvae.evaluation.summary import LABELS, summary_lines
 from msvae.files import replace_files
 from msvae.messages import counted
-from msvae.metrics.bootstrap import NUM_RESAMPLES
+from msvae.metrics.aggregate import NUM_RESAMPLES
 from msvae.metrics.codecs import CODECS
 from msvae.metrics.detail import EDGE_PX
 from msvae.metrics.pca import MAX_VALUES, mean_spectrum, project_spectra

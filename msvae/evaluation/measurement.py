@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msvae.evaluation.evaluator import Evaluator, Reconstruct
 from msvae.losses.coverage import latent_coverage
-from msvae.metrics.aggregate import Sums, check_leaf, mean_spectrum_sums, sum_by_class
+from msvae.metrics.aggregate import Sums, check_leaf, latent_statistics, mean_spectrum_sums, sum_by_class
 from msvae.metrics.detail import detail_sums
 from msvae.metrics.histograms import (
     ERROR_EDGES,
@@ -26,8 +26,7 @@ from msvae.metrics.histograms import (
     brightness_counts,
     error_counts,
 )
-from msvae.metrics.latents import latent_statistics, latent_sums
-from msvae.metrics.tile_sums import LeafPixels
+from msvae.metrics.tile_sums import LeafPixels, latent_sums
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.loader import Batch
 from msvae.shards.splits import TileOrigin

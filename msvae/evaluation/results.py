@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from msvae.bands import Bands
 from msvae.evaluation.measurement import Measurement
-from msvae.metrics.aggregate import Metrics, Sums, compute_metrics, to_json, total_sums
-from msvae.metrics.bootstrap import interval, intervals, resample
+from msvae.metrics.aggregate import Metrics, Sums, compute_metrics, interval, intervals, resample, to_json, total_sums
 from msvae.metrics.tile_sums import INDICES
 from msvae.shards.splits import TileOrigin
 

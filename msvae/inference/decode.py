@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from msvae.bands import LeafStatistics
 from msvae.files import replace_folder
 from msvae.inference.load import choose_device, explain_out_of_memory, load_model, model_sha256
 from msvae.inference.raster_output import GeoTiff
-from msvae.leaf_statistics import LeafStatistics
 from msvae.messages import OnProgress, counted
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.rasters.gdal import gdal_session

@@ -1,4 +1,4 @@
-"""Metrics from sums over leaf pixels: sums are added in stored order and divided once."""
+"""From sums per tile to metrics, with bootstrap intervals over resampled images (Efron 1979)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from msvae.metrics.histograms import ANGLE_EDGES_DEG, quantile
 from msvae.metrics.tile_sums import INDICES
+
+NUM_RESAMPLES = 2000
+ENDS_PERCENT = (2.5, 97.5)
+SEED = 20_260_101
+ACTIVE_VARIANCE = 0.01
+"""Smallest variance of the posterior mean of an active channel (Burda, Grosse, Salakhutdinov 2016)."""
 
 PEAK_REFLECTANCE = 1.0
 SMALLEST_MSE = 1e-20
@@ -159,3 +165,54 @@ def _to_json(value: Any) -> Any:
     if np.ndim(value):
         return [_to_json(part) for part in value]
     return float(value) if np.isfinite(value) else None
+
+
+def latent_statistics(sums: Sums) -> dict[str, Any]:
+    """Return the statistics of a split.
+
+    Returns: `leaf_cells`; `mean_per_channel` and `std_per_channel` of posterior means; mean
+        `posterior_std_per_channel`; `kl_per_channel_nats` per cell; and `active_channels`, their number.
+    """
+    joined = {name: column.sum(axis=0) for name, column in sums.items()}
+    mean, squared, posterior_std, kl = (
+        joined[name] / joined["cells"] for name in ("latent", "latent_squared", "posterior_std", "kl")
+    )
+    variance = np.maximum(squared - np.square(mean), 0)
+    return {
+        "leaf_cells": float(joined["cells"]),
+        "mean_per_channel": mean.tolist(),
+        "std_per_channel": np.sqrt(variance).tolist(),
+        "posterior_std_per_channel": posterior_std.tolist(),
+        "kl_per_channel_nats": kl.tolist(),
+        "active_channels": int((variance > ACTIVE_VARIANCE).sum()),
+    }
+
+
+def resample(sums: Sums) -> dict[str, NDArray[np.float64]]:
+    """Return the sums of resamples, one row each. A resample has as many rows as `sums`, sampled with replacement.
+
+    Which rows are sampled depends only on the number of rows. Two reconstructions of the same images are therefore
+    resampled alike, and their difference can be resampled too.
+    """
+    num_units = len(sums["num_pixels"])
+    times_sampled = np.random.Generator(np.random.PCG64(SEED)).multinomial(
+        num_units, np.full(num_units, 1 / num_units), NUM_RESAMPLES
+    )
+    return {name: times_sampled.astype(np.float64) @ column for name, column in sums.items()}
+
+
+def intervals(resampled: Metrics) -> Metrics:
+    """Return the ends of the 95 % interval of each metric, (2,) or (2, K). See `interval`."""
+    return {name: interval(values) for name, values in resampled.items()}
+
+
+def interval(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the 2.5th and 97.5th percentile over the resamples; NaN if no resample has a value.
+
+    Args: values of one metric, (R,) or (R, K).
+    Returns: (2,) or (2, K).
+    """
+    measurable = ~np.isnan(values).all(axis=0)
+    ends = np.full((2, *values.shape[1:]), np.nan)
+    ends[:, measurable] = np.nanpercentile(values[:, measurable], ENDS_PERCENT, axis=0)
+    return ends

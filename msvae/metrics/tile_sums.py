@@ -167,3 +167,22 @@ def _ssim_sum_of_tile(
             )
             totals_C[band] = ssim[inside].sum()
     return totals_C, int(inside.sum())
+
+
+def latent_sums(mean_BKhw: Tensor, logvar_BKhw: Tensor, leaf_share_Bhw: Tensor) -> dict[str, Tensor]:
+    """Return sums over the latent cells of each tile, float64, weighted by leaf share.
+
+    Returns: `cells` (B,), the sum of leaf shares; and (B, K) `latent` and `latent_squared` (of the posterior mean),
+        `posterior_std`, and `kl` (nats, against N(0, 1)).
+    """
+    share = leaf_share_Bhw[:, None].double()
+    mean, logvar = mean_BKhw.double(), logvar_BKhw.double()
+    maps = {
+        "latent": mean,
+        "latent_squared": mean.square(),
+        "posterior_std": (logvar / 2).exp(),
+        "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar),
+    }
+    # a cell without leaf may hold NaN or infinity
+    sums = {name: torch.where(share > 0, values * share, 0.0).sum(dim=(2, 3)) for name, values in maps.items()}
+    return {"cells": share.sum(dim=(1, 2, 3)), **sums}

@@ -17,8 +17,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands, LeafStatistics
 from msvae.losses.coverage import check_mask, mask_stats, valid_elements
 from msvae.losses.objective import LeafLosses
 from msvae.losses.spectra import count_nonfinite

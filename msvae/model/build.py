@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from msvae.bands import Bands
+from msvae.bands import Bands, LeafStatistics
 from msvae.config import LossConfig, ModelConfig
-from msvae.leaf_statistics import LeafStatistics
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.model.initialise import initialise_from_backbone
 

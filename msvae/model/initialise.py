@@ -8,8 +8,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msvae.bands import Bands
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import Bands, LeafStatistics
 from msvae.model.adapters import BandAdapter
 
 SMALLEST_STD = 1e-6

@@ -12,8 +12,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import hf_hub_download
 from huggingface_hub.repocard import metadata_load
 
-from msvae.bands import Bands
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import Bands, LeafStatistics
 from msvae.model.initialise import initialise_from_backbone
 
 CHANGEABLE = (

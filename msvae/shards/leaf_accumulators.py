@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import LeafStatistics
 
 COVERAGE_BINS = 10
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

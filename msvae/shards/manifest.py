@@ -13,8 +13,7 @@ from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from msvae.bands import Bands
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import Bands, LeafStatistics
 from msvae.shards.stores import open_store
 from msvae.shards.stores.store import MissingError, Store
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from msvae.files import move_folder, write_text
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
-from msvae.versions import library_versions
+from msvae.runs import library_versions
 
 FOLDER, LATEST = "checkpoints", "latest"
 TENSORS, STATE, CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"

@@ -20,7 +20,7 @@ from msvae.distributed.collectives import Ranks
 from msvae.messages import counted
 from msvae.training import checkpoints
 from msvae.training.optim import AVERAGE
-from msvae.training.parallel.trained_weights import TrainedWeights
+from msvae.training.trained_weights import TrainedWeights
 
 MANIFEST, FROZEN = "manifest_digest", "frozen_parameters"
 """Digests in a run identity. They show that something differs, but not what."""

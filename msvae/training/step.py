@@ -20,7 +20,7 @@ from msvae.losses.terms import MaskedSum
 from msvae.shards.loader import Batch
 from msvae.shards.order import hash_key
 from msvae.training.optim import AveragingAdamW
-from msvae.training.parallel.trained_weights import TrainedWeights
+from msvae.training.trained_weights import TrainedWeights
 
 Sums = dict[str, Tensor]
 

@@ -22,17 +22,17 @@ from msvae.runs import RUN_CARD
 from msvae.shards.loader import Batch
 from msvae.shards.manifest import Manifest
 from msvae.training.checkpoints import CheckpointWriter, save_model
-from msvae.training.log.run_card import as_code, as_list, run_card, settings
-from msvae.training.log.run_log import RunLog
 from msvae.training.monitoring import DataMonitor, SkippedSteps, Warn
 from msvae.training.optim import make_optimizer, schedule
 from msvae.training.pace import Pace
-from msvae.training.parallel.trained_weights import NamedTensor, distribute
 from msvae.training.resume import Resume, run_identity
+from msvae.training.run_card import as_code, as_list, run_card, settings
+from msvae.training.run_log import RunLog
 from msvae.training.run_storage import RunStorage
 from msvae.training.step import Stepper, Sums, loss_row, optimizer_row
 from msvae.training.stop import DelayedRead, StopRequest
 from msvae.training.stream import TrainingStream
+from msvae.training.trained_weights import NamedTensor, distribute
 from msvae.training.validation import EvaluationModel, Validation
 
 LONG_WAIT_S = 1.0

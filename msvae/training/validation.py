@@ -22,9 +22,9 @@ from msvae.report.pictures import comparison_figure, index_figure, spectra_figur
 from msvae.shards.cache import cache_for
 from msvae.shards.reader import ShardReader
 from msvae.training.checkpoints import save_model
-from msvae.training.log.run_log import RunLog
 from msvae.training.optim import AVERAGE
-from msvae.training.parallel.trained_weights import TrainedWeights
+from msvae.training.run_log import RunLog
+from msvae.training.trained_weights import TrainedWeights
 
 NUM_PICTURES = 4
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from msvae.training.log.board import Board
+from msvae.training.board import Board
 
 from ..servers import BUCKET, set_credentials, upload
 from .slurm import free_ports

@@ -25,7 +25,7 @@ from msvae.distributed.precision import LossScale
 from msvae.distributed.setup import join_ranks
 from msvae.shards.loader import Batch
 from msvae.training import trainer as trainer_module
-from msvae.training.parallel.trained_weights import ReplicatedWeights
+from msvae.training.trained_weights import ReplicatedWeights
 from msvae.training.trainer import Trainer
 
 folder, cases, *overrides = sys.argv[1:]

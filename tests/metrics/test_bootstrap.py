@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msvae.metrics.aggregate import compute_metrics
-from msvae.metrics.bootstrap import NUM_RESAMPLES, interval, intervals, resample
+from msvae.metrics.aggregate import NUM_RESAMPLES, compute_metrics, interval, intervals, resample
 
 
 def images(squared_errors: np.ndarray, pixels: float = 100.0) -> dict[str, np.ndarray]:

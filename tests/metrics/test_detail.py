@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from msvae.bands import Bands
-from msvae.metrics.aggregate import compute_metrics, mean_spectrum_sums
+from msvae.metrics.aggregate import compute_metrics, latent_statistics, mean_spectrum_sums
 from msvae.metrics.detail import EDGE_PX, SID_FLOOR, detail_sums, information_divergence, is_edge
 from msvae.metrics.histograms import (
     ANGLE_EDGES_DEG,
@@ -20,8 +20,7 @@ from msvae.metrics.histograms import (
     error_counts,
     quantile,
 )
-from msvae.metrics.latents import latent_statistics, latent_sums
-from msvae.metrics.tile_sums import LeafPixels, spectral_sums, ssim_sums
+from msvae.metrics.tile_sums import LeafPixels, latent_sums, spectral_sums, ssim_sums
 
 BANDS = Bands()
 BLUE, GREEN, RED, RED_EDGE, NIR = range(5)

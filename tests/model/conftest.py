@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from msvae import AutoencoderKLMultispectralAdapter
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import LeafStatistics
 from msvae.model.build import TINY_BACKBONE
 
 PLACEMENTS = ("both", "input", "output")

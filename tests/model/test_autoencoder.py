@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from msvae import AutoencoderKLMultispectralAdapter
-from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import DEFAULT_WAVELENGTHS_NM, Bands, LeafStatistics
 from msvae.model.initialise import pca_projection, rgb_projection
 
 from .conftest import PLACEMENTS, leaf_tiles, load, randomise_new_parts

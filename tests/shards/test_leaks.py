@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import LeafStatistics
 from msvae.shards.audit.leaks import check_leaks
 from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.stores import open_store

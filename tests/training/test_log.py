@@ -14,10 +14,10 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from msvae.training.log.run_log import RunLog
+from msvae.training.run_log import RunLog
 
 SHOW_STEPS = """
-from msvae.training.log.run_log import Screen
+from msvae.training.run_log import Screen
 screen = Screen(0, 40)
 for step in range(1, 41):
     row = {"step": step, "loss": 1 / step, "angle_deg": 5.25, "coverage": 0.5, "samples_per_s": 12.0, "step_s": 2.0}

@@ -15,8 +15,8 @@ from msvae.model.build import TINY_BACKBONE
 from msvae.shards.loader import Batch
 from msvae.shards.order import MicroBatchPlan, SampleRef
 from msvae.training.optim import make_optimizer
-from msvae.training.parallel.trained_weights import ReplicatedWeights, norm_of
 from msvae.training.step import Stepper
+from msvae.training.trained_weights import ReplicatedWeights, norm_of
 
 PLAN = MicroBatchPlan(0, (SampleRef(0, 0, 0), SampleRef(0, 1, 1)))
 

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msvae.bands import Bands
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import Bands, LeafStatistics
 from msvae.messages import OnProgress, counted
 from msvae.shards.audit.across_shards import ByteProgress, KeyRegister, in_order
 from msvae.shards.audit.tar_samples import (

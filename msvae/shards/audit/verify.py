@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msvae.leaf_statistics import LeafStatistics
+from msvae.bands import LeafStatistics
 from msvae.messages import OnProgress, counted
 from msvae.shards.audit.across_shards import ByteProgress, KeyRegister, in_order
 from msvae.shards.audit.leaks import check_leaks

@@ -19,7 +19,7 @@ from msvae.config import Config
 from msvae.credentials import hide_credentials
 from msvae.distributed.collectives import Ranks
 from msvae.distributed.setup import launched_precision
-from msvae.versions import library_versions
+from msvae.runs import library_versions
 
 SETTINGS = {
     "model": None,

@@ -24,7 +24,7 @@ def distribute(ranks: Ranks, model: AutocastModel, optimizer: AveragingAdamW, co
     if not ranks.engine.uses_deepspeed:
         return ReplicatedWeights(ranks, model, optimizer, max_norm)
     # imported here, because DeepSpeed searches for compilers when it is imported
-    from msvae.training.parallel.zero import ZeroWeights
+    from msvae.training.zero import ZeroWeights
 
     accumulation_steps = config.accumulation_steps(ranks.world_size)
     return ZeroWeights(ranks, model, optimizer, max_norm, accumulation_steps, config.train.timeout_s)

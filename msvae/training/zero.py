@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from msvae.distributed.collectives import Ranks
 from msvae.distributed.precision import AutocastModel, LossScale
 from msvae.training.optim import AveragingAdamW
-from msvae.training.parallel.trained_weights import NamedTensor, TrainedWeights
+from msvae.training.trained_weights import NamedTensor, TrainedWeights
 
 GATHERED_ELEMENTS = 2**24
 """Full weights are gathered in groups of at least this many elements."""

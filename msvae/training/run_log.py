@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from msvae.losses.coverage import NUM_BINS
 from msvae.report.charts import coverage_figure
 from msvae.runs import METRICS, VALIDATION, JsonLines, complete_lines
-from msvae.training.log.board import Board
+from msvae.training.board import Board
 
 PLAIN_LINES = 20
 PLAIN_SECONDS = 30.0
