@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Ranks:
-    """The processes that train together. With one process, every operation returns its own input."""
+    """The processes that train together. With one process, a collective returns its input."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.rank: int = accelerator.process_index
@@ -41,13 +41,13 @@ class Ranks:
         return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
     def all_gather_int(self, number: int) -> list[int]:
-        """One integer below 2^53 from every rank, in rank order."""
+        """Return one integer below 2^53 from every rank, in rank order."""
         column = torch.zeros(self.world_size, dtype=torch.float64)
         column[self.rank] = number
         return [int(value) for value in self.all_reduce_sums({"numbers": column})["numbers"].tolist()]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """One JSON value from every rank, in rank order."""
+        """Return one JSON value from every rank, in rank order."""
         if self.world_size == 1:
             return [json.loads(json.dumps(value))]
         text = json.dumps(value).encode()

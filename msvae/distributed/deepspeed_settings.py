@@ -9,7 +9,7 @@ SET_BY_RUN = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "steps_per_print", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
 )  # fmt: skip
-"""Keys whose values are replaced by those of the run."""
+"""Keys whose values the run replaces."""
 MONITORING = ("comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "dump_state")
 ZERO = (
     "stage", "offload_optimizer", "offload_param", "overlap_comm", "contiguous_gradients", "reduce_scatter",

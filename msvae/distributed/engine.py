@@ -1,4 +1,4 @@
-"""How the ranks train together: one process, DDP or DeepSpeed ZeRO, as the launcher chose."""
+"""The engine under which the ranks train: one process, DDP or DeepSpeed ZeRO."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Engine:
         """Stage of ZeRO; 0 without DeepSpeed."""
         kind = str(accelerator.distributed_type.value)
         self.name = f"{kind}, ZeRO {self.zero_stage}" if self.uses_deepspeed else kind
-        """Such as `MULTI_GPU` or `DEEPSPEED, ZeRO 2`."""
+        """Name of the engine, such as `MULTI_GPU` or `DEEPSPEED, ZeRO 2`."""
 
     @property
     def shards_weights(self) -> bool:
@@ -46,6 +46,6 @@ class Engine:
         return engine
 
     def local_main_first(self) -> AbstractContextManager[None]:
-        """Run a block on the first rank of each machine before the others, so that they find its downloads."""
+        """Run a block on the first rank of each machine first, so that the other ranks find the files it downloads."""
         block: AbstractContextManager[None] = self._accelerator.local_main_process_first()
         return block

@@ -1,4 +1,4 @@
-"""All exit codes of training and evaluation, and the one-line messages of the errors behind them.
+"""All exit codes of training and evaluation, and one-line messages for the errors that cause them.
 
 | code | meaning |
 |---|---|
@@ -10,7 +10,7 @@
 | 128 + n | A second signal n ended the process immediately (`msvae/training/stop.py`). |
 | 130 | `INTERRUPTED`: Ctrl-C. |
 
-After 69 and 75 the same command continues the run. `docs/faults.md` says the same of each code.
+After 69 and 75 the same command continues the run. `docs/faults.md` says for each code whether to start again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FOLDER_VARIABLE = "MSVAE_EXIT_CODES"
 """Environment variable that names a folder. Each local rank writes its exit code to a file there, because launchers
 hide the exit codes of ranks. `launch/node.sh` sets the variable and reads the files."""
 MAIN_RANK_FIRST_S = 5.0
-"""Time by which other ranks wait for rank 0 to report an error that all ranks have."""
+"""Time that other ranks wait, so that rank 0 is the one that reports an error of all ranks."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
 PACKAGE = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ OUT_OF_MEMORY = re.compile(
 def run_script(
     main: Callable[[], int | None],
     when_interrupted: str = "stopped",
-    when_out_of_memory: str = "free some, or use a larger one",
+    when_out_of_memory: str = "free memory, or use a machine or GPU with more",
 ) -> NoReturn:
     """Run an entry point, and end the process with the exit code that it returns, 0 if it returns None.
 
@@ -69,7 +69,7 @@ def run_script(
     in torchrun's summary. If other ranks are lost, one line on stderr says so, and the exit code is `LOST_RANKS`; the
     summary is left to the rank that failed first.
 
-    Args: the line that Ctrl-C prints; what to do if memory runs out.
+    Args: line to print after Ctrl-C; advice to print if memory runs out.
     """
     rank = int(os.environ.get("RANK", 0))
     # a code that was written before a restart is not the code of this process
@@ -136,7 +136,7 @@ def _innermost_function(error: BaseException) -> str:
     """Return the name of the innermost function of msvae in the traceback that called a collective."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [frame for frame in frames if PACKAGE in Path(frame.f_code.co_filename).parents]
-    # the caller of a collective says more than the collective
+    # the name of the caller is more informative than the name of the collective
     callers = [frame for frame in ours if not frame.f_code.co_filename.endswith("collectives.py")] or ours
     return callers[-1].f_code.co_qualname if callers else "a collective"
 
@@ -148,7 +148,7 @@ def _print_error(rank: int, message: str) -> str:
 
 
 def _exit_with_summary(line: str, exit_code: int) -> NoReturn:
-    """End the process, and give torchrun the line for its summary of failures."""
+    """End the process, and write the line to torchrun's summary of failures."""
     if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(summary).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
     _exit(exit_code)

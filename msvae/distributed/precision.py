@@ -11,8 +11,8 @@ from torch import Tensor, nn
 Precision = Literal["no", "bf16", "fp16"]
 
 GROW_AFTER = 2000
-"""Consecutive finite steps after which the loss scale doubles. It halves after each other step. Both as in torch's
-GradScaler."""
+"""Consecutive finite steps after which the loss scale is doubled. It is halved after each step that is not finite.
+torch's GradScaler has the same rules."""
 FIRST_SCALE = 2.0**16
 
 

@@ -33,8 +33,8 @@ SUPPORTED = (
 def join_ranks(timeout_s: float = 1800.0) -> Ranks:
     """Join the other ranks: on GPUs where CUDA is available, else on CPUs with gloo.
 
-    Accelerate itself gets no mixed precision. The training step applies `launched_precision`, so that it is the same
-    under every engine.
+    Mixed precision is off in Accelerate. The training step applies `launched_precision`, so that the precision is the
+    same under every engine.
 
     Args: seconds that a collective may wait for other ranks.
     Raises: ValueError if the launcher started more processes than joined, or asks for an unsupported engine.
@@ -85,17 +85,6 @@ def launched_precision() -> Precision:
     )
 
 
-def _silence_deepspeed(on_gpu: bool) -> None:
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-    if not on_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed.ops
-
-        # DeepSpeed would compile kernels that training does not use, which fails on a machine without a compiler
-        deepspeed.ops.__compatible_ops__ = {}
-
-
 def make_cuda_exact() -> None:
     """Choose CUDA kernels that add in a fixed order and in full float32, so that a resumed run repeats every bit."""
     # TF32 would round convolutions in float32 to 11 bits
@@ -103,7 +92,7 @@ def make_cuda_exact() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # with warn_only the backward passes of these kernels would still add in any order
+    # with warn_only, the backward passes of these kernels would still add in a random order
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
     # every buffer here is written before it is read
@@ -119,12 +108,12 @@ def launched_processes() -> int:
 def check_all_joined(joined: int) -> None:
     """Check that all processes that were launched have joined.
 
-    Raises: ValueError if some did not: they would train apart.
+    Raises: ValueError if some did not. They would train separate models.
     """
     launched = launched_processes()
     if launched != joined:
         raise ValueError(
-            f"the launcher started {launched} processes but {joined} joined: they would train apart, not together; "
+            f"the launcher started {launched} processes but {joined} joined, so they would train separate models; "
             "launch with `accelerate launch --config_file configs/accelerate/cpu.yaml` (or multi_gpu.yaml)"
         )
     # without mpirun accelerate's MULTI_CPU launcher sets an address for several processes, but starts only one
@@ -145,3 +134,14 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryDirectory(dir=nearest).cleanup()
     except OSError as error:
         raise ValueError(f"cannot write {folder} ({error.strerror}: {nearest}); choose a writable folder") from error
+
+
+def _silence_deepspeed(on_gpu: bool) -> None:
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed.ops
+
+        # DeepSpeed would compile kernels that training does not use, which fails on a machine without a compiler
+        deepspeed.ops.__compatible_ops__ = {}

@@ -1,4 +1,4 @@
-"""All checks of the doctor in their order.
+"""Run all checks of the doctor in order.
 
 Each rank collects facts about itself. All ranks exchange these facts, and then measure the network between them.
 """
@@ -17,6 +17,7 @@ from msvae.doctor import inputs, launch, machine, network
 from msvae.doctor.row import Context, Deadline, Facts, OwnFacts, Row
 
 MARGIN_S = 10.0
+"""Time that ranks wait for a slow rank in addition to twice the time limit, in seconds."""
 RankFacts = dict[str, OwnFacts]
 """Facts of one rank, by check."""
 

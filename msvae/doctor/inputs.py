@@ -31,7 +31,7 @@ FLOAT_BYTES = 4
 def collect_shards(context: Context, location: str) -> OwnFacts:
     """Open a split, verify samples of some of its shards, then read random samples for two seconds.
 
-    Returns: facts of the split. `bad` is the first unreadable shard and their number, if there is one.
+    Returns: facts of the split. If a shard cannot be read, `bad` holds its error and the number of such shards.
     """
     began_s = time.monotonic()
     reader = ShardReader(location, retry=FEW_RETRIES)

@@ -20,7 +20,7 @@ INTERFACE_SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def collect_launch(context: Context, engine: str) -> OwnFacts:
-    """Return the position of this rank in the launch, and the addresses and interfaces of its machine."""
+    """Return how this rank was launched, and the addresses and interfaces of its machine."""
     return {
         "host": context.host,
         "local_rank": context.local_rank,
@@ -56,7 +56,7 @@ def check_launch(facts: Facts, not_joined: str = "") -> list[Row]:
 def collect_versions(context: Context) -> OwnFacts:
     """Return the versions of libraries, and digests of msvae's source files and of the configuration.
 
-    The digest of the source files also shows a checkout that somebody edited.
+    The digest of the source files differs if somebody edited the files of one machine.
     """
     code = hashlib.sha256()
     package = Path(msvae.__file__).parent
@@ -100,7 +100,7 @@ def _check_environment(facts: Facts) -> list[Row]:
                 "environment",
                 "fault",
                 f"{setting} on {list_ranks(list(missing))} matches no interface of that machine, which has {existing}",
-                "set it to an existing interface, or unset it",
+                "set the variable to an existing interface, or unset it",
             )
         )
     if machines > 1:

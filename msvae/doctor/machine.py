@@ -40,7 +40,7 @@ TEMPORARY_BYTES = 10**9
 CHECKPOINT_COPIES = 4
 """Copies of the trained parameters in a checkpoint: weights, two moments and the moving average."""
 EXTRA_CHECKPOINTS = 2
-"""Checkpoints in addition to `train.keep_checkpoints`: that of the lowest loss, and that being written."""
+"""Checkpoints in addition to `train.keep_checkpoints`: the one with the lowest loss, and one being written."""
 MODEL_COPIES = 4
 """Saved models: `untrained`, `best`, `model`, and one that is being written."""
 
@@ -101,7 +101,7 @@ def check_machine(facts: Facts) -> list[Row]:
 def collect_disks(context: Context) -> OwnFacts:
     """Return the free bytes of TMPDIR, `out` and `data.cache`.
 
-    Writes to `out` as a run does, and removes what it wrote.
+    This function writes to `out` as a run does, and removes what it wrote.
     """
     folders = {"TMPDIR": Path(tempfile.gettempdir())}
     if (config := context.config) is not None:
@@ -154,7 +154,7 @@ def _check_precision(facts: Facts) -> Row:
     if len({own["requested"] for own in facts}) > 1:
         others = [rank for rank, own in enumerate(facts) if own["requested"] != requested]
         advice = "launch all ranks with the same --mixed_precision"
-        return Row("precision", "fault", f"{text}; {list_ranks(others)} requested another one", advice)
+        return Row("precision", "fault", f"{text}; {list_ranks(others)} requested another precision", advice)
     unable = [rank for rank, own in enumerate(facts) if requested != "no" and not own["computes"][requested]]
     if unable:
         advice = "launch with --mixed_precision no"
@@ -216,7 +216,7 @@ def _check_shared_memory(facts: Facts) -> Row:
         and own["shared_free_bytes"] < NCCL_BYTES_PER_RANK * own["local_world_size"]
     ]
     if short:
-        advice = "start the container with more, such as docker run --shm-size 8g"
+        advice = "start the container with more shared memory, such as docker run --shm-size 8g"
         return Row("shared memory", "warning", f"{text}: too little for NCCL on {list_ranks(short)}", advice)
     return Row("shared memory", "ok", text)
 

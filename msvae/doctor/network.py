@@ -21,7 +21,7 @@ MIN_BYTES, MAX_BYTES = 2**18, 2**27
 WANTED_S = 0.2
 """Duration of a timed message, in seconds. The size of the message follows from a first, small message."""
 MAX_ROUNDS = 15
-"""Number of other machines that each machine exchanges messages with, at most."""
+"""Largest number of other machines with which a machine exchanges messages."""
 SLOW_GBIT, SLOW_SHARE = 1.0, 0.5
 """A link is slow below this many Gbit/s, or below this share of the median link."""
 
@@ -47,12 +47,13 @@ class Network(NamedTuple):
     latency_s: float
     """Time of an all-reduce of a few bytes, in seconds."""
     bus_bytes_per_s: float
-    """Bus bandwidth of a large all-reduce: the 2 (p - 1) / p of its bytes that each rank must send, over its time."""
+    """Bus bandwidth of a large all-reduce: the bytes that each of p ranks must send, 2 (p - 1) / p of the message,
+    divided by the time."""
     links: list[Link]
 
 
 class Skew(NamedTuple):
-    """Difference of a rank's clock to the clock of rank 0: `ahead_s` with an error of at most `error_s`."""
+    """Time by which the clock of a rank is ahead of the clock of rank 0, with an error of at most `error_s`."""
 
     rank: int
     ahead_s: float
@@ -77,7 +78,7 @@ def measure_network(ranks: Ranks, ends: Sequence[int]) -> Network:
 
 
 def pair_rounds(count: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield disjoint pairs, round after round, until every two of `count` have met (the circle method)."""
+    """Yield rounds of disjoint pairs, until each two of `count` numbers were paired (circle method)."""
     circle = [*range(count), *([-1] if count % 2 else [])]
     for _ in range(len(circle) - 1):
         pairs = zip(circle[: len(circle) // 2], reversed(circle[len(circle) // 2 :]), strict=True)
@@ -117,17 +118,20 @@ def measure_clocks(ranks: Ranks, ends: Sequence[int]) -> list[Skew]:
 
 
 def estimate_skew(rank: int, exchanges: Sequence[tuple[float, float, float]]) -> Skew:
-    """Estimate the skew from times of (request, reply, receipt), of which the reply is by the clock of `rank`.
+    """Estimate the skew of a rank from the times of request, reply and receipt of several exchanges.
 
-    The reply was sent at some time between request and receipt. So half of the shortest round trip bounds the error
-    (Cristian 1989).
+    The clock of `rank` measures the time of the reply, and the clock of rank 0 the others. The reply was sent between
+    request and receipt, so half of the shortest round trip is a bound of the error (Cristian 1989).
     """
     sent_s, replied_s, received_s = min(exchanges, key=lambda times: times[2] - times[0])
     return Skew(rank, replied_s - (sent_s + received_s) / 2, (received_s - sent_s) / 2)
 
 
 def check_clocks(skews: Sequence[Skew], hosts: Sequence[str]) -> list[Row]:
-    """Return the row `clocks`, or no row if there is one machine. Only a certain difference is a warning or fault."""
+    """Return the row `clocks`, or no row if there is one machine.
+
+    Only a difference that exceeds its error is a warning or a fault.
+    """
     if not skews:
         return []
     worst = max(skews, key=lambda skew: abs(skew.ahead_s))
@@ -180,7 +184,7 @@ def _measure_links(ranks: Ranks, ends: Sequence[int]) -> list[Link]:
 
 
 def _measure_link(ranks: Ranks, first: int, second: int) -> Link:
-    """Send messages there and back. Both ends call this; the first end chooses the size of the messages."""
+    """Time messages in both directions. Both ends call this; the first end chooses the size of the messages."""
     peer = second if ranks.rank == first else first
 
     def round_trip(message: Tensor) -> Callable[[], None]:
@@ -220,7 +224,7 @@ def _exchange_times(ranks: Ranks, peer: int) -> tuple[float, float, float]:
 
 
 def _median_s(ranks: Ranks, act: Callable[[], None], repeats: int, together: bool = True) -> float:
-    """Return the median time of `act` until the device has finished, without the first call, which connects."""
+    """Return the median time until the device has finished `act`. The first call, which connects, is not counted."""
     times_s = []
     for repeat in range(repeats + 1):
         if together:

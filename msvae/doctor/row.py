@@ -29,7 +29,7 @@ Facts = Sequence[Mapping[str, Any]]
 CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
 SIGNATURE = re.compile(r"(://[^\s?]+)\?[^\s;,)]+")
 MIN_WAIT_S = 0.5
-"""Time that a check has after the deadline of the rank has passed, in seconds."""
+"""Time that a check may need if the deadline of the rank has passed already, in seconds."""
 
 
 class Row(NamedTuple):
@@ -48,7 +48,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """Configuration, device and launcher variables of this rank. `joined` is 1 if the ranks did not join."""
+    """Configuration, device and launcher variables of this rank.
+
+    `joined` is the number of ranks that joined, 1 if they could not.
+    """
 
     config: Config | None
     joined: int

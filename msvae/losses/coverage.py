@@ -15,8 +15,8 @@ NUM_BINS = 10
 def check_mask(mask: Tensor | None, sample: Tensor) -> Tensor:
     """Return the leaf mask as bool, (B, 1|C, H, W); without a mask every pixel is leaf.
 
-    A pixel of a bool, integer or float mask is leaf if it is above 0.5. A float mask is searched for NaN, which waits
-    for the device. Compiled code does not search, and there NaN is not leaf.
+    A pixel of a bool, integer or float mask is leaf if it is above 0.5. A float mask is searched for NaN. This search
+    waits for the device. Compiled code does not search; a pixel of NaN is then not leaf.
 
     Args: mask (B, 1|C, H, W) or None; sample (B, C, H, W) on the same device.
     Raises: ValueError if the shape, type or device is wrong, or if the mask contains NaN.

@@ -26,6 +26,7 @@ range 0 to 1. They have one value per band, in units of the standard deviation o
 """
 
 _ON_ELEMENTS = {*PER_BAND, "index"} - {"mse"}
+"""Terms that need `valid_elements`."""
 
 
 class LeafLosses:
@@ -42,7 +43,7 @@ class LeafLosses:
         self._index_pairs = list(bands.index_pairs().values())
         if "index" in names and not self._index_pairs:
             raise ValueError(
-                f"got {bands}, the index term needs near infrared and red or red edge; set its weight to 0"
+                f"got {bands}, the term `index` needs near infrared and red or red edge; set its weight to 0"
             )
 
     def counts(self, original_BCHW: Tensor, leaf_mask: Tensor) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ class LeafLosses:
         sums = self._error_and_angle(recon_BCHW, original_BCHW, leaf_mask, unit_C)
         valid = valid_elements(original_BCHW, leaf_mask) if _ON_ELEMENTS.intersection(self.names) else leaf_mask
         images = recon_BCHW, original_BCHW, valid
-        recipes: dict[str, Callable[[], MaskedSum]] = {
+        compute: dict[str, Callable[[], MaskedSum]] = {
             "l1": lambda: terms.absolute_error(*images, unit_C),
             "huber": lambda: terms.huber_error(*images, unit_C),
             "signature": lambda: terms.signature_error(*images, unit_C),
@@ -85,8 +86,8 @@ class LeafLosses:
             "cosine": lambda: terms.cosine_distance(recon_BCHW, original_BCHW, has_spectrum(original_BCHW, leaf_mask)),
         }
         if posterior is not None:
-            recipes["kl"] = lambda: terms.kl_divergence(*posterior, latent_coverage(leaf_mask, self._downscale))
-        sums |= {name: recipes[name]() for name in self.names if name in recipes}
+            compute["kl"] = lambda: terms.kl_divergence(*posterior, latent_coverage(leaf_mask, self._downscale))
+        sums |= {name: compute[name]() for name in self.names if name in compute}
         return {name: sums[name] for name in self.names if name in sums}
 
     def _error_and_angle(

@@ -1,8 +1,8 @@
 """Squared error and spectral angle of leaf pixels, computed together in one pass over the tiles.
 
 B batch, C bands, H, W pixels. The gradient is written by hand, so that autograd saves only the inputs. On a CPU the
-pass runs block by block, so that intermediate values stay in the cache. Compiled, forward and backward are one kernel
-each.
+pass runs block by block, so that intermediate values stay in the cache. When compiled, the forward pass is one kernel
+and the backward pass is another one.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _blocks(tiles: Tensor) -> list[Block]:
 
 
 def _valid(target: Tensor, leaf_mask: Tensor) -> list[Tensor]:
-    """Return which elements of each band count, as C planes (B, H, W).
+    """Return which elements of each band are leaf and finite, as C planes (B, H, W).
 
     All planes are the same object if the mask has one plane and all values are finite.
     """
@@ -200,7 +200,7 @@ def _has_spectrum(norm2_v: Tensor, leaf_mask: Tensor) -> Tensor:
 def _select(valid: Tensor, values: Tensor) -> Tensor:
     """Return values where `valid` is True, else 0.
 
-    On a CPU a bit mask is used: NaN cannot pass it, and it is many times faster than `where`.
+    On a CPU, a bit mask is applied to the values. It sets NaN to 0 too, and is many times faster than `where`.
     """
     if not _in_blocks(values):
         return torch.where(valid, values, 0.0)
@@ -222,8 +222,5 @@ def _count(valid: Sequence[Tensor]) -> Tensor:
 
 
 def _total(map_BHW: Tensor) -> Tensor:
-    """Return the sum over pixels.
-
-    It is summed tile by tile, so that all sums of a pass share one loop when compiled.
-    """
+    """Return the sum over pixels, added tile by tile, so that all sums of a compiled pass share one loop."""
     return map_BHW.sum(dim=(1, 2)).sum()

@@ -22,9 +22,10 @@ MIN_NORM = 1e-6
 
 @dataclass(frozen=True)
 class MaskedSum:
-    """Total over valid elements and the number of these elements; both () or both (C,).
+    """Total over valid elements and the number of these elements. Both have the shape () or (C,).
 
-    Ranks and micro batches are combined by adding totals and counts. The division comes once, at the end.
+    Ranks and micro batches are combined by adding totals and counts. The total is divided by the count once, at the
+    end.
     """
 
     total: Tensor
@@ -42,11 +43,6 @@ class MaskedSum:
 def divide_once(total: Tensor, count: Tensor) -> Tensor:
     """Return the mean of per-band means, (), over the bands that have valid elements."""
     return _ratio(total, count).sum() / torch.count_nonzero(count).clamp(min=1)
-
-
-def _ratio(total: Tensor, count: Tensor) -> Tensor:
-    """Return total / count; 0 where the count is 0. Counts of latent cells are fractions, so they may be below 1."""
-    return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0.0)
 
 
 def absolute_error(recon_BCHW: Tensor, target_BCHW: Tensor, valid_BCHW: Tensor, unit_C: Tensor) -> MaskedSum:
@@ -127,8 +123,13 @@ def kl_divergence(mean: Tensor, logvar: Tensor, leaf_share_Bhw: Tensor) -> Maske
 
 
 def upcast(values: Tensor) -> Tensor:
-    """Return half precision as float32; float32 and float64 stay as they are."""
+    """Convert half precision to float32. float32 and float64 are returned unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _ratio(total: Tensor, count: Tensor) -> Tensor:
+    """Return total / count; 0 where the count is 0. Counts of latent cells are fractions, so they may be below 1."""
+    return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0.0)
 
 
 def _standardised_error(recon: Tensor, target: Tensor, valid: Tensor, unit_C: Tensor) -> Tensor:

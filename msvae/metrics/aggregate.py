@@ -25,12 +25,12 @@ SMALLEST_MSE = 1e-20
 Sums = Mapping[str, NDArray[np.float64]]
 """Sums over leaf pixels by name, (R,) or (R, K): one row per tile, image or resample, in stored order."""
 Metrics = dict[str, NDArray[np.float64]]
-"""Metrics by name, (R,), or (R, K) with one column per band, decile or zone. NaN: cannot be measured."""
+"""Metrics by name, (R,), or (R, K) with one column per band, decile or zone. NaN if a metric cannot be measured."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Metrics of a reconstructed split over its leaf pixels, in reflectance. None: cannot be measured."""
+    """Metrics of a reconstructed split over its leaf pixels, in reflectance. None if a metric cannot be measured."""
 
     psnr_db: float
     """Peak signal-to-noise ratio over all bands, for a peak reflectance of 1."""
@@ -91,7 +91,11 @@ def sum_by_class(sums: Sums, class_of_row: NDArray[np.int64], num_classes: int) 
 
 
 def mean_spectrum_sums(sums_of_images: Sums) -> dict[str, NDArray[np.float64]]:
-    """Return the squared error of each image's mean leaf spectrum, mean over bands, times the pixels of the image."""
+    """Return the sum that `compute_metrics` needs for `mean_spectrum_rmse`.
+
+    It is the squared error of the mean leaf spectrum of each image, averaged over bands, times the number of leaf
+    pixels of the image.
+    """
     pixels = sums_of_images["num_pixels"]
     bias_RC = np.nan_to_num(_ratio(sums_of_images["error"], pixels))
     return {"spectrum_squared_error": np.square(bias_RC).mean(axis=1) * pixels}

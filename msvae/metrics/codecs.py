@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 HEADER_BYTES = 8
 """Size of the header of a tile: the reflectances of the grey values 0 and 65535 as float32."""
-CLOSE = 0.98
+SUFFICIENT_SHARE = 0.98
 """Share of the allowed bytes at which the search for a quality stops."""
 MAX_TRIES = 10
 FEWEST_BYTES = 60
@@ -106,13 +106,13 @@ def _search(codec: Codec, grey_CHW: Grey, max_bytes: int) -> tuple[list[bytes], 
 
     The search works on logarithms of sizes, because sizes grow about exponentially with the quality.
     """
-    best, best_bytes, goal = None, 0, math.log(max(max_bytes, 1) * CLOSE**0.5)
-    # (quality, log bytes) of the best code that fits and of the smallest that does not; first guesses
+    best, best_bytes, goal = None, 0, math.log(max(max_bytes, 1) * SUFFICIENT_SHARE**0.5)
+    # (quality, log bytes) of the best code that fits and of the smallest code that does not; both are guesses at first
     fits, exceeds = (0.0, math.log(FEWEST_BYTES * len(grey_CHW))), (1.0, math.log(2.0 * grey_CHW.size))
     for attempt in range(MAX_TRIES):
         share = (goal - fits[1]) / max(exceeds[1] - fits[1], 1e-9)
         if attempt % 3 == 2:
-            share = 0.5  # the false position method alone can converge slowly from one side
+            share = 0.5  # the false position method alone can converge slowly
         quality = fits[0] + min(max(share, 0.03), 0.97) * (exceeds[0] - fits[0])
         codes = [codec.encode(plane, quality) for plane in grey_CHW]
         num_bytes = sum(map(len, codes))
@@ -122,7 +122,7 @@ def _search(codec: Codec, grey_CHW: Grey, max_bytes: int) -> tuple[list[bytes], 
         fits = quality, math.log(num_bytes)
         if num_bytes > best_bytes:
             best, best_bytes = (codes, quality), num_bytes
-        if num_bytes >= CLOSE * max_bytes:
+        if num_bytes >= SUFFICIENT_SHARE * max_bytes:
             break
     return best
 

@@ -11,9 +11,9 @@ from msvae.metrics.histograms import NUM_DECILES, BrightnessDeciles
 from msvae.metrics.tile_sums import INDICES, LeafPixels, index_sums
 
 EDGE_PX = 4
-"""Width of the leaf's edge zone, half a latent cell: leaf pixels this near to background, diagonals included."""
+"""Width of the edge zone of a leaf, in pixels: half a latent cell. A diagonal neighbour has the distance 1."""
 SID_FLOOR = 1e-4
-"""Smallest reflectance in the spectral information divergence, which uses logarithms. Lower values count as this."""
+"""Smallest reflectance in the spectral information divergence, which uses logarithms. Lower values are raised."""
 NUM_ZONES = 2
 """Number of leaf zones: edge, interior."""
 
@@ -40,7 +40,7 @@ def detail_sums(
 
 
 def information_divergence(u_BCHW: Tensor, v_BCHW: Tensor) -> Tensor:
-    """Return the spectral information divergence (Chang 2000) in nats, (B, H, W). It is 0 for spectra of equal shape.
+    """Return the spectral information divergence (Chang 2000) in nats, (B, H, W). Spectra of equal shape have 0.
 
     Both spectra are divided by their sums to p and q. The divergence is the sum of p log(p / q) and q log(q / p) over
     the bands. It needs positive values, so reflectance below `SID_FLOOR` counts as `SID_FLOOR`.
@@ -51,7 +51,7 @@ def information_divergence(u_BCHW: Tensor, v_BCHW: Tensor) -> Tensor:
 
 
 def is_edge(leaf_mask_B1HW: Tensor) -> Tensor:
-    """Return True for leaf pixels within `EDGE_PX` of background, (B, H, W). The border of a tile is no leaf edge."""
+    """Return True for leaf pixels within `EDGE_PX` of background, (B, H, W). The border of a tile is not an edge."""
     background = (~leaf_mask_B1HW).float()
     # pooling pads with -inf, so pixels outside the tile do not count as background
     near = max_pool2d(background, 2 * EDGE_PX + 1, stride=1, padding=EDGE_PX) > 0

@@ -13,7 +13,7 @@ from msvae.metrics.tile_sums import LeafPixels
 
 SMALLEST_ANGLE_DEG = 1e-3
 ANGLE_STEP = 1.01
-"""Ratio of the two edges of an angle bin. Percentiles above 0.001 degrees are therefore exact to 1 %."""
+"""Upper edge of an angle bin divided by its lower edge. Percentiles above 0.001 degrees are exact to 1 %."""
 NUM_ANGLE_BINS = 1 + math.ceil(math.log(180 / SMALLEST_ANGLE_DEG) / math.log(ANGLE_STEP))
 """Number of angle bins. The first bin holds all angles below 0.001 degrees."""
 ANGLE_EDGES_DEG = np.concatenate([[0.0], SMALLEST_ANGLE_DEG * ANGLE_STEP ** np.arange(NUM_ANGLE_BINS)])
@@ -66,7 +66,9 @@ def quantile(counts: NDArray[np.float64], edges: NDArray[np.float64], share: flo
 
 
 class BrightnessDeciles:
-    """Ten parts of the leaf pixels of a split, from dark to bright, as equal as whole bins allow.
+    """Ten groups of the leaf pixels of a split, from dark to bright.
+
+    A bin is never divided, so the groups have only approximately the same size.
 
     Args: counts of `brightness_counts`, added over all tiles.
     """

@@ -16,9 +16,9 @@ how the tiles were split over ranks."""
 LARGEST = 2**16
 """Largest rounded value, in steps."""
 MAX_BLOCKS = 2**20
-"""Largest number of blocks for a fit: so many products below 2^32 add up exactly in float64."""
+"""Largest number of blocks for a fit. The float64 sum of this many products below 2^32 is exact."""
 MAX_VALUES = 2048
-"""Largest number of values of a block. More would need minutes and gigabytes."""
+"""Largest number of values of a block. A fit of longer blocks would need minutes and gigabytes."""
 
 
 def mean_spectrum(tiles_BCHW: Tensor, mean: Sequence[float]) -> Tensor:

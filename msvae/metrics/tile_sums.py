@@ -22,7 +22,7 @@ from msvae.bands import MIN_INDEX_SUM, NORMALISED_DIFFERENCES, Bands
 MIN_NORM = 1e-6
 """Norm of the shortest spectrum that has a direction, in reflectance."""
 MIN_RED_EDGE = 0.01
-"""Smallest divisor of CIre. Leaves reflect far more in the red edge, and below this value the ratio explodes."""
+"""Smallest divisor of CIre. Leaves reflect far more in the red edge, and a smaller divisor causes a huge ratio."""
 SSIM_WINDOW_PX = 7
 
 

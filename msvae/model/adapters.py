@@ -36,7 +36,7 @@ class BandAdapter(nn.Module):
 
 
 class SpectralAttention(nn.Module):
-    """Multiplies each band by a weight from 0 to 2 that depends on the mean spectrum. It starts as the identity."""
+    """Multiplies each band by a weight from 0 to 2 that depends on the mean spectrum. Initially all weights are 1."""
 
     def __init__(self, num_bands: int) -> None:
         super().__init__()
@@ -47,7 +47,10 @@ class SpectralAttention(nn.Module):
         self.gate = nn.Sequential(nn.Linear(num_bands, hidden), nn.SiLU(), last)
 
     def weights(self, bands_BCHW: Tensor, valid_BCHW: Tensor | None = None) -> Tensor:
-        """Return the weight of each band in each tile, (B, C). The mean spectrum is over `valid` elements, or all."""
+        """Return the weight of each band in each tile, (B, C).
+
+        The mean spectrum is computed over the valid elements, or over all elements without `valid_BCHW`.
+        """
         if valid_BCHW is None:
             spectrum = bands_BCHW.mean(dim=(2, 3))
         else:

@@ -55,7 +55,7 @@ class AutoencoderKLMultispectralAdapter(
             means 0 and 1.
         band_importance: mean attention weight of each band, as measured by the last validation.
         factors_of_leaves: True if `msvae encode` measured `scaling_factor` and `shift_factor` on leaves; False
-            (default) if they are those of the backbone.
+            (default) if both are copied from the backbone.
         backbone, backbone_licence: source of the backbone and licence entries of its model card; None for a model that
             was trained from scratch.
         metrics: metrics of the validation split by name, for the model card.
@@ -183,26 +183,9 @@ class AutoencoderKLMultispectralAdapter(
             (B, 1|C, H, W), bool, integer or float (leaf above 0.5), or None if all pixels are leaf.
         Returns: an output whose `latent_dist` has mean and log variance (B, latent channels, h, w); without
             `return_dict` a tuple of `latent_dist`.
-        Raises: ValueError if shape or type of tiles or mask are wrong.
+        Raises: ValueError if the shape or type of the tiles or of the mask is wrong.
         """
         return self._encode_checked(x, check_mask(mask, x), return_dict)
-
-    def _encode_checked(self, x: Tensor, leaf_mask: Tensor, return_dict: bool) -> Any:
-        _, channels, height, width = x.shape
-        if channels != len(self.bands) or height % self.downscale or width % self.downscale:
-            raise ValueError(
-                f"got a sample of shape {tuple(x.shape)}, the model expects {self.bands} and sides that are "
-                f"multiples of {self.downscale}; choose the bands or pad the image"
-            )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"got a sample of {x.dtype}, expected reflectance; convert it to float and multiply it by its scale"
-            )
-        valid = valid_elements(x, leaf_mask)
-        bands = self.standardise(x, valid).to(self.dtype)
-        if self.input_attention is not None:
-            bands = self.input_attention(bands, valid)
-        return super().encode(bands if self.input_adapter is None else self.input_adapter(bands), return_dict)
 
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
@@ -210,7 +193,7 @@ class AutoencoderKLMultispectralAdapter(
         """Return the reflectance of latents, as AutoencoderKL does.
 
         Args: latents (B, latent channels, h, w), not shifted and scaled. `generator` is not used.
-        Returns: an output whose `sample` is reflectance (B, C, H, W); without `return_dict` a tuple of it.
+        Returns: an output whose `sample` is reflectance (B, C, H, W); without `return_dict` a tuple of this tensor.
         """
         bands = super().decode(z).sample
         if self.output_adapter is not None:
@@ -235,9 +218,9 @@ class AutoencoderKLMultispectralAdapter(
             mask: leaf mask (B, 1|C, H, W), bool, integer or float (leaf above 0.5), or None if all pixels are leaf.
             sample_posterior: sample the latents from the posterior; by default they are its mode.
             generator: one random generator for all tiles, or a list of one per tile.
-            sums_only: return only `sums`, without means and `mask_stats`, for callers that have counted the batch.
+            sums_only: return only `sums`, without means and `mask_stats`, for callers that counted the batch before.
         Returns: reconstructed reflectance (B, C, H, W), and the dictionary of `compute_losses`.
-        Raises: ValueError if shape, type or device of `sample` or `mask` are wrong.
+        Raises: ValueError if the shape, type or device of `sample` or `mask` is wrong.
         """
         leaf_mask = check_mask(mask, sample)
         (posterior,) = self._encode_checked(sample, leaf_mask, return_dict=False)
@@ -277,17 +260,10 @@ class AutoencoderKLMultispectralAdapter(
         sums = self.leaf_losses.sums(reconstruction, original, leaf_mask, self.leaf_std, moments)
         return self._losses(sums, original, leaf_mask)
 
-    def _losses(self, sums: dict[str, MaskedSum], original: Tensor, leaf_mask: Tensor) -> dict[str, Any]:
-        losses: dict[str, Any] = {term: masked_sum.overall() for term, masked_sum in sums.items()}
-        if "mse" in sums:
-            losses["mse_per_channel"] = sums["mse"].mean()
-        nonfinite, _ = count_nonfinite(original, leaf_mask)
-        return losses | {"mask_stats": {**mask_stats(leaf_mask), "nonfinite_elements": nonfinite}, "sums": sums}
-
     def choose_losses(self, terms: Sequence[str]) -> None:
         """Compute only these terms, by their names in `msvae.losses.objective.TERMS`.
 
-        Raises: ValueError if a term is unknown, or if the bands do not allow it.
+        Raises: ValueError if a term is unknown, or if `index` is chosen and the bands allow no vegetation index.
         """
         self.leaf_losses = LeafLosses(terms, self.bands, self.downscale)
 
@@ -305,7 +281,7 @@ class AutoencoderKLMultispectralAdapter(
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def get_trainable_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the trainable parameters of adapters and attention, and those of the backbone."""
+        """Return the trainable parameters of adapters and attention, and the trainable parameters of the backbone."""
         new = {parameter for part in self._new_parts() for parameter in part.parameters()}
         trained = self.get_trainable_params()
         return [p for p in trained if p in new], [p for p in trained if p not in new]
@@ -314,8 +290,9 @@ class AutoencoderKLMultispectralAdapter(
     def get_band_importance(self, sample: Tensor | None = None, mask: Tensor | None = None) -> dict[float, float]:
         """Return the mean weight of each band in the spectral attention before the encoder.
 
-        Args: reflectance (B, C, H, W) and its leaf mask, as for `forward`. Without a sample the weights of the last
-            validation are returned; if there was none, the weights for the mean leaf spectrum of the training split.
+        Args: reflectance (B, C, H, W) and its leaf mask, as for `forward`. Without a sample, the weights of the last
+            validation are returned. If there was no validation, the weights for the mean leaf spectrum of the training
+            split are returned.
         Returns: `{wavelength_nm: weight}` with weights from 0 to 2; 1 is neutral.
         Raises: ValueError if the model has no spectral attention.
         """
@@ -347,3 +324,27 @@ class AutoencoderKLMultispectralAdapter(
     def _after_latents(self) -> list[nn.Module]:
         last = self.decoder.conv_out if self.output_adapter is None else self.output_adapter
         return [last] if self.output_attention is None else [last, self.output_attention]
+
+    def _encode_checked(self, x: Tensor, leaf_mask: Tensor, return_dict: bool) -> Any:
+        _, channels, height, width = x.shape
+        if channels != len(self.bands) or height % self.downscale or width % self.downscale:
+            raise ValueError(
+                f"got a sample of shape {tuple(x.shape)}, the model expects {self.bands} and sides that are "
+                f"multiples of {self.downscale}; choose the bands or pad the image"
+            )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"got a sample of {x.dtype}, expected reflectance; convert it to float and multiply it by its scale"
+            )
+        valid = valid_elements(x, leaf_mask)
+        bands = self.standardise(x, valid).to(self.dtype)
+        if self.input_attention is not None:
+            bands = self.input_attention(bands, valid)
+        return super().encode(bands if self.input_adapter is None else self.input_adapter(bands), return_dict)
+
+    def _losses(self, sums: dict[str, MaskedSum], original: Tensor, leaf_mask: Tensor) -> dict[str, Any]:
+        losses: dict[str, Any] = {term: masked_sum.overall() for term, masked_sum in sums.items()}
+        if "mse" in sums:
+            losses["mse_per_channel"] = sums["mse"].mean()
+        nonfinite, _ = count_nonfinite(original, leaf_mask)
+        return losses | {"mask_stats": {**mask_stats(leaf_mask), "nonfinite_elements": nonfinite}, "sums": sums}

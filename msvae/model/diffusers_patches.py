@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 class ResidualCheckpointingMixin(ModelMixin):  # type: ignore[misc]
     """A model with gradient checkpointing of single residual blocks.
 
-    The backward pass then holds the activations of one residual block at a time. diffusers checkpoints its up and down
-    blocks of three and more residual blocks, which needs the same time and over twice the memory.
+    The backward pass then holds the activations of one residual block at a time. diffusers checkpoints whole up and
+    down blocks, which contain three or more residual blocks. That needs the same time and over twice the memory.
     """
 
     def enable_gradient_checkpointing(self) -> None:
@@ -43,7 +43,8 @@ class ResidualCheckpointingMixin(ModelMixin):  # type: ignore[misc]
 class NearestUpsample(nn.Module):
     """Nearest upsampling by 2, then a convolution; it has the parameter names of Upsample2D of diffusers.
 
-    Compiled code expands instead of indexing: Inductor (torch 2.13) may read the gradient of indexing too early.
+    Compiled code repeats pixels with `expand` instead of `interpolate`, which is compiled to indexing. Inductor
+    (torch 2.13) may read the gradient of indexing too early.
     """
 
     def __init__(self, conv: nn.Module) -> None:

@@ -12,7 +12,7 @@ from msvae.bands import Bands, LeafStatistics
 from msvae.model.adapters import BandAdapter
 
 SMALLEST_STD = 1e-6
-"""Smallest standard deviation of a band, in reflectance; it keeps a constant band finite."""
+"""Smallest standard deviation of a band, in reflectance. A constant band would otherwise be divided by 0."""
 CHANNEL_SPREAD = 0.5
 """Standard deviation of each projected channel. The backbone was trained on values from -1 to 1."""
 
@@ -23,13 +23,13 @@ def initialise_from_backbone(
 ) -> None:
     """Copy the weights of a backbone into a model, and initialise its adapters.
 
-    `rgb` and `pca` set adapters to a linear projection; `random` leaves them unchanged. If the model has no adapter on
-    one side, its first or last convolution is the one of the backbone combined with the projection; for `random` the
-    projection repeats RGB over the bands.
+    `rgb` and `pca` set adapters to a linear projection; `random` leaves them unchanged. On a side without an adapter,
+    the projection is multiplied into the first or last convolution of the backbone. For `random`, this projection
+    repeats RGB over the bands.
 
     Raises: ValueError if `adapter_init` is unknown, or if it needs statistics or linear maps that are missing.
     """
-    inwards, outwards = (torch.from_numpy(p).float() for p in _project(model.bands, adapter_init, statistics))
+    inwards, outwards = (torch.from_numpy(p).float() for p in _projection(model.bands, adapter_init, statistics))
     state = dict(backbone.float().state_dict())
     if model.input_adapter is None:
         state["encoder.conv_in.weight"] = torch.einsum("orhw,rc->ochw", state["encoder.conv_in.weight"], inwards)
@@ -45,18 +45,6 @@ def initialise_from_backbone(
     assert not unexpected and all(name.startswith(new) for name in missing), (missing, unexpected)
 
 
-def _project(
-    bands: Bands, adapter_init: str, statistics: LeafStatistics | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if adapter_init == "random":
-        return repeating_projection(len(bands))
-    if adapter_init not in ("rgb", "pca"):
-        raise ValueError(f"adapter_init is {adapter_init!r}, expected `random`, `rgb` or `pca`")
-    if statistics is None:
-        raise ValueError(f"adapter_init `{adapter_init}` needs the leaf statistics of a manifest; pass statistics=…")
-    return (rgb_projection if adapter_init == "rgb" else pca_projection)(bands, statistics)
-
-
 def repeating_projection(num_bands: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a projection that repeats RGB over the bands, (3, C) inwards and (C, 3) outwards.
 
@@ -67,7 +55,7 @@ def repeating_projection(num_bands: int) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def pca_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the projection onto the three first principal components of leaf reflectance.
+    """Return the projection onto the first three principal components of leaf reflectance.
 
     Returns: linear maps of standardised bands, (3, C) inwards and (C, 3) outwards.
     """
@@ -94,6 +82,18 @@ def rgb_projection(bands: Bands, statistics: LeafStatistics) -> tuple[NDArray[np
     outwards = correlation[:, rgb] @ np.linalg.pinv(correlation[np.ix_(rgb, rgb)])
     outwards[rgb] = np.eye(3)
     return inwards, outwards / CHANNEL_SPREAD
+
+
+def _projection(
+    bands: Bands, adapter_init: str, statistics: LeafStatistics | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if adapter_init == "random":
+        return repeating_projection(len(bands))
+    if adapter_init not in ("rgb", "pca"):
+        raise ValueError(f"adapter_init is {adapter_init!r}, expected `random`, `rgb` or `pca`")
+    if statistics is None:
+        raise ValueError(f"adapter_init `{adapter_init}` needs the leaf statistics of a manifest; pass statistics=…")
+    return (rgb_projection if adapter_init == "rgb" else pca_projection)(bands, statistics)
 
 
 def _standard_deviations(statistics: LeafStatistics) -> NDArray[np.float64]:

@@ -1,4 +1,7 @@
-"""Load saved models and backbones from folders and the hub, strictly, and remember where a backbone came from."""
+"""Load saved models and backbones from folders and the hub. Missing and unexpected tensors are errors.
+
+A new model stores the source and the licence of its backbone in its config.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ ADAPTER_OPTIONS = (
 LICENCE_ENTRIES = ("license", "license_name", "license_link")
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _CONVERT = (
-    "Pickled weights (.bin) are not read, since that may run code; if you trust them, convert them to safetensors "
+    "Pickled weights (.bin) are not read, because that can run code; if you trust them, convert them to safetensors "
     "with diffusers' own AutoencoderKL.from_pretrained(…).save_pretrained(…)"
 )
 
@@ -42,8 +45,8 @@ def load_saved_or_adapt(
 ) -> Any:
     """Load a saved model of `model_class`, or build one around a backbone.
 
-    Args: class of the model; `from_pretrained` of diffusers for that class; arguments of `from_pretrained` of
-        AutoencoderKLMultispectralAdapter.
+    Args: class of the model; function that loads a saved model of this class. The other arguments are those of
+        `AutoencoderKLMultispectralAdapter.from_pretrained`.
     Raises: ValueError if the model cannot be loaded, or if an option contradicts it.
     """
     options = {"subfolder": vae_subfolder(path, options), **options}
@@ -115,7 +118,7 @@ def _check_unchanged(path: str, saved: Mapping[str, Any], requested: Mapping[str
 def _load_strictly(from_pretrained: Callable[..., Any], path: str, **options: Any) -> Any:
     """Call a diffusers `from_pretrained` with safetensors only.
 
-    Raises: ValueError with the names of tensors that are missing, unexpected or misshaped, or of the unreadable file.
+    Raises: ValueError that names the unreadable file, or the tensors that are missing, unexpected or misshaped.
     """
     _refuse_pickle(path, options)
     try:
@@ -129,14 +132,14 @@ def _load_strictly(from_pretrained: Callable[..., Any], path: str, **options: An
         fault = " ".join(str(error).split()).split(". ")[0]
         if not any(words in fault for words in ("expected shape", "size mismatch")):
             raise
-        raise ValueError(f"{path} does not hold the weights of its config ({fault}); save it again") from error
+        raise ValueError(f"the weights in {path} do not match its config ({fault}); save it again") from error
     faults = [
         f"{kind.removesuffix('_keys')}: {', '.join(map(str, info[kind]))}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
         if info[kind]
     ]
     if faults:
-        raise ValueError(f"{path} does not hold the weights of its config ({'; '.join(faults)}); save it again")
+        raise ValueError(f"the weights in {path} do not match its config ({'; '.join(faults)}); save it again")
     # diffusers stores the local path here, which must not be shared with the model
     model.register_to_config(_name_or_path=_public_name(path))
     return model

@@ -45,7 +45,9 @@ class ModelCardMixin(ModelMixin):  # type: ignore[misc]
         Raises: ValueError if `safe_serialization` is False, because pickled weights are never written.
         """
         if not safe_serialization:
-            raise ValueError("safe_serialization is False, but weights are saved as safetensors alone; leave it out")
+            raise ValueError(
+                "safe_serialization is False, but weights are saved only as safetensors; leave the argument out"
+            )
         if is_main_process:
             _remove_weights(Path(save_directory), options.get("variant"))
         super().save_pretrained(os.fspath(save_directory), is_main_process, save_function, **options)
@@ -69,18 +71,6 @@ class ModelCardMixin(ModelMixin):  # type: ignore[misc]
         return super()._upload_folder(working_dir, repo_id, *args, subfolder=subfolder, **options)
 
 
-def _remove_weights(folder: Path, variant: str | None) -> None:
-    """Remove old weights. Otherwise diffusers could leave an old index next to a new file, and then read the index."""
-    part = f".{variant}" if variant else ""
-    for pattern in (
-        f"diffusion_pytorch_model{part}.safetensors",
-        f"diffusion_pytorch_model{part}-*-of-*.safetensors",
-        f"diffusion_pytorch_model.safetensors.index{part}.json",
-    ):
-        for file in folder.glob(pattern):
-            file.unlink()
-
-
 def write_card(folder: str | os.PathLike[str], config: Mapping[str, Any], bands: Bands, source: str = '"."') -> None:
     """Write README.md into the folder of a saved model, unless a person wrote the README.md that is there.
 
@@ -89,6 +79,18 @@ def write_card(folder: str | os.PathLike[str], config: Mapping[str, Any], bands:
     path = Path(folder) / "README.md"
     if not path.exists() or any(mark in path.read_text(encoding="utf-8") for mark in GENERATED):
         path.write_text(_render_card(config, bands, source), encoding="utf-8")
+
+
+def _remove_weights(folder: Path, variant: str | None) -> None:
+    """Remove old weights. Otherwise diffusers could leave an old index next to a new file, and load the old index."""
+    part = f".{variant}" if variant else ""
+    for pattern in (
+        f"diffusion_pytorch_model{part}.safetensors",
+        f"diffusion_pytorch_model{part}-*-of-*.safetensors",
+        f"diffusion_pytorch_model.safetensors.index{part}.json",
+    ):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def _render_card(config: Mapping[str, Any], bands: Bands, source: str) -> str:
@@ -125,13 +127,13 @@ def _render_card(config: Mapping[str, Any], bands: Bands, source: str) -> str:
 
 
 def _metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return label and value in the order of `METRICS`, because a saved config loses its own order."""
+    """Return label and value of each metric, in the order of `METRICS`: a saved config does not keep its order."""
     names = [name for name in METRICS if name in metrics] + sorted(metrics.keys() - METRICS)
     return [(METRICS.get(name, name), f"{metrics[name]:.4g}") for name in names]
 
 
 def _hub_id(config: Mapping[str, Any]) -> str | None:
-    """Return the hub id of the backbone, or None if it is a folder, whose name contains no slash."""
+    """Return the hub id of the backbone, or None if the backbone is a folder: a name without a slash."""
     backbone: str | None = config["backbone"]
     return backbone if backbone and "/" in backbone else None
 

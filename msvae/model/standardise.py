@@ -1,4 +1,4 @@
-"""Standardisation of reflectance by leaf statistics, which are float32 whatever the precision of the weights."""
+"""Standardisation of reflectance by leaf statistics, which are float32 for weights of any precision."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ class LeafStandardisationMixin(ModelMixin):  # type: ignore[misc]
 def _per_band(values: Sequence[float] | None, default: float, num_bands: int) -> Tensor:
     if values is not None and len(values) != num_bands:
         raise ValueError(
-            f"got statistics of {counted(len(values), 'band')} for a model of {num_bands}; give one value per band"
+            f"got statistics of {counted(len(values), 'band')} for a model of {num_bands}; pass one value per band"
         )
     return torch.tensor([default] * num_bands if values is None else list(values), dtype=torch.float32)

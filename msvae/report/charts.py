@@ -95,7 +95,7 @@ def curves_figure(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Seque
 
     Args: lines by title and name, each as steps and values. A panel with more than one line has a legend.
     """
-    columns = min(3, len(panels))
+    columns = min(MAX_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()

@@ -52,7 +52,7 @@ class Composite:
     band_indices: tuple[int, int, int]
     """Indices of the bands for red, green and blue."""
     shared_stretch: bool
-    """True if the three bands share one stretch. True colour does, so that leaves are green."""
+    """True if the three bands share one stretch, as in true colour, where leaves must look green."""
 
     def draw(self, example: Example, reconstructed: bool) -> Picture:
         """Return the picture, (H, W, 3) from 0 to 1.

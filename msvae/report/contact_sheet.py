@@ -48,7 +48,7 @@ class Thumbnail:
         return cls(key, float(leaf_mask.mean()), np.stack(channels, axis=-1), leaf)
 
     def draw(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Image.Image:
-        """Return the picture with the leaf outline, its three bands stretched from low to high."""
+        """Return the picture with the leaf outline. Each band is stretched from its `low` to its `high`."""
         colour = (self.colour - low) / np.maximum(high - low, 1e-6)
         colour = np.nan_to_num(colour, nan=1.0, posinf=1.0, neginf=0.0)
         pixels = (np.clip(colour, 0, 1) ** GAMMA * 255).round().astype(np.uint8)
@@ -95,7 +95,7 @@ def _stretch(thumbnails: Sequence[Thumbnail], composite: Composite) -> tuple[NDA
 
 
 def _edge(leaf: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return True for leaf pixels next to background. The border of the tile is no leaf edge."""
+    """Return True for leaf pixels next to background. The border of the tile is not an edge."""
     padded = np.pad(leaf, 1, mode="edge")
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     edge: NDArray[np.bool_] = leaf & ~inside
@@ -104,7 +104,7 @@ def _edge(leaf: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _label(draw: ImageDraw.ImageDraw, left: int, top: int, key: str, coverage: str) -> None:
     font = ImageFont.load_default(FONT_SIZE)
-    while draw.textlength(key, font) > TILE_SIDE:  # tiles of one image differ in the end of their keys
+    while draw.textlength(key, font) > TILE_SIDE:  # keys of tiles of one image differ only at the end
         key = "…" + key.lstrip("…")[1:]
     draw.text((left, top), key, INK, font)
     draw.text((left, top + FONT_SIZE + 3), coverage, FAINT_INK, font)

@@ -87,7 +87,7 @@ def _subplots(examples: Sequence[Example], num_columns: int) -> tuple[Figure, ND
 
 
 def _draw_outline(axes: Axes, example: Example) -> None:
-    """Draw the outline of the leaf mask. The border of the tile is no leaf border."""
+    """Draw the outline of the leaf mask. The border of the tile is not drawn."""
     if example.leaf_mask.any() and not example.leaf_mask.all():
         axes.contour(example.leaf_mask, levels=[0.5], colors=OUTLINE, linewidths=0.8)
 

@@ -88,7 +88,7 @@ def test_errors_are_in_units_of_each_bands_spread():
 def test_wrong_terms_are_errors_that_say_what_is_expected():
     with pytest.raises(ValueError, match=r"unknown loss terms ssim; expected some of mse, l1"):
         LeafLosses(("mse", "ssim"), Bands(), downscale=8)
-    with pytest.raises(ValueError, match=r"2 bands \(475, 560 nm\), the index term needs near infrared"):
+    with pytest.raises(ValueError, match=r"2 bands \(475, 560 nm\), the term `index` needs near infrared"):
         LeafLosses(("index",), Bands.of_wavelengths((475.0, 560.0)), downscale=8)
 
 

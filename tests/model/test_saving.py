@@ -140,7 +140,7 @@ def test_a_missing_stray_or_misshaped_tensor_is_an_error_that_names_it(
     tensors = load_file(tmp_path / WEIGHTS)
     change(tensors)
     save_file(tensors, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match=f"does not hold the weights of its config .*{message}.*; save it again"):
+    with pytest.raises(ValueError, match=f"do not match its config .*{message}.*; save it again"):
         load(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
 
 
@@ -184,7 +184,7 @@ class TestDataIsData:
             load(pickled)
 
     def test_pickled_weights_are_never_written(self, backbone_folder, tmp_path):
-        with pytest.raises(ValueError, match="weights are saved as safetensors alone"):
+        with pytest.raises(ValueError, match="weights are saved only as safetensors"):
             load(backbone_folder).save_pretrained(tmp_path / "saved", safe_serialization=False)
         assert not (tmp_path / "saved").exists()
 
