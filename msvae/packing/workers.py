@@ -70,7 +70,8 @@ class Workers:
         pending: set[Future[None]] = set()
         try:
             with _without_main():
-                pending |= {self._pool.submit(_run_in_worker, task, argument) for argument in arguments}
+                for argument in arguments:  # one by one, so that an interrupt cancels those submitted so far
+                    pending.add(self._pool.submit(_run_in_worker, task, argument))
             while pending:
                 done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
                 for future in done:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from msvae.packing.options import PackOptions
 from msvae.packing.pack import pack
+from msvae.packing.workers import Workers
 
 OPTIONS = {"tile_px": 16, "tiles_per_shard": 2, "seed": 3}
 PACK = """
@@ -240,3 +242,19 @@ def test_unfinished_work_of_other_options_is_refused_and_kept(tmp_path, leaf_ima
     with pytest.raises(ValueError, match="seed was 3, is 4"):
         pack([image], tmp_path / "out", PackOptions(**{**OPTIONS, "seed": 4}))
     assert {path: path.read_bytes() for path in (partial / "survey").iterdir()} == survey
+
+
+def test_ctrl_c_while_tasks_are_handed_out_cancels_the_earlier_ones():
+    """Otherwise the pool would finish all of them before it ends."""
+    submitted: list[Future[None]] = []
+
+    class Pool:
+        def submit(self, *_: object) -> Future[None]:
+            if len(submitted) == 2:
+                raise KeyboardInterrupt
+            submitted.append(Future())
+            return submitted[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        Workers(None, lambda _: None, Pool()).run(None, [0, 1, 2])
+    assert [task.cancelled() for task in submitted] == [True, True]
