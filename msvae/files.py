@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import socket
@@ -101,7 +102,7 @@ def replace_files(out: Path, last: str) -> Iterator[Path]:
 def remove_abandoned(path: Path) -> None:
     """Remove partial files of `path` that killed processes of this machine left behind."""
     before, after = f".{socket.gethostname()}-", f"-{path.name}"
-    for partial in path.parent.glob(f"{before}*{after}"):
+    for partial in path.parent.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
         process = partial.name.removeprefix(before).removesuffix(after)
         if process.isdecimal() and not _is_running(int(process)):
             partial.unlink(missing_ok=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from msvae.files import replace_files
+from msvae.files import partial_path, remove_abandoned, replace_files
 
 
 def write(out: Path, text: str, fail: bool = False) -> None:
@@ -40,3 +43,16 @@ def test_numbers_are_there_only_once_all_else_is(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", lambda self, target: (order.append(target.name), replace(self, target))[1])
     write(tmp_path, "text")
     assert order == ["a.png", "numbers.json"]
+
+
+@pytest.mark.parametrize("name", ["leaf.tif", "leaf[1].tif", "leaf *?.tif"])
+def test_partial_files_of_processes_that_have_ended_are_removed(tmp_path, name):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    own = partial_path(tmp_path / name)
+    abandoned = own.with_name(own.name.replace(f"-{os.getpid()}-", f"-{process.pid}-"))
+    of_another = partial_path(tmp_path / f"x{name}")
+    for file in (own, abandoned, of_another):
+        file.touch()
+    remove_abandoned(tmp_path / name)
+    assert set(tmp_path.iterdir()) == {own, of_another}
