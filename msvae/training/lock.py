@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import socket
 import threading
@@ -18,6 +19,8 @@ from msvae.shards.stores.remote import RetryPolicy, Version, WritableStore
 from msvae.shards.stores.store import MissingError
 
 NAME = "run.lock"
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EISDIR}
+"""Errors of opening the file of a lock, which do not tell whether its file system has locks."""
 RENEW_S = 30.0
 ABANDONED_S = 100.0
 """Time without a renewal after which a lock is taken over: three missed renewals, and the time that they may need. The
@@ -37,7 +40,7 @@ class Lock(Protocol):
 class FolderLock:
     """Lock of a folder. The operating system releases it when the process ends, for whatever reason.
 
-    Raises: ValueError that names the holder, or says that the file system has no locks.
+    Raises: ValueError that names the holder, or says that the file cannot be written or the file system has no locks.
     """
 
     def __init__(self, out: Path) -> None:
@@ -49,6 +52,10 @@ class FolderLock:
         except Timeout:
             raise _locked(out, path.read_text().strip() or "another process") from None
         except OSError as error:
+            if error.errno in DENIED:
+                raise ValueError(
+                    f"{path} cannot be locked ({error.strerror}); make it a writable file, or choose another `out`"
+                ) from error
             raise ValueError(
                 f"{out} is on a file system without locks ({error.strerror}), so a second run could write to it at "
                 "the same time; choose an `out` elsewhere, or mount it with flock"

@@ -308,3 +308,9 @@ def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch, number):
     message = rf"{tmp_path} is on a file system without locks \({os.strerror(number)}\).*choose an `out` elsewhere"
     with pytest.raises(ValueError, match=message):
         FolderLock(tmp_path)
+
+
+def test_a_lock_that_cannot_be_opened_is_not_taken_for_a_file_system_without_locks(tmp_path):
+    (tmp_path / "run.lock").mkdir()
+    with pytest.raises(ValueError, match=r"run\.lock cannot be locked \(Is a directory\); make it a writable file"):
+        FolderLock(tmp_path)
