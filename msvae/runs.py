@@ -1,4 +1,4 @@
-"""Log files of a run: JSON lines that a resumed run continues, and the curves in them."""
+"""Log files of a run: JSON lines that a resumed run continues, the curves in them, and versions of libraries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from msvae.files import remove_abandoned, write_text
 
-LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
-
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 RUN_CARD = "run_card.json"
+LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
+"""Libraries whose versions a run stores."""
 
 Line = tuple[list[float], list[float]]
 """Steps and values of a curve."""
@@ -54,14 +54,6 @@ def complete_lines(path: Path) -> list[str]:
     return [line for line in path.read_text().split("\n")[:-1] if line]
 
 
-def _replace_nonfinite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _replace_nonfinite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_nonfinite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file of JSON lines, none if the file does not exist."""
     return [json.loads(line) for line in complete_lines(path)] if path.is_file() else []
@@ -86,10 +78,6 @@ def line(rows: Sequence[dict[str, Any]], name: str) -> Line | None:
     return list(steps), list(values)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def library_versions() -> dict[str, str]:
     """Return the version of Python and of every library in `LIBRARIES`, or `not installed`."""
     versions = {"python": platform.python_version()}
@@ -99,3 +87,15 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def _replace_nonfinite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _replace_nonfinite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_nonfinite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -119,7 +119,7 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
     Raises: ValueError if there are fewer than two folders, a folder is named twice, or a folder is not a run.
     """
     if url := next((folder for folder in folders if "://" in folder), None):
-        raise ValueError(f"{url} is no folder; copy the run from its store first")
+        raise ValueError(f"{url} is not a folder; copy the run from its store first")
     paths = [Path(folder) for folder in folders]
     resolved = [path.resolve() for path in paths]
     if len(paths) < 2:
@@ -155,7 +155,7 @@ def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist; name a folder that training wrote")
     if missing := next((file for file in (CONFIG, METRICS) if not (folder / file).is_file()), None):
-        raise ValueError(f"{folder} is no run: it holds no {missing}; name the `out` of a training")
+        raise ValueError(f"{folder} is not a run: it has no {missing}; pass the `out` of a training")
     card = folder / RUN_CARD
     return Run(
         name=name,
@@ -218,13 +218,11 @@ def _evaluation_rows(runs: Sequence[Run]) -> list[list[Cell]]:
 def _interval_cell(report: Mapping[str, Any] | None, key: str, form: str) -> Cell:
     """Return a metric of the model with its interval."""
     numbers = report["model"] if report else {}
-    ends = numbers.get("intervals", {}).get(key)
-    value = _cell(numbers.get(key), form)
-    return Cell(value.text, " to ".join(form.format(end) for end in ends)) if ends and None not in ends else value
+    return Cell.with_interval(numbers.get(key), numbers.get("intervals", {}).get(key), form)
 
 
 def _cell(value: float | None, form: str, first: float | None = None) -> Cell:
-    """Return a number with its difference to the number of the first run."""
+    """Return a number with its difference to the number of the first run, if that is given."""
     if value is None:
         return Cell("–")
     signed = form.replace(":", ":+")

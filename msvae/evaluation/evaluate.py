@@ -122,7 +122,8 @@ def _measure_all(
 ) -> tuple[dict[str, Measurement], dict[str, dict[str, Any]]]:
     """Measure the model and all baselines.
 
-    Returns: measurements by name, and further entries for `metrics.json` by name, with those of the `latent`.
+    Returns: measurements by name, and further entries for `metrics.json` by name. The entry `latent` contains the
+        statistics of the latents of the model.
     """
     evaluator = measurer.evaluator
     manifest = evaluator.reader.manifest

@@ -32,14 +32,14 @@ from msvae.shards.loader import Batch
 from msvae.shards.splits import TileOrigin
 
 MAX_ROWS = 1000
-"""Largest number of rows of sums for resampling. More units share rows, which limits memory and hardly changes the
-intervals."""
+"""Largest number of rows of sums for resampling. If there are more units, several share a row. That limits the memory,
+and hardly changes the intervals."""
 PROGRESS_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Units:
-    """Image, group and resampling unit of every tile in stored order, each as a number from 0.
+    """Number of the image, of the group and of the resampling unit of every tile, in stored order.
 
     The units of bootstrap resampling are images. For a split of one image they are its blocks, else its tiles.
     """
@@ -138,8 +138,8 @@ class Measurer:
             pixels = LeafPixels.from_tensors(recon, batch.tiles, batch.leaf_mask)
             if not bool(pixels.recon.isfinite().all()):
                 raise ValueError(
-                    f"{name} reconstructs values that are not finite among {', '.join(batch.keys)}: it has diverged; "
-                    "evaluate an earlier model of the run, such as best/"
+                    f"{name} reconstructs values that are not finite in some of the tiles {', '.join(batch.keys)}: it "
+                    "diverged; evaluate an earlier model of the run, such as best/"
                 )
             for slot, counts in zip(batch.slots, angle_counts(pixels), strict=False):
                 angles[int(units.row_of_tile[slot])] += counts

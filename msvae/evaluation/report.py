@@ -128,9 +128,7 @@ def _cell(numbers: Mapping[str, Any], key: str, form: str, index: int | None = N
     value, ends = numbers.get(key), numbers["intervals"].get(key)
     if index is not None:
         value, ends = (None if x is None else x[index] for x in (value, ends))
-    if value is None:
-        return Cell("–")
-    return Cell(form.format(value), "" if not ends or None in ends else " to ".join(form.format(end) for end in ends))
+    return Cell.with_interval(value, ends, form)
 
 
 def _tile_sections(evaluator: Evaluator, reconstruct: Reconstruct, tiles: Sequence[Row]) -> Iterator[Section]:
@@ -280,12 +278,15 @@ def _worst_sections(tables: Mapping[str, Sequence[Row]]) -> Iterator[Section]:
                 f"Sorted by RMSE. The file {kind}.csv lists all {len(rows):,} {kind}.",
                 Table(
                     [name, "leaf pixels", "RMSE ↓", "spectral angle (°) ↓", "SSIM ↑"],
-                    [[Cell(row[name]), Cell(f"{row['leaf_pixels']:,}"), *_format(row)] for row in rows[:NUM_WORST]],
+                    [
+                        [Cell(row[name]), Cell(f"{row['leaf_pixels']:,}"), *_metric_cells(row)]
+                        for row in rows[:NUM_WORST]
+                    ],
                 ),
             )
 
 
-def _format(row: Row) -> list[Cell]:
+def _metric_cells(row: Row) -> list[Cell]:
     forms = (("rmse", "{:.4f}"), ("angle_deg", "{:.2f}"), ("ssim", "{:.3f}"))
     return [Cell("–" if row[name] is None else form.format(row[name])) for name, form in forms]
 

@@ -47,7 +47,7 @@ class Result:
         counts = {"num_tiles": len(measurement.tiles["num_pixels"]), "num_leaf_pixels": int(totals["num_pixels"][0])}
         resampled = compute_metrics(resample(rows)) if measurement.units.num_rows > 1 else {}
         ends = {name: _pairs(values) for name, values in intervals(resampled).items()}
-        # an index that cannot be computed from the bands keeps its key, so that readers always find it
+        # all indices have a key, also those that cannot be computed from the bands
         metrics: dict[str, Any] = dict.fromkeys(f"{index}_mae" for index in INDICES)
         return cls(metrics | to_json(compute_metrics(totals)) | counts | dict(more), ends, resampled)
 
@@ -56,7 +56,7 @@ class Result:
         return {**self.metrics, "intervals": self.intervals}
 
     def minus(self, other: Result) -> dict[str, Any]:
-        """Return the differences to another result, with intervals: both were resampled alike."""
+        """Return the differences to another result. They have intervals, because both were resampled alike."""
         return {
             name: {
                 "value": self.metrics[name] - other.metrics[name],
@@ -109,7 +109,7 @@ def _name_rows(kind: str, names: Sequence[str], class_of_tile: NDArray[np.int64]
 
 
 def _table_rows(names: Sequence[Row], sums: Sums, bands: Bands) -> list[Row]:
-    """Return the rows that have leaf pixels, largest RMSE first. None, an empty cell, cannot be measured."""
+    """Return the rows that have leaf pixels, largest RMSE first. A value that cannot be measured is None."""
     metrics = compute_metrics(sums)
     columns = {name: values for name, values in metrics.items() if values.ndim == 1}
     for name in ("rmse", "bias"):

@@ -30,13 +30,13 @@ EXPLANATIONS = {
 SAME_SIZE = ("pca_latent", "jpeg_xl", "jpeg_2000")
 """Baselines that need as many bits as the latents."""
 CLEAR_GAIN_DB = 1.0
-"""Gain over the mean spectrum that every model exceeds that has learned anything about leaves."""
+"""A smaller gain over the mean spectrum means that the model has learned hardly anything about leaves."""
 FEW_UNITS = 10
 """Number of resampled units below which intervals are too narrow."""
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """Return a paragraph: the quality, the baselines of the same size, and the simplest and most detailed ones."""
+    """Return a paragraph that compares the model with baselines of the same size and with two extreme ones."""
     model, baselines = metrics["model"], metrics["baselines"]
     gain_db = model["psnr_db"] - baselines["untrained"]["psnr_db"]
     ends = model["intervals"].get("psnr_db")

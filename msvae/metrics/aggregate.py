@@ -1,4 +1,7 @@
-"""From sums per tile to metrics, with bootstrap intervals over resampled images (Efron 1979)."""
+"""Metrics from sums over tiles, and their bootstrap intervals over resampled images (Efron 1979).
+
+Sums are added in stored order and divided once.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,17 @@ from numpy.typing import NDArray
 from msvae.metrics.histograms import ANGLE_EDGES_DEG, quantile
 from msvae.metrics.tile_sums import INDICES
 
-NUM_RESAMPLES = 2000
-ENDS_PERCENT = (2.5, 97.5)
-SEED = 20_260_101
-ACTIVE_VARIANCE = 0.01
-"""Smallest variance of the posterior mean of an active channel (Burda, Grosse, Salakhutdinov 2016)."""
-
 PEAK_REFLECTANCE = 1.0
 SMALLEST_MSE = 1e-20
 """Smallest mean squared error in a PSNR, so that an exact reconstruction has 200 dB."""
+ACTIVE_VARIANCE = 0.01
+"""Smallest variance of the posterior mean of an active channel (Burda, Grosse, Salakhutdinov 2016)."""
+
+NUM_RESAMPLES = 2000
+ENDS_PERCENT = (2.5, 97.5)
+"""Percentiles of the resamples at the ends of an interval."""
+SEED = 20_260_101
+"""Seed of the resampling."""
 
 Sums = Mapping[str, NDArray[np.float64]]
 """Sums over leaf pixels by name, (R,) or (R, K): one row per tile, image or resample, in stored order."""
@@ -144,38 +149,12 @@ def to_json(metrics: Metrics, row: int = 0) -> dict[str, Any]:
     return {name: _to_json(values[row]) for name, values in metrics.items()}
 
 
-def _detail_metrics(sums: Sums, pixels: NDArray[np.float64]) -> Metrics:
-    mae_RC = _ratio(sums["absolute_error"], pixels)
-    metrics = {
-        "mae": mae_RC.mean(axis=1),
-        "mae_per_band": mae_RC,
-        "bias_per_band": _ratio(sums["error"], pixels),
-        "sid": _ratio(sums["sid"], sums["num_angles"]),
-    }
-    for kind in ("decile", "zone"):
-        metrics[f"angle_deg_per_{kind}"] = _ratio(sums[f"{kind}_angle_deg"], sums[f"{kind}_angles"])
-        metrics[f"rmse_per_{kind}"] = np.sqrt(_ratio(sums[f"{kind}_squared_error"], sums[f"{kind}_pixels"]))
-    return metrics
-
-
-def _ratio(totals: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    divisor = counts[:, None] if totals.ndim > counts.ndim else counts
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio: NDArray[np.float64] = np.where(divisor > 0, totals / divisor, np.nan)
-    return ratio
-
-
-def _to_json(value: Any) -> Any:
-    if np.ndim(value):
-        return [_to_json(part) for part in value]
-    return float(value) if np.isfinite(value) else None
-
-
 def latent_statistics(sums: Sums) -> dict[str, Any]:
-    """Return the statistics of a split.
+    """Return the statistics of the latents of a split.
 
     Returns: `leaf_cells`; `mean_per_channel` and `std_per_channel` of posterior means; mean
-        `posterior_std_per_channel`; `kl_per_channel_nats` per cell; and `active_channels`, their number.
+        `posterior_std_per_channel`; `kl_per_channel_nats` per cell; and `active_channels`, the number of
+        channels whose variance is above `ACTIVE_VARIANCE`.
     """
     joined = {name: column.sum(axis=0) for name, column in sums.items()}
     mean, squared, posterior_std, kl = (
@@ -220,3 +199,30 @@ def interval(values: NDArray[np.float64]) -> NDArray[np.float64]:
     ends = np.full((2, *values.shape[1:]), np.nan)
     ends[:, measurable] = np.nanpercentile(values[:, measurable], ENDS_PERCENT, axis=0)
     return ends
+
+
+def _detail_metrics(sums: Sums, pixels: NDArray[np.float64]) -> Metrics:
+    mae_RC = _ratio(sums["absolute_error"], pixels)
+    metrics = {
+        "mae": mae_RC.mean(axis=1),
+        "mae_per_band": mae_RC,
+        "bias_per_band": _ratio(sums["error"], pixels),
+        "sid": _ratio(sums["sid"], sums["num_angles"]),
+    }
+    for kind in ("decile", "zone"):
+        metrics[f"angle_deg_per_{kind}"] = _ratio(sums[f"{kind}_angle_deg"], sums[f"{kind}_angles"])
+        metrics[f"rmse_per_{kind}"] = np.sqrt(_ratio(sums[f"{kind}_squared_error"], sums[f"{kind}_pixels"]))
+    return metrics
+
+
+def _ratio(totals: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    divisor = counts[:, None] if totals.ndim > counts.ndim else counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio: NDArray[np.float64] = np.where(divisor > 0, totals / divisor, np.nan)
+    return ratio
+
+
+def _to_json(value: Any) -> Any:
+    if np.ndim(value):
+        return [_to_json(part) for part in value]
+    return float(value) if np.isfinite(value) else None

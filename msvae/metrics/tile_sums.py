@@ -1,6 +1,7 @@
 """Sums over the leaf pixels of each tile, in float64 and reflectance: squared error, angle, indices and SSIM.
 
-Dimensions: B tiles of a batch, C bands, H, W pixels.
+`latent_sums` returns sums over latent cells. Dimensions: B tiles of a batch, C bands, H, W pixels; K latent channels,
+h, w latent cells.
 """
 
 from __future__ import annotations
@@ -155,20 +156,6 @@ def ssim_sums(pixels: LeafPixels, data_range: Sequence[float]) -> dict[str, Tens
     }
 
 
-def _ssim_sum_of_tile(
-    recon_CHW: NDArray[np.float64], target_CHW: NDArray[np.float64], leaf_HW: NDArray[np.bool_], span: Sequence[float]
-) -> tuple[NDArray[np.float64], int]:
-    totals_C = np.zeros(len(span))
-    inside = binary_erosion(leaf_HW, np.ones((SSIM_WINDOW_PX, SSIM_WINDOW_PX)), border_value=0)
-    if inside.any():
-        for band, data_range in enumerate(span):
-            _, ssim = structural_similarity(
-                recon_CHW[band], target_CHW[band], win_size=SSIM_WINDOW_PX, data_range=data_range, full=True
-            )
-            totals_C[band] = ssim[inside].sum()
-    return totals_C, int(inside.sum())
-
-
 def latent_sums(mean_BKhw: Tensor, logvar_BKhw: Tensor, leaf_share_Bhw: Tensor) -> dict[str, Tensor]:
     """Return sums over the latent cells of each tile, float64, weighted by leaf share.
 
@@ -186,3 +173,17 @@ def latent_sums(mean_BKhw: Tensor, logvar_BKhw: Tensor, leaf_share_Bhw: Tensor) 
     # a cell without leaf may hold NaN or infinity
     sums = {name: torch.where(share > 0, values * share, 0.0).sum(dim=(2, 3)) for name, values in maps.items()}
     return {"cells": share.sum(dim=(1, 2, 3)), **sums}
+
+
+def _ssim_sum_of_tile(
+    recon_CHW: NDArray[np.float64], target_CHW: NDArray[np.float64], leaf_HW: NDArray[np.bool_], span: Sequence[float]
+) -> tuple[NDArray[np.float64], int]:
+    totals_C = np.zeros(len(span))
+    inside = binary_erosion(leaf_HW, np.ones((SSIM_WINDOW_PX, SSIM_WINDOW_PX)), border_value=0)
+    if inside.any():
+        for band, data_range in enumerate(span):
+            _, ssim = structural_similarity(
+                recon_CHW[band], target_CHW[band], win_size=SSIM_WINDOW_PX, data_range=data_range, full=True
+            )
+            totals_C[band] = ssim[inside].sum()
+    return totals_C, int(inside.sum())

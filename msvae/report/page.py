@@ -21,6 +21,13 @@ class Cell:
     small: str = ""
     """Small print below the text."""
 
+    @classmethod
+    def with_interval(cls, value: float | None, ends: Sequence[float | None] | None, form: str) -> Cell:
+        """Return a number with the ends of its interval, if they are known, as small print."""
+        if value is None:
+            return cls("–")
+        return cls(form.format(value), " to ".join(map(form.format, ends)) if ends and None not in ends else "")
+
 
 @dataclass(frozen=True)
 class Table:

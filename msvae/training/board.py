@@ -1,4 +1,4 @@
-"""TensorBoard event files of a run: tags of its numbers, the layout of the first page, and the description."""
+"""TensorBoard event files of a run: tags of its numbers, layout of the custom scalars page, and description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDERS = {
     },
     "validation": {},
 }  # fmt: skip
-"""Names in a row whose tags get a group of their own, such as `train_coverage/…`. All other tags are in `train/` or
+"""Names in a row whose tags are in a separate group, such as `train_coverage/…`. All other tags are in `train/` or
 `validation/`."""
 TAGS = {
     "coverage": "mean",
@@ -76,7 +76,7 @@ LAYOUT = {
 
 
 class Board:
-    """Writes the event files of a run. Readers drop what earlier event files hold from `first_step` on."""
+    """Writes the event files of a run. TensorBoard then drops values of earlier files from `first_step` on."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
@@ -92,7 +92,7 @@ class Board:
         self._writer.add_figure(tag, figure, step)
 
     def describe(self, texts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-        """Write Markdown texts by tag, settings for the table of runs, and the layout of the first page."""
+        """Write Markdown texts by tag, settings for the table of runs, and `LAYOUT`."""
         for tag, text in texts.items():
             self._writer.add_text(tag, text, self._first_step)
         # SummaryWriter.add_hparams would create a separate run for them

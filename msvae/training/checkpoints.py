@@ -1,7 +1,7 @@
 """Checkpoints on disk: tensors in safetensors, all other state in JSON, and checksums of both files.
 
-A checkpoint appears complete or not at all. Everything random in a run is a function of (seed, step, sample), so that
-no state of a random generator is stored.
+A checkpoint appears complete or not at all. All random numbers of a run are functions of (seed, step, sample), so no
+state of a random generator is stored.
 """
 
 from __future__ import annotations
@@ -65,10 +65,6 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._write, step, copies, state)
         return waited_s
 
-    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        write(self._out, step, tensors, state, self._keep)
-        self._on_written()
-
     def check(self) -> None:
         """Report that a checkpoint could not be written, so that the run stops before the next one is due.
 
@@ -99,6 +95,10 @@ class CheckpointWriter:
             self.finish()
         finally:
             self._thread.shutdown()
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        write(self._out, step, tensors, state, self._keep)
+        self._on_written()
 
 
 def write(out: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
@@ -154,7 +154,7 @@ def check(path: Path) -> None:
     Raises: ValueError if a file is missing or damaged.
     """
     if not all((path / name).is_file() for name in (TENSORS, STATE, CHECKSUMS)):
-        raise ValueError(f"{path} is not a checkpoint: it lacks {TENSORS}, {STATE} or {CHECKSUMS}")
+        raise ValueError(f"{path} is not a checkpoint: {TENSORS}, {STATE} or {CHECKSUMS} is missing")
     try:
         checksums = json.loads((path / CHECKSUMS).read_text())
         damaged = [name for name in (TENSORS, STATE) if checksums[name] != _checksum(path / name)]
@@ -199,7 +199,7 @@ def save_model(model: AutoencoderKLMultispectralAdapter, folder: Path) -> None:
 
 
 def _superfluous(newest: Path, keep: int) -> list[Path]:
-    # Later checkpoints are damaged, or the run would have resumed from them. They must not replace an undamaged one.
+    # Checkpoints after `newest` are damaged: the run did not resume from them. They must not replace undamaged ones.
     until_newest = [path for path in sorted(newest.parent.glob("step-*")) if path <= newest]
     scores = {path: score for path in until_newest if (score := _score(path)) is not None}
     best = min(scores, key=lambda path: scores[path], default=None)

@@ -24,10 +24,10 @@ DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EISDIR}
 RENEW_S = 30.0
 ABANDONED_S = 100.0
 """Time without a renewal after which a lock is taken over: three missed renewals, and the time that they may need. The
-process that waits measures it, so that clocks of machines need not agree."""
+waiting process measures this time, so the clocks of the machines may differ."""
 POLL_S = 2.0
 UPLOADS = RetryPolicy(attempts=9, first_wait_s=0.5)
-"""About two minutes of retries. No step waits for an upload, so a short outage of the store need not end the run."""
+"""About two minutes of retries. No step waits for an upload, so a short outage of the store does not end the run."""
 
 
 class Lock(Protocol):
@@ -38,7 +38,7 @@ class Lock(Protocol):
 
 
 class FolderLock:
-    """Lock of a folder. The operating system releases it when the process ends, for whatever reason.
+    """Lock of a folder. The operating system releases it when the process ends for any reason.
 
     Raises: ValueError that names the holder, or says that the file cannot be written or the file system has no locks.
     """
@@ -69,7 +69,7 @@ class FolderLock:
 
 
 class StoreLock:
-    """Lock of a URL: an object that a thread renews. A lock that is not renewed is abandoned, and is taken over."""
+    """Lock of a URL: an object that a thread renews. If it is not renewed, another run takes it over."""
 
     def __init__(self, url: str) -> None:
         self._store = WritableStore(url, RetryPolicy())
@@ -93,7 +93,7 @@ class StoreLock:
                 raise ValueError(
                     f"{self._store.path(NAME)} no longer belongs to this run but to "
                     f"{_holder(self._read()[0]) or 'nobody'}: it was not renewed for {ABANDONED_S:.0f} s, or was "
-                    "removed. End the other run or let it continue, then run again"
+                    "removed. Wait for the other run or end it, then run the same command again"
                 )
             self._version, self._renewed_at_s = version, time.monotonic()
 
@@ -172,4 +172,4 @@ def _this_process() -> str:
 
 
 def _locked(out: Path | str, holder: str) -> ValueError:
-    return ValueError(f"{out} is being written by {holder}; wait for it, or choose another `out`")
+    return ValueError(f"{out} is in use by {holder}; wait until it ends, or choose another `out`")

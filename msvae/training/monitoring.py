@@ -17,7 +17,7 @@ from msvae.shards.reader import ShardReader
 NUM_NAMED_TILES = 3
 """Number of tiles that a warning names."""
 NUM_NAMED_SAMPLES = 8
-"""Number of samples that the error about values that are not finite names."""
+"""Largest number of samples that the error about consecutive steps without a finite loss names."""
 
 Warn = Callable[[str], None]
 
@@ -86,7 +86,7 @@ class DataMonitor:
             )
 
     def _check_readable(self, steps: list[int], bad_ST: Tensor) -> list[str]:
-        """Return the names of new bad samples. All ranks count the bad samples of all, and stop together."""
+        """Return the names of new bad samples. Each rank counts the bad samples of all ranks, so all stop together."""
         new = []
         for row, slot in bad_ST.nonzero().tolist():
             sample = self._order.samples(steps[row] - 1, bad_ST.shape[1], [slot])[0][:2]
@@ -110,13 +110,13 @@ class DataMonitor:
             batches = counted(len(steps), "global batch", "global batches")
             slots = (sign * coverage_ST[worst]).argsort(stable=True)[:NUM_NAMED_TILES].tolist()
             warn(
-                f"warning: {kind} coverage: {number} of {batches} {_span(steps)} with a leaf share {side} {limit:g}; "
+                f"warning: {kind} coverage: {number} of {batches} {_span(steps)} had a leaf share {side} {limit:g}; "
                 f"step {steps[worst]} has {coverage_S[worst]:.3f}, its {tiles} tiles are "
                 f"{self._tile_names(steps[worst], coverage_ST[worst], slots)}"
             )
 
     def _tile_names(self, step: int, coverage_T: Tensor, slots: list[int]) -> str:
-        """Return key and coverage of tiles of the global batch of a step, whose batch_index is `step - 1`."""
+        """Return key and coverage of the tiles in some slots of the global batch of a step."""
         samples = self._order.samples(step - 1, len(coverage_T), slots)
         names = [self._reader.sample_name(sample.shard, sample.row) for sample in samples]
         return ", ".join(f"{name} ({coverage_T[slot]:.3f})" for name, slot in zip(names, slots, strict=True))
@@ -125,8 +125,8 @@ class DataMonitor:
 class SkippedSteps:
     """Counts steps that changed nothing: without leaf values, or with a loss or gradient that is not finite.
 
-    Flags stay on the device until `check`. They are equal on all ranks, because the norm is that of the gradient that
-    all ranks share.
+    Flags stay on the device until `check`. They are equal on all ranks, because counts and gradients are combined
+    over all ranks.
     """
 
     def __init__(self, config: Config, order: SampleOrder, reader: ShardReader) -> None:

@@ -20,7 +20,7 @@ class AveragingAdamW(torch.optim.AdamW):
     """AdamW whose state also holds an exponential moving average of the weights. A decay of 0 turns the average off.
 
     The average is optimizer state, so that DeepSpeed shards it like the moments. If `found_inf` is 1, a step changes
-    nothing, and the host need not read it (the convention of torch's GradScaler).
+    nothing. `found_inf` is a tensor on the device, so the host does not wait for it (as in torch's GradScaler).
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, average_decay: float, **options: Any) -> None:

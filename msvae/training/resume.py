@@ -23,7 +23,7 @@ from msvae.training.optim import AVERAGE
 from msvae.training.trained_weights import TrainedWeights
 
 MANIFEST, FROZEN = "manifest_digest", "frozen_parameters"
-"""Digests in a run identity. They show that something differs, but not what."""
+"""Digests in a run identity. A digest shows that two runs differ, but not in which value."""
 
 
 class Resume:
@@ -41,7 +41,7 @@ class Resume:
         self._source = steps.index(max(steps))
         found = ranks.broadcast_object(self._describe(config, damages), self._source)
         self.damages: list[str] = found["faults"]
-        """What is wrong with each newer checkpoint."""
+        """The damage of each newer checkpoint."""
         self.state: dict[str, Any] | None = found["state"]
         """State of the checkpoint; None for a new run."""
         self._check_same_on_all_ranks(identity)
@@ -50,11 +50,6 @@ class Resume:
         if self.state is not None:
             check_identity(found["path"], self.state, identity, config)
             self.changes = changed_values(self.state["config"], config.model_dump(mode="json"))
-
-    def _describe(self, config: Config, damages: list[str]) -> Callable[[], dict[str, Any]]:
-        state = None if self._path is None else checkpoints.load_state(self._path)
-        path = str(self._path).replace(str(config.folder), str(config.out))
-        return lambda: {"path": path, "state": state, "faults": damages}
 
     @property
     def step(self) -> int:
@@ -83,6 +78,11 @@ class Resume:
             shapes = {f"{kind}/{name}": shape for name, shape in trained.shapes.items()}
             for name, value in self._broadcast_tensors(shapes):
                 trained.load(kind, name.removeprefix(f"{kind}/"), value)
+
+    def _describe(self, config: Config, damages: list[str]) -> Callable[[], dict[str, Any]]:
+        state = None if self._path is None else checkpoints.load_state(self._path)
+        path = str(self._path).replace(str(config.folder), str(config.out))
+        return lambda: {"path": path, "state": state, "faults": damages}
 
     def _broadcast_tensors(self, shapes: dict[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
         tensors = None
@@ -145,26 +145,10 @@ def choose_checkpoint(config: Config) -> tuple[Path | None, list[str]]:
     return _choose_named(config, Path(config.train.resume))
 
 
-def _choose_named(config: Config, path: Path) -> tuple[Path | None, list[str]]:
-    """Return the named checkpoint, a newer one of the same branch, or None if this machine does not have it."""
-    if not path.exists():
-        return None, []
-    checkpoints.check(path)
-    newest, damages = checkpoints.newest_valid(config.folder)
-    if newest is None or newest.name <= path.name:
-        return path, []
-    if checkpoints.load_state(newest)["config"]["train"]["resume"] == config.train.resume:
-        return newest, damages  # an earlier start of this branch wrote it
-    raise ValueError(
-        f"{config.out} continues to {newest.name} after {path.name}; remove the later checkpoints, or choose "
-        "another `out` for this branch"
-    )
-
-
 def run_identity(config: Config, manifest_digest: str, model: nn.Module) -> dict[str, Any]:
     """Return the values that must stay the same when a run is resumed, by name.
 
-    Checkpoints do not hold frozen parameters. Their digest shows if the backbone is another one.
+    Checkpoints do not hold frozen parameters. The digest of these parameters shows if the backbone is another one.
     """
     values = config.model_dump(mode="json")
     return {
@@ -195,17 +179,33 @@ def check_identity(path: str, state: Mapping[str, Any], current: Mapping[str, An
         )
 
 
+def changed_values(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Return the changed configuration values as a text that follows "resumed"; empty if no value changed."""
+    before, after = _flatten(saved), _flatten(current)
+    differing = [f"{key} {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after[key]]
+    return f", with changed {', '.join(differing)}" if differing else ""
+
+
+def _choose_named(config: Config, path: Path) -> tuple[Path | None, list[str]]:
+    """Return the named checkpoint, a newer one of the same branch, or None if this machine does not have it."""
+    if not path.exists():
+        return None, []
+    checkpoints.check(path)
+    newest, damages = checkpoints.newest_valid(config.folder)
+    if newest is None or newest.name <= path.name:
+        return path, []
+    if checkpoints.load_state(newest)["config"]["train"]["resume"] == config.train.resume:
+        return newest, damages  # an earlier start of this branch wrote it
+    raise ValueError(
+        f"{config.out} continues to {newest.name} after {path.name}; remove the later checkpoints, or choose "
+        "another `out` for this branch"
+    )
+
+
 def _data_difference(before: str, now: str) -> str:
     if before != now:
         return f"the training data differ: data.train: {before} -> {now}"
     return f"the training data differ: {now} was packed or indexed again"
-
-
-def changed_values(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Return a text of the configuration values that changed, to be printed after "resumed"; empty if none did."""
-    before, after = _flatten(saved), _flatten(current)
-    differing = [f"{key} {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after[key]]
-    return f", with changed {', '.join(differing)}" if differing else ""
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:

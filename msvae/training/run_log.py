@@ -24,14 +24,14 @@ from msvae.training.board import Board
 
 PLAIN_LINES = 20
 PLAIN_SECONDS = 30.0
-"""Without a terminal, this many lines are printed in all, or one line in this time, whichever is more."""
+"""Without a terminal, about this many lines are printed per run, and one whenever the last is older than this."""
 
 
 class RunLog:
     """Log of a run that continues after `last_step`, or of a new run if `last_step` is -1.
 
-    Args: `evaluated` says whether a due evaluation of `last_step` is part of the checkpoint. If not, it is repeated,
-        and what an earlier start may have logged of it is dropped.
+    Args: `evaluated` is True if the checkpoint contains an evaluation of `last_step`. If not, a due evaluation is
+        repeated, so rows of it that an earlier start may have logged are dropped.
     """
 
     def __init__(self, out: Path, last_step: int, max_steps: int, evaluated: bool) -> None:
@@ -90,7 +90,7 @@ class RunLog:
         self._board.flush()
 
     def finish(self) -> None:
-        """Finish the last pictures and flush. Only lines on the screen may follow."""
+        """Finish the last pictures and flush. Afterwards, only `say` and `close` may be called."""
         self._pictures.shutdown()
         self._report_failed_pictures()
         self._board.flush()

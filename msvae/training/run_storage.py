@@ -1,4 +1,4 @@
-"""Where a run writes: to a folder, or to an object store, of which each machine has a local copy.
+"""The output of a run: a folder, or an object store with a local copy on each machine.
 
 A resume downloads what it needs from the store; checkpoints, models and logs are uploaded when they change. An object
 appears complete or not at all, but a folder of objects does not. Therefore the checksums of a checkpoint are uploaded
@@ -33,14 +33,14 @@ LATEST = f"{checkpoints.FOLDER}/{checkpoints.LATEST}"
 
 
 class RunStorage:
-    """The output of one rank. For a URL, its creation takes the lock and downloads what a resume needs.
+    """The output of one rank. For a URL, the constructor takes the lock and downloads what a resume needs.
 
     Raises: ValueError if the URL cannot be written, or another run writes to it.
     """
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.damages: list[str] = []
-        """What is wrong with checkpoints in the store that are newer than the one that was downloaded."""
+        """The damage of each checkpoint in the store that is newer than the downloaded one."""
         self._config, self._ranks = config, ranks
         self._lock: Lock | None = None
         self._uploads: Uploads | None = None
@@ -108,7 +108,7 @@ class RunStorage:
 
 
 class Uploads:
-    """Runs uploads one after another in a thread. At most one waits; it uploads what is newest when it starts."""
+    """Runs uploads one after another in a thread. At most one waits. It uploads files as they are when it starts."""
 
     def __init__(self, upload: Callable[[], None]) -> None:
         self._upload = upload
@@ -128,7 +128,7 @@ class Uploads:
             self._pending.append(self._thread.submit(self._upload))
 
     def finish(self) -> None:
-        """Wait for all uploads, and for a last one that uploads what changed since.
+        """Wait for all uploads, and for a last one that uploads all later changes.
 
         Raises: ValueError if one fails.
         """
@@ -145,7 +145,7 @@ class Uploads:
 
 
 class Mirror:
-    """The local copy of a run on one machine. With the lock it covers all files, without it only those of RECORDS."""
+    """The local copy of a run on one machine: of all files for the holder of the lock, else only of `RECORDS`."""
 
     def __init__(self, store: WritableStore, folder: Path, lock: StoreLock | None) -> None:
         self._store, self._folder, self._lock = store, folder, lock
@@ -157,7 +157,7 @@ class Mirror:
     def download(self) -> list[str]:
         """Replace the folder by the files that a resume needs.
 
-        Returns: what is wrong with checkpoints that are newer than the newest undamaged one.
+        Returns: the damage of each checkpoint that is newer than the newest undamaged one.
         """
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True)
@@ -237,7 +237,7 @@ class Mirror:
                 # retention needs the score; without tensors the folder does not count as a checkpoint
                 self._download(f"{name}/{checkpoints.STATE}")
             elif not found and missing:
-                damages.append(f"{self._store.path(name)} lacks {missing[0]}: its upload did not end")
+                damages.append(f"{self._store.path(name)} lacks {missing[0]}: its upload was not finished")
             elif not found:
                 damage = self._download_checkpoint(path)
                 found = not damage
@@ -279,6 +279,6 @@ def _stamp(file: IO[bytes]) -> tuple[int, int]:
 
 
 def _content(name: str, file: IO[bytes]) -> bytes:
-    """Return the content of a file, of a log only its complete lines."""
+    """Return the content of a file. Return only the complete lines of a log."""
     content = file.read()
     return content[: content.rfind(b"\n") + 1] if name.endswith(".jsonl") else content

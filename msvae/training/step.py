@@ -42,7 +42,7 @@ class Stepper:
     def counts(self, micro_batches: Sequence[Batch]) -> Sums:
         """Return this rank's counts of a global batch. They are summed over ranks before the first backward pass.
 
-        Returns: the count behind each term of the loss; `valid_pixels`, `total_pixels`, `leaf_elements` and
+        Returns: the count of each term of the loss; `valid_pixels`, `total_pixels`, `leaf_elements` and
             `nonfinite_elements`, (); `tile_coverage` and `bad_slots`, one value per tile of the global batch.
             `bad_slots` is 1 where a sample could not be read. Tiles of other ranks are 0.
         """
@@ -57,16 +57,6 @@ class Stepper:
             tile_coverage[first : first + len(leaf)] = leaf.sum(dim=1).double() / leaf.shape[1]
         per_tile = {"tile_coverage": tile_coverage, "bad_slots": bad_slots}
         return _add([self._counts_of(batch) for batch in micro_batches]) | per_tile
-
-    def _counts_of(self, batch: Batch) -> Sums:
-        nonfinite, leaf = count_nonfinite(batch.tiles, batch.leaf_mask)
-        return {
-            **self._losses.counts(batch.tiles, batch.leaf_mask),
-            "valid_pixels": batch.leaf_mask.sum(),
-            "total_pixels": torch.full_like(leaf, batch.leaf_mask.numel()),
-            "leaf_elements": leaf,
-            "nonfinite_elements": nonfinite,
-        }
 
     def warm_up(self, micro_batches: Sequence[Batch]) -> None:
         """Run and discard one backward pass at every start, so that DDP's summation order survives a resume."""
@@ -85,7 +75,7 @@ class Stepper:
 
         Args: this rank's micro batches; counts of the whole global batch, summed over ranks; factor on the peak
             learning rate of each parameter group.
-        Returns: this rank's sum behind each term, still to be summed over ranks; norm of the gradient before clipping,
+        Returns: this rank's sum of each term, still to be summed over ranks; norm of the gradient before clipping,
             () on the device, not finite if nothing was changed.
         """
         for group in self._optimizer.param_groups:
@@ -106,13 +96,23 @@ class Stepper:
         self.loss_scale.update(~grad_norm.isfinite() & has_target)
         return _add(totals), grad_norm
 
+    def _counts_of(self, batch: Batch) -> Sums:
+        nonfinite, leaf = count_nonfinite(batch.tiles, batch.leaf_mask)
+        return {
+            **self._losses.counts(batch.tiles, batch.leaf_mask),
+            "valid_pixels": batch.leaf_mask.sum(),
+            "total_pixels": torch.full_like(leaf, batch.leaf_mask.numel()),
+            "leaf_elements": leaf,
+            "nonfinite_elements": nonfinite,
+        }
+
     def _forward(self, batch: Batch) -> Mapping[str, MaskedSum]:
         _, losses = self._trained.forward(
             sample=batch.tiles.contiguous(memory_format=self._memory_format),
             mask=batch.leaf_mask,
             sample_posterior=self._config.model.sample_posterior,
             generator=self._generators(batch),
-            # `counts` has measured the masks already
+            # `counts` has counted the masks already
             sums_only=True,
         )
         sums: Mapping[str, MaskedSum] = losses["sums"]
@@ -127,17 +127,12 @@ class Stepper:
         return [torch.Generator(batch.tiles.device).manual_seed(key % 2**63) for key in keys]
 
 
-def _add(parts: Sequence[Mapping[str, Tensor]]) -> Sums:
-    """Return element-wise sums of dictionaries with the same names, in float64."""
-    return {name: torch.stack([part[name].double() for part in parts]).sum(dim=0) for name in parts[0]}
-
-
 def loss_row(
     config: Config, bands: Bands, totals: Mapping[str, Tensor], counts: Mapping[str, Tensor], world_size: int
 ) -> dict[str, Any]:
     """Return the loss, its terms and the coverage of a global batch for the log.
 
-    Args: sum and count behind each term, summed over ranks.
+    Args: sum and count of each term, summed over ranks.
     """
     sums = {term: MaskedSum(total, counts[term]) for term, total in totals.items()}
     means = {term: float(masked_sum.overall()) for term, masked_sum in sums.items()}
@@ -186,3 +181,8 @@ def optimizer_row(config: Config, lr_factor: float, grad_norm: float, squared_no
         distance, norm = squared_norms.sqrt().tolist()
         row["ema_distance"] = distance / norm
     return row
+
+
+def _add(parts: Sequence[Mapping[str, Tensor]]) -> Sums:
+    """Return element-wise sums of dictionaries with the same names, in float64."""
+    return {name: torch.stack([part[name].double() for part in parts]).sum(dim=0) for name in parts[0]}

@@ -38,7 +38,7 @@ class StopRequest:
         return torch.full((), float(self._asked_at_s is not None), device=device)
 
     def ignore_signals(self) -> None:
-        """Ignore signals from now on. When the first rank exits, the launcher sends signals to ranks that finish."""
+        """Ignore signals from now on. When the first rank exits, the launcher signals the ranks that still run."""
         for number in (*SIGNALS, FORWARDED):
             signal.signal(number, signal.SIG_IGN)
 

@@ -82,7 +82,7 @@ class TrainingStream:
         """Open this rank's file, and drop rows of steps after `step`, which a resumed run reads again."""
         folder = self._config.folder / name
         for path in folder.glob("rank-*.jsonl"):
-            # files of ranks that only an earlier start with more ranks had
+            # an earlier start with more ranks wrote files of ranks that this start does not have
             if self._ranks.is_main and path.name >= _record_name(self._ranks.world_size):
                 JsonLines(path, step).close()
         return JsonLines(folder / _record_name(self._ranks.rank), step)

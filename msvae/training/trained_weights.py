@@ -53,9 +53,6 @@ class TrainedWeights(ABC):
         smallest = min(self.parameters.values(), key=torch.Tensor.numel)
         smallest.register_hook(self._invalidate)  # type: ignore[no-untyped-call]
 
-    def _invalidate(self, gradient: Tensor) -> Tensor:
-        return gradient if self.invalid is None else torch.where(self.invalid, torch.nan, gradient)
-
     @abstractmethod
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """Return the context for the passes of a micro batch. Args: True for the last one of its global batch."""
@@ -90,8 +87,8 @@ class TrainedWeights(ABC):
     def squared_norms(self) -> Tensor:
         """Return this rank's share of two squared norms, (2,) float64.
 
-        The first is that of the difference between the weights and their average, the second that of the weights.
-        Shares of all ranks add up.
+        The first norm is that of the weights minus their average, the second that of the weights. The shares of all
+        ranks are to be added.
         """
         if not (weights := self.local_tensors("model")):  # with very many ranks, DeepSpeed gives some only padding
             return torch.zeros(2, dtype=torch.float64)
@@ -107,6 +104,9 @@ class TrainedWeights(ABC):
     def updates(self, number: int) -> None:
         for state in self._optimizer.state.values():
             state["step"].fill_(float(number))
+
+    def _invalidate(self, gradient: Tensor) -> Tensor:
+        return gradient if self.invalid is None else torch.where(self.invalid, torch.nan, gradient)
 
 
 class ReplicatedWeights(TrainedWeights):

@@ -40,14 +40,14 @@ LONG_WAIT_S = 1.0
 
 
 class Trainer:
-    """A training run on this rank. Its creation reads the manifests and, if `train.resume` finds one, a checkpoint."""
+    """A training run on this rank. The constructor reads the manifests, and the checkpoint to resume from, if any."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.storage = RunStorage(config, ranks)
         self.stream = TrainingStream(config, ranks)
         manifest = self.stream.reader.manifest
-        model = build(config, manifest, ranks)
+        model = build_on_device(config, manifest, ranks)
         self.evaluation_model = EvaluationModel(model, bool(config.optim.ema_decay), ranks.engine.shards_weights)
         self.validation = Validation(config, ranks, self.evaluation_model)
         self.identity = run_identity(config, manifest.digest(), model)
@@ -141,7 +141,7 @@ class Trainer:
     def _reduce(self, totals: Sums, micro_batches: list[Batch], vote: Tensor) -> tuple[Sums, Sums, Tensor]:
         """Sum over ranks: the totals of a global batch, the counts of the next one, and the votes to stop."""
         counts = self.stepper.counts(micro_batches) if micro_batches else {}
-        # part of every collective, so that its size is the same on all ranks, but computed only for logged steps
+        # the norms are computed only for logged steps, but are always summed, so that all collectives have one size
         uses_average = self._is_logged and self.evaluation_model.uses_average
         squared_norms = self.trained.squared_norms() if uses_average else vote.new_zeros(2)
         shares = {
@@ -204,7 +204,7 @@ class Trainer:
         if self._is_due(train.eval_every) and (not stopped or self.step == train.max_steps):
             self.validation.run(self.step, self.log, self.trained)
         if self._is_due(train.checkpoint_every) or stopped or self.validation.patience_exhausted:
-            # a checkpoint does not hold unchecked counts
+            # a checkpoint cannot store counts that are not checked yet
             self._check()
             self._save_checkpoint()
 
@@ -276,7 +276,7 @@ class Trainer:
             self.log.say(line)
 
 
-def build(config: Config, manifest: Manifest, ranks: Ranks) -> AutoencoderKLMultispectralAdapter:
+def build_on_device(config: Config, manifest: Manifest, ranks: Ranks) -> AutoencoderKLMultispectralAdapter:
     """Return the model on this rank's device, ready for training but not yet compiled.
 
     Raises: ValueError if it cannot be compiled.
@@ -292,7 +292,7 @@ def build(config: Config, manifest: Manifest, ranks: Ranks) -> AutoencoderKLMult
         )
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    # DeepSpeed flattens weights. Under it only the tiles are channels last, and so are the activations.
+    # DeepSpeed flattens weights, so under DeepSpeed only tiles and activations are channels last
     if config.train.channels_last and not ranks.engine.uses_deepspeed:
         model.to(memory_format=torch.channels_last)
     model.to(ranks.device).train()

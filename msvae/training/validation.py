@@ -60,11 +60,6 @@ class EvaluationModel:
             self.model.to("cpu")
 
 
-def _alias(parameter: nn.Parameter) -> nn.Parameter:
-    """Return another parameter with the same memory. ZeRO 3 frees the memory of the original parameter."""
-    return nn.Parameter(parameter.detach(), requires_grad=False)
-
-
 class Validation:
     """Evaluates the evaluation model on `data.val`. Without a validation split it does nothing."""
 
@@ -81,18 +76,18 @@ class Validation:
             if reader.manifest.bands != model.bands:
                 raise ValueError(
                     f"{config.data.val} holds {reader.manifest.bands} named {', '.join(reader.manifest.band_names)}, "
-                    f"{config.data.train} {model.bands} named {', '.join(model.bands.names)}; pack both together"
+                    f"{config.data.train} holds {model.bands} named {', '.join(model.bands.names)}; pack both together"
                 )
             self._evaluator = Evaluator(reader, ranks, config.data.micro_batch_size, config.data.num_workers)
 
     @property
     def digests(self) -> dict[str, str]:
-        """Digest of the manifest of the validation split, by split."""
+        """Digest of the manifest under the key `val`; empty without a validation split."""
         digest = self._manifest_digest()
         return {} if digest is None else {"val": digest}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return best loss, the settings behind it, and metrics in the config of the model, for a checkpoint."""
+        """Return the best loss, the settings it depends on, and the metrics in the config of the model."""
         config = self._model.config
         return {
             "best_loss": self._best_loss,
@@ -111,7 +106,7 @@ class Validation:
             self._model.register_to_config(metrics=state["metrics"], band_importance=state["band_importance"])
             if state["loss_weights"] == self._config.loss.weights:
                 self._best_loss, self._since_best = state["best_loss"], state["since_best"]
-        # another machine may be the main one now, and may not have the folder
+        # the main process may be on another machine now, which does not have the folder
         if not self._config.out_is_url and not self._ranks.broadcast_object((self._config.folder / "best").exists):
             self._best_loss = None
 
@@ -177,3 +172,8 @@ class Validation:
         }
         figures |= {index: partial(index_figure, examples, bands, index) for index in bands.index_pairs()}
         log.draw({f"validation/{name}": figure for name, figure in figures.items()}, step)
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    """Return another parameter with the same memory. ZeRO 3 frees the memory of the original parameter."""
+    return nn.Parameter(parameter.detach(), requires_grad=False)

@@ -52,7 +52,7 @@ class ZeroWeights(TrainedWeights):
             optimizer.init_state(flat)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
-        """Tell DeepSpeed whether this is the last micro batch of the global batch."""
+        """Set in DeepSpeed if this is the last micro batch of the global batch."""
         self._engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
@@ -69,7 +69,7 @@ class ZeroWeights(TrainedWeights):
         return torch.as_tensor(norm, dtype=torch.float32, device=self._ranks.device)
 
     def full_tensors(self, kind: str) -> Iterator[NamedTensor]:
-        """Yield full tensors, several of which are gathered over ranks at once."""
+        """Yield full tensors. Small ones are gathered over ranks together."""
         names: list[str] = []
         for name in self.shapes:
             names.append(name)

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from msvae.distributed.exit_codes import LOST_RANKS, STOPPED
 
 from ..conftest import ROOT, tiny_run
-from ..distributed.accidents import PATIENCE_S, RUN
+from ..distributed.interrupted_runs import PATIENCE_S, RUN
 from ..namespaces import TwoMachines, two_machines
 from ..servers import set_credentials
 

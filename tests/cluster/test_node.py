@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ..conftest import ROOT, tiny_run
-from ..distributed.accidents import PATIENCE_S, PAUSED_TRAIN, RUN, logged, weights
+from ..distributed.interrupted_runs import PATIENCE_S, PAUSED_TRAIN, RUN, logged, weights
 from .slurm import free_ports
 
 NODE = ["bash", str(ROOT / "launch" / "node.sh")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ..conftest import ROOT, tiny_run
-from ..distributed.accidents import PAUSED_TRAIN, RUN, logged, weights
+from ..distributed.interrupted_runs import PAUSED_TRAIN, RUN, logged, weights
 from .slurm import Slurm, slurm_cluster
 
 NODES = ("node-0", "node-1")

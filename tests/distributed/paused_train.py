@@ -15,7 +15,7 @@ from typing import Any
 from msvae.training import checkpoints
 from msvae.training.validation import Validation
 from tests.conftest import ROOT
-from tests.distributed.accidents import PATIENCE_S
+from tests.distributed.interrupted_runs import PATIENCE_S
 
 where, rank, step = os.environ.get("PAUSE", "nowhere 0 0").split()
 save_file, evaluate = checkpoints.save_file, Validation._evaluate

@@ -23,7 +23,7 @@ from msvae.shards.writer import ShardWriter
 from msvae.training import checkpoints
 
 from ..conftest import ROOT, disk_of, launch_command, tiny_run
-from .accidents import TRAIN, Struck, accelerated, alone, errors, rows, steps_kept, weights
+from .interrupted_runs import TRAIN, InterruptedRun, accelerated, alone, errors, rows, steps_kept, weights
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_run_resumes_when_there_i
     out = disk / "run"
     overrides = {"data__val": "null", "train__checkpoint_every": 2, "train__max_steps": 8}
     command = accelerated(leaf_shards, out, **overrides)
-    full = Struck(command, out, tmp_path / "full").end()
+    full = InterruptedRun(command, out, tmp_path / "full").end()
     assert full.returncode != 0
     # the other rank may report that it lost this one
     (line,) = [line for line in errors(full) if "lost the other ranks" not in line]
@@ -59,7 +59,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_run_resumes_when_there_i
     assert not list((out / "checkpoints").glob(".*"))
     assert rows(out)[-1]["step"] <= 7, "the run stops before the next checkpoint is due"
     subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
-    roomy = Struck(command, out, tmp_path / "roomy").end()
+    roomy = InterruptedRun(command, out, tmp_path / "roomy").end()
     assert roomy.returncode == 0, roomy.stderr[-3000:]
     assert "resumed at step 4\n" in roomy.stdout
     assert steps_kept(out) == [4, 6, 8]
@@ -101,7 +101,7 @@ def test_any_damage_of_the_newest_checkpoint_makes_the_previous_one_the_newest_v
     assert str(newest) in fault
 
 
-def test_retention_never_removes_a_valid_checkpoint_in_favour_of_a_damaged_one(tmp_path):
+def test_a_damaged_checkpoint_never_replaces_a_valid_one(tmp_path):
     for step in (2, 4, 6):
         checkpoints.write(tmp_path, step, {"model/weight": torch.ones(3)}, {"score": None}, keep=9)
     for step in (2, 6):
@@ -226,7 +226,7 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
         "train__keep_checkpoints": 99,
     }
     command = launch_command(TRAIN, processes=2, engine=engine)
-    done = Struck([*command, *tiny_run(shards, out, **overrides)], out, tmp_path / "1").end()
+    done = InterruptedRun([*command, *tiny_run(shards, out, **overrides)], out, tmp_path / "1").end()
     assert done.returncode == 0, done.stderr[-3000:]
     seen = [(out / "trace" / f"rank-{rank:05d}.jsonl").read_text().splitlines() for rank in range(2)]
     keys = [{key for line in lines for key in json.loads(line)["keys"]} for lines in zip(*seen, strict=True)]
@@ -245,7 +245,7 @@ def test_steps_without_leaf_or_with_infinite_gradients_change_nothing_on_any_ran
 
     stopped = tmp_path / "stopped"
     limit = {**overrides, "train__max_nonfinite_steps": 1, "train__max_steps": infinite[0] + 1}
-    done = Struck([*command, *tiny_run(shards, stopped, **limit)], stopped, tmp_path / "2").end()
+    done = InterruptedRun([*command, *tiny_run(shards, stopped, **limit)], stopped, tmp_path / "2").end()
     assert done.returncode != 0
     line = errors(done)[0]
     assert line.startswith(
@@ -259,7 +259,7 @@ def test_early_stopping_ends_all_ranks_at_the_same_step_and_a_restart_trains_no_
     out = tmp_path / "run"
     # weights that never change never improve
     overrides = {"optim__lr": 0, "train__eval_every": 1, "train__patience": 2, "data__trace": True}
-    done = Struck(accelerated(leaf_shards, out, **overrides), out, tmp_path / "1").end()
+    done = InterruptedRun(accelerated(leaf_shards, out, **overrides), out, tmp_path / "1").end()
     assert done.returncode == 0, done.stderr[-3000:]
     assert "finished at step 2" in done.stdout
     assert steps_kept(out) == [2]

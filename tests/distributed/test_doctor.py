@@ -114,7 +114,7 @@ def test_a_damaged_shard_and_another_version_on_one_machine_are_named_with_its_r
     assert "launched" not in second, "only the first machine prints"
 
 
-def test_ranks_that_were_started_alone_are_an_explained_fault(tmp_path):
+def test_a_launcher_that_starts_one_of_several_processes_is_a_fault_with_an_explanation(tmp_path):
     config = tmp_path / "multi_cpu.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
@@ -159,9 +159,9 @@ def test_a_machine_that_never_joins_is_a_fault_after_the_timeout():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accident", ["os._exit(1)", "time.sleep(1000)"])
-def test_a_rank_that_dies_or_hangs_after_joining_is_a_fault_and_does_not_block_others(accident):
-    second = f"import os, time; from msvae.distributed.setup import join_ranks; join_ranks(60); {accident}"
+@pytest.mark.parametrize("failure", ["os._exit(1)", "time.sleep(1000)"])
+def test_a_rank_that_dies_or_hangs_after_joining_is_a_fault_and_does_not_block_others(failure):
+    second = f"import os, time; from msvae.distributed.setup import join_ranks; join_ranks(60); {failure}"
     commands = [[sys.executable, "-m", "msvae", "doctor", "--timeout-s", "5"], [sys.executable, "-c", second]]
     running = [
         subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True)

@@ -180,7 +180,7 @@ def test_comparison_shows_only_what_differs_between_runs(launch, shards, run, re
     [
         (["RUN"], "got 1 run, expected two or more"),
         (["RUN", "RUN"], "is named twice; name each run once"),
-        (["RUN", "RUN/model"], "is no run: it holds no config.yaml"),
+        (["RUN", "RUN/model"], "is not a run: it has no config.yaml"),
         (["RUN", "nowhere"], "nowhere does not exist"),
         (["RUN", "s3://bucket/run"], "copy the run from its store first"),
     ],
@@ -217,5 +217,5 @@ def test_a_diverged_model_is_an_error_that_names_tiles(launch, shards, run, tmp_
     arguments = ("--model", tmp_path / "run" / "model", "--data", shards, "--out", tmp_path / "report")
     done = launch(EVALUATE, *arguments, processes=1)
     assert done.returncode != 0
-    assert "error: model reconstructs values that are not finite among leaf_" in done.stderr
+    assert "error: model reconstructs values that are not finite in some of the tiles leaf_" in done.stderr
     assert not (tmp_path / "report").exists()

@@ -16,10 +16,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from ..conftest import tiny_run
-from .accidents import (
+from .interrupted_runs import (
     RUN,
     Ended,
-    Struck,
+    InterruptedRun,
     accelerated,
     alone,
     errors,
@@ -36,12 +36,12 @@ LOCAL = "127.0.0.1"
 @pytest.fixture(scope="module")
 def undisturbed(leaf_shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = Struck(accelerated(leaf_shards, folder / "run"), folder / "run", folder).end()
+    ended = InterruptedRun(accelerated(leaf_shards, folder / "run"), folder / "run", folder).end()
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder / "run"
 
 
-class Accidents(NamedTuple):
+class InterruptedStarts(NamedTuple):
     """Output and files of one run that was started several times."""
 
     out: Path
@@ -56,44 +56,44 @@ class Accidents(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def accidents(leaf_shards, tmp_path_factory) -> Accidents:
+def interrupted(leaf_shards, tmp_path_factory) -> InterruptedStarts:
     """Return a run that loses one rank, then all ranks, is asked to stop twice, the second time by its launcher, and
     finishes."""
-    folder = tmp_path_factory.mktemp("accidents")
+    folder = tmp_path_factory.mktemp("interrupted")
     out = folder / "run"
     command = accelerated(leaf_shards, out)
 
-    run = Struck(command, out, folder / "1", pause="evaluation 1 4")
+    run = InterruptedRun(command, out, folder / "1", pause="evaluation 1 4")
     run.wait_until(run.paused.exists)
     run.ranks()[1].kill()
     after_lost_rank = run.end(60)
 
-    run = Struck(command, out, folder / "2", pause="checkpoint 0 6")
+    run = InterruptedRun(command, out, folder / "2", pause="checkpoint 0 6")
     run.wait_until(run.paused.exists)
     run.kill_all()
     partial = [path.name for path in (out / "checkpoints").glob(".*")]
 
-    run = Struck(command, out, folder / "3")
+    run = InterruptedRun(command, out, folder / "3")
     run.wait_for_step(8)  # it stops at step 10 or soon after, where no checkpoint is due
     leftovers = [path.name for path in (out / "checkpoints").glob(".*")]
     _, second = run.ranks()
     second.send_signal(signal.SIGUSR1)
     after_signals, saved_after_signals = run.end(), steps_kept(out)
 
-    run = Struck(command, out, folder / "4")
+    run = InterruptedRun(command, out, folder / "4")
     run.wait_for_step(saved_after_signals[-1] + 1)
     run.launcher.send_signal(signal.SIGTERM)
     after_launchers_signal, saved_after_launchers_signal = run.end(), steps_kept(out)
 
-    at_the_end = Struck(command, out, folder / "5").end()
-    return Accidents(
+    at_the_end = InterruptedRun(command, out, folder / "5").end()
+    return InterruptedStarts(
         out, after_lost_rank, partial, after_signals, saved_after_signals, leftovers,
         after_launchers_signal, saved_after_launchers_signal, at_the_end,
     )  # fmt: skip
 
 
-def test_after_a_rank_is_killed_the_others_end_within_seconds_and_the_summary_names_it(accidents):
-    ended = accidents.after_lost_rank
+def test_after_a_rank_is_killed_the_others_end_within_seconds_and_the_summary_names_it(interrupted):
+    ended = interrupted.after_lost_rank
     assert ended.returncode != 0
     (line,) = errors(ended)
     assert line.startswith("error: lost the other ranks in TileColumns.all_reduce (")
@@ -103,38 +103,38 @@ def test_after_a_rank_is_killed_the_others_end_within_seconds_and_the_summary_na
     assert "Traceback" not in before_launcher, "the rank that lost another one prints one line"
 
 
-def test_a_partial_checkpoint_is_ignored_and_removed(accidents):
-    assert accidents.partial == [".step-00000006.partial"]
-    assert accidents.leftovers == []
-    assert "resumed at step 3\n" in accidents.after_signals.stdout
+def test_a_partial_checkpoint_is_ignored_and_removed(interrupted):
+    assert interrupted.partial == [".step-00000006.partial"]
+    assert interrupted.leftovers == []
+    assert "resumed at step 3\n" in interrupted.after_signals.stdout
 
 
-def test_a_signal_to_a_single_rank_saves_all_and_exits_with_75(accidents):
-    ended = accidents.after_signals
+def test_after_a_signal_to_one_rank_all_ranks_save_and_exit_with_75(interrupted):
+    ended = interrupted.after_signals
     assert ended.returncode == 1, "the exit code of the launcher"
     assert ended.stderr.count("exitcode  : 75") == 2
-    stopped_at = accidents.saved_after_signals[-1]
+    stopped_at = interrupted.saved_after_signals[-1]
     assert 9 <= stopped_at < 16
     assert f"asked to stop: saved at step {stopped_at}; run the same command again to continue" in ended.stdout
     assert not errors(ended)
 
 
-def test_a_signal_to_the_launcher_saves_all(accidents):
-    stopped_at = accidents.saved_after_launchers_signal[-1]
-    assert accidents.saved_after_signals[-1] < stopped_at < 16
-    assert accidents.after_launchers_signal.returncode == 1
-    assert accidents.after_launchers_signal.stderr.rstrip().endswith("got signal: 15")
-    assert f"asked to stop: saved at step {stopped_at}" in accidents.after_launchers_signal.stdout
-    assert f"resumed at step {stopped_at}\n" in accidents.at_the_end.stdout
+def test_after_a_signal_to_the_launcher_all_ranks_save(interrupted):
+    stopped_at = interrupted.saved_after_launchers_signal[-1]
+    assert interrupted.saved_after_signals[-1] < stopped_at < 16
+    assert interrupted.after_launchers_signal.returncode == 1
+    assert interrupted.after_launchers_signal.stderr.rstrip().endswith("got signal: 15")
+    assert f"asked to stop: saved at step {stopped_at}" in interrupted.after_launchers_signal.stdout
+    assert f"resumed at step {stopped_at}\n" in interrupted.at_the_end.stdout
 
 
-def test_a_run_with_all_these_failures_ends_with_the_weights_of_an_undisturbed_run(accidents, undisturbed):
-    assert accidents.at_the_end.returncode == 0, accidents.at_the_end.stderr[-3000:]
+def test_a_run_with_several_failures_ends_with_the_weights_of_an_undisturbed_run(interrupted, undisturbed):
+    assert interrupted.at_the_end.returncode == 0, interrupted.at_the_end.stderr[-3000:]
     for folder in ("model", "best", "untrained"):
-        assert weights(accidents.out, folder) == weights(undisturbed, folder), folder
-    losses = [[(row["step"], row["loss"]) for row in rows(out)] for out in (accidents.out, undisturbed)]
+        assert weights(interrupted.out, folder) == weights(undisturbed, folder), folder
+    losses = [[(row["step"], row["loss"]) for row in rows(out)] for out in (interrupted.out, undisturbed)]
     assert losses[0] == losses[1]
-    assert not [path for path in accidents.out.rglob(".*")]
+    assert not [path for path in interrupted.out.rglob(".*")]
 
 
 def test_a_second_signal_ends_a_rank_immediately_unless_it_was_forwarded():
@@ -185,14 +185,14 @@ def test_a_second_run_on_the_same_folder_is_refused_and_the_first_continues_with
     leaf_shards, undisturbed, tmp_path
 ):
     out = tmp_path / "run"
-    first = Struck(accelerated(leaf_shards, out), out, tmp_path / "first", pause="evaluation 1 4")
+    first = InterruptedRun(accelerated(leaf_shards, out), out, tmp_path / "first", pause="evaluation 1 4")
     first.wait_until(first.paused.exists)
     ranks = first.ranks()
     first.launcher.kill()
     second = alone(leaf_shards, out)
     assert second.returncode == 2
     (line,) = errors(second)
-    assert f"{out} is being written by process {ranks[0].pid} on {socket.gethostname()}; wait for it" in line
+    assert f"{out} is in use by process {ranks[0].pid} on {socket.gethostname()}; wait until it ends" in line
     first.go.touch()
     assert not psutil.wait_procs(ranks, 240)[1]
     assert weights(out) == weights(undisturbed)
@@ -204,7 +204,7 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_and_the_run_resumes(leaf_shard
     """torchrun is used without accelerate."""
     out = tmp_path / "run"
     command = torchrun("--standalone", "--nproc_per_node", 2, "--max-restarts", 2)
-    run = Struck([*command, *tiny_run(leaf_shards, out, **RUN)], out, tmp_path, pause="evaluation 0 8")
+    run = InterruptedRun([*command, *tiny_run(leaf_shards, out, **RUN)], out, tmp_path, pause="evaluation 0 8")
     run.wait_until(run.paused.exists)
     run.ranks()[1].kill()
     ended = run.end()
@@ -230,8 +230,8 @@ def test_a_run_that_lost_a_machine_resumes_on_the_others(leaf_shards, undisturbe
         ]
         for is_host in (1, 0)
     )  # fmt: skip
-    stays = Struck(stays_command, out, tmp_path / "stays", pause="evaluation 0 8")
-    leaves = Struck(leaves_command, out, tmp_path / "leaves")
+    stays = InterruptedRun(stays_command, out, tmp_path / "stays", pause="evaluation 0 8")
+    leaves = InterruptedRun(leaves_command, out, tmp_path / "leaves")
     stays.wait_until(stays.paused.exists)
     assert len(leaves.ranks()) == 1, "both machines take part"
     leaves.kill_all()
@@ -249,7 +249,7 @@ def test_a_run_that_lost_a_machine_resumes_on_the_others(leaf_shards, undisturbe
 def test_ranks_that_wait_too_long_for_another_write_their_stacks_and_end_with_one_line(leaf_shards, engine, tmp_path):
     out = tmp_path / "run"
     command = accelerated(leaf_shards, out, engine, train__timeout_s=20)
-    run = Struck(command, out, tmp_path)
+    run = InterruptedRun(command, out, tmp_path)
     run.wait_for_step(2)
     waiting, stopped = run.ranks()
     stopped.suspend()

@@ -145,7 +145,7 @@ def test_a_killed_run_whose_disk_is_lost_resumes_from_the_store_bit_for_bit(
     assert done.returncode == 0, done.stderr[-3000:]
     step = int(last.split("/")[1].removeprefix("step-"))
     assert f"{url}/run.lock belongs to process" in done.stdout
-    assert f"warning: {url}/{last.rpartition('/')[0]} lacks checksums.json: its upload did not end" in done.stdout
+    assert f"warning: {url}/{last.rpartition('/')[0]} lacks checksums.json: its upload was not finished" in done.stdout
     assert f"resumed at step {step - 2}\n" in done.stdout
     assert f"the model is in {url}/model" in done.stdout
     assert_complete(download(url, tmp_path / "downloaded"), undisturbed)
@@ -174,7 +174,7 @@ def test_a_url_in_use_or_without_access_is_refused_in_one_line(launch, leaf_shar
         connection.request("POST", "/moto-api/reset-auth", body=b"1000000")
         connection.getresponse().read()
     for refused, message in (
-        (done, f"error: {url} is being written by process {holder.pid} on "),
+        (done, f"error: {url} is in use by process {holder.pid} on "),
         (denied, f"error: {url}/run.lock: access denied; check the credentials in the environment"),
     ):
         assert refused.returncode != 0

@@ -113,7 +113,7 @@ def test_ranks_see_each_sample_once_per_epoch(undisturbed, leaf_shards):
     assert len(set(first_epoch)) == num_samples
 
 
-def test_a_run_writes_the_files_that_the_design_names(undisturbed):
+def test_a_run_writes_logs_checkpoints_configuration_and_event_files(undisturbed):
     rows = json_lines(undisturbed / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert {"epoch", "loss", "mse", "sam", "coverage", "lr", "grad_norm", "samples_per_s", "data_wait_s"} <= rows[
@@ -189,7 +189,7 @@ def test_a_wrong_option_or_folder_is_refused_in_one_line(launch, undisturbed, le
     assert sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*")) == before
 
 
-def test_processes_that_would_train_apart_are_refused(leaf_shards, tmp_path):
+def test_processes_that_would_train_separate_models_are_refused(leaf_shards, tmp_path):
     """Promise 6: without mpirun, the MULTI_CPU type of accelerate starts one of two processes without a message."""
     config = tmp_path / "multi_cpu.yaml"
     config.write_text(

@@ -21,7 +21,7 @@ from msvae.shards.reader import ShardReader
 from ..conftest import ROOT, tiny_run
 from .browser import browser, look, tensorboard
 
-TRAIN, STRUCK_TRAIN = ROOT / "train" / "train.py", Path(__file__).with_name("struck_train.py")
+TRAIN, INTERRUPTED_TRAIN = ROOT / "train" / "train.py", Path(__file__).with_name("interrupted_train.py")
 STEPS, EVALUATIONS = 9, [0, 3, 6, 9]
 WAVELENGTHS = ("475nm", "539nm", "651nm", "731nm", "851nm")
 SCALARS = {
@@ -68,10 +68,10 @@ def out(launch, leaf_shards, tmp_path_factory) -> Path:
         leaf_shards, out, train__max_steps=STEPS, train__eval_every=3, train__checkpoint_every=100,
         optim__backbone_lr=5e-4,
     )  # fmt: skip
-    stopped = launch(STRUCK_TRAIN, "stop", 1, *arguments)
+    stopped = launch(INTERRUPTED_TRAIN, "stop", 1, *arguments)
     assert "asked to stop: saved at step 3" in stopped.stdout, stopped.stderr[-3000:]
     assert [row["step"] for row in rows(out, "validation")] == [0]
-    killed = launch(STRUCK_TRAIN, "kill", 5, *arguments)
+    killed = launch(INTERRUPTED_TRAIN, "kill", 5, *arguments)
     assert "validation at step 3" in killed.stdout, killed.stderr[-3000:]
     done = launch(TRAIN, *arguments)
     assert "validation at step 3" in done.stdout, done.stderr[-3000:]
@@ -88,7 +88,7 @@ def events(out) -> EventAccumulator:
     return events
 
 
-def test_every_value_appears_once_and_in_order_although_the_run_was_stopped_and_killed(out, events):
+def test_every_value_appears_once_and_in_order_after_a_stop_and_a_kill(out, events):
     assert len(list((out / "tensorboard").iterdir())) == 3, "one file per start, of the main process"
     found = events.Tags()["scalars"]
     assert set(found) == SCALARS

@@ -119,7 +119,7 @@ def check_empty(out: Path, case: str, processes: int) -> None:
         assert json.loads((out / f"{case}-rank-{rank}.json").read_text())["changed_by_empty"] == []
 
 
-def test_a_step_on_one_process_is_the_same_with_micro_batches_and_in_other_ways(alone):
+def test_a_step_on_one_process_is_the_same_with_micro_batches_channels_last_and_checkpointing(alone):
     for case in ("float64-8", "float64-4"):
         check_same(alone, alone, case, "float64")
     for case in ("channels_last", "gradient_checkpointing"):

@@ -149,7 +149,7 @@ def test_wrong_network_settings_are_found(changes, not_joined, level, text):
     assert text in row.found
 
 
-def test_no_credentials_in_urls_are_shown():
+def test_credentials_in_urls_are_not_shown():
     row = Row(
         "shards", "fault", "https://me:secret@host/a?sig=secret, s3://bucket/a is missing", "see http://x?t=secret"
     )
@@ -158,7 +158,7 @@ def test_no_credentials_in_urls_are_shown():
     assert shown.found == "https://…@host/a?…, s3://bucket/a is missing"
 
 
-def test_a_check_that_fails_or_hangs_is_a_fault_and_delays_no_other():
+def test_a_check_that_fails_or_hangs_is_a_fault_and_does_not_delay_other_checks():
     def hangs() -> dict[str, object]:
         time.sleep(1000)
         raise AssertionError

@@ -25,7 +25,7 @@ def test_images_are_resampled_and_not_their_tiles():
     assert units.row_of_tile.tolist() == [0, 0, 1, 0, 2]
 
 
-def test_blocks_of_a_single_image_are_resampled_else_its_tiles():
+def test_blocks_of_a_single_image_are_resampled_or_else_its_tiles():
     field = [TileOrigin(f"field_r{i}_c0", "field", f"field block {i // 2}") for i in range(6)]
     assert Units.from_origins(field).kind == "block"
     assert Units.from_origins(field).row_of_tile.tolist() == [0, 0, 1, 1, 2, 2]
@@ -33,7 +33,7 @@ def test_blocks_of_a_single_image_are_resampled_else_its_tiles():
     assert (alone.kind, alone.num_units) == ("tile", 2)
 
 
-def test_more_than_a_thousand_images_share_rows():
+def test_more_than_a_thousand_images_share_rows_of_sums():
     units = Units.from_origins(tiles(*(str(i) for i in range(MAX_ROWS + 500))))
     assert (units.num_units, units.num_rows) == (MAX_ROWS + 500, MAX_ROWS)
     assert sorted(set(units.row_of_tile.tolist())) == list(range(MAX_ROWS))
@@ -105,7 +105,7 @@ def test_summary_calls_a_baseline_better_or_worse_only_if_the_interval_excludes_
         (lambda m: m["baselines"]["jpeg_xl"].update(tiles_that_do_not_fit=2), "JPEG XL cannot store 2 of 40 tiles"),
     ],
 )
-def test_every_weakness_of_the_numbers_has_its_caution(metrics, change, words):
+def test_each_reason_for_unreliable_numbers_has_a_caution(metrics, change, words):
     weaker = copy.deepcopy(metrics)
     change(weaker)
     (caution,) = cautions(weaker)
@@ -138,7 +138,7 @@ def test_screen_shows_quality_before_and_after_training_and_baselines_of_equal_s
     assert baselines.strip() == "at equal size: PCA of blocks 28.00 dB, JPEG XL 31.00 dB, JPEG 2000 29.90 dB"
 
 
-def test_metrics_that_few_bands_do_not_have_are_not_mentioned(metrics):
+def test_metrics_that_the_bands_do_not_allow_are_not_mentioned(metrics):
     """One band has no angle and no NDVI. Three bands or fewer have no PCA of spectra."""
     for numbers_of in (metrics["model"], *metrics["baselines"].values()):
         numbers_of.update(angle_deg=None, ndvi_mae=None)

@@ -66,13 +66,13 @@ def test_coverage_equals_counting_by_hand(leaf_pixels):
     assert stats["histogram"] == [bins.count(i) for i in range(10)]
 
 
-def test_a_pixel_of_any_band_is_covered():
+def test_a_pixel_that_is_leaf_in_any_band_counts_as_leaf():
     leaf = torch.zeros(1, 3, 2, 2, dtype=torch.bool)
     leaf[0, 0, 0, 0] = leaf[0, 2, 1, 1] = True
     assert int(mask_stats(leaf)["valid_pixels"]) == 2
 
 
-def test_statistics_of_micro_batches_join_to_those_of_the_whole():
+def test_combined_statistics_of_micro_batches_equal_those_of_the_whole_batch():
     leaf = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > torch.linspace(0, 1.2, 6).view(
         6, 1, 1, 1
     )

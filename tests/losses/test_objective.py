@@ -25,7 +25,7 @@ def posterior(leaf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(st.integers(0, 1000), masks, masks)
-def test_shares_of_micro_batches_add_up_to_the_loss_of_the_whole(seed, first, second):
+def test_shares_of_micro_batches_add_up_to_the_loss_of_the_global_batch(seed, first, second):
     """The loss is not a mean of means: the weight of a micro batch is its number of leaf elements."""
     weights = {term: 0.5 + i for i, term in enumerate(TERMS)}
     parts = [random_tiles(seed, 5, first), random_tiles(seed + 1, 5, second)]
@@ -76,7 +76,7 @@ def test_a_term_that_is_not_chosen_is_not_computed(chosen, monkeypatch):
     assert tuple(losses.counts(target, leaf)) == tuple(chosen)
 
 
-def test_errors_are_in_units_of_each_bands_spread():
+def test_errors_are_in_units_of_the_standard_deviation_of_each_band():
     recon, target, leaf = random_tiles(0, 5, "random")
     sums = ALL.sums(recon, target, leaf, UNIT)
     for band, unit in enumerate(UNIT.double().tolist()):
@@ -99,7 +99,7 @@ def whole_loss(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) ->
     return total + 0 * (stats["coverage"] + stats["histogram"].sum() + stats["min_coverage"])
 
 
-def test_losses_compile_in_one_graph_and_once_for_any_coverage():
+def test_losses_compile_to_one_graph_and_only_once_for_any_coverage():
     def loss(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
         sums = ALL.sums(recon, target, leaf, UNIT)
         return torch.stack([masked_sum.overall() for masked_sum in sums.values()]).sum() + mask_stats(leaf)["coverage"]

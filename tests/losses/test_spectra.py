@@ -68,7 +68,7 @@ def test_the_code_path_of_gpus_and_compilers_has_the_same_result(monkeypatch):
         torch.testing.assert_close(whole, blocks, rtol=1e-5, atol=1e-7)
 
 
-def test_the_angle_is_of_a_pixels_bands_not_of_a_bands_pixels():
+def test_the_angle_is_computed_over_the_bands_of_a_pixel():
     """The code of the specification flattens band by band, so its "spectra" are pixels of one band."""
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)  # pixels (1, 0) and (0, 1)
     recon = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(1, 2, 1, 2)  # pixels (0, 1) and (1, 0)
@@ -105,7 +105,7 @@ def test_equal_opposite_and_zero_spectra_have_finite_angles_and_gradients(u, v, 
     assert spectrum.grad.isfinite().all()
 
 
-def test_small_angles_keep_their_digits():
+def test_small_angles_are_exact():
     u = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
     for angle in (1e-3, 1e-5, 1e-6):
         v = torch.tensor([math.cos(angle), math.sin(angle)]).view(1, 2, 1, 1)
@@ -114,7 +114,7 @@ def test_small_angles_keep_their_digits():
 
 @pytest.mark.parametrize("bands", [1, 2, 5, 60])
 @pytest.mark.parametrize("factor", [0.7, 1.0, 3.0, -0.3])
-def test_the_angle_has_no_gradient_at_parallel_spectra_but_near_them(bands, factor):
+def test_the_angle_has_a_gradient_near_parallel_spectra_but_not_at_them(bands, factor):
     """The rounding error between parallel spectra is no direction; with one band the angle is always 0 or pi."""
     generator = torch.Generator().manual_seed(bands)
     target = torch.rand(1, bands, 16, 16, generator=generator) + 0.05
@@ -141,7 +141,7 @@ def test_a_nan_reconstruction_has_a_nan_loss_and_gradient():
 
 
 @pytest.mark.parametrize("mask", ["random", "one band"])
-def test_gradients_of_angle_and_error_are_right(mask):
+def test_gradients_of_angle_and_error_equal_finite_differences(mask):
     recon, target, valid = random_tiles(0, 3, mask, (8, 8), torch.float64)
     recon[0, :, 0, 0] = target[0, :, 0, 0] * 1.7 + 1e-4  # an angle near 0
     recon[0, :, 0, 1] = -target[0, :, 0, 1] * 0.6 + 1e-3  # an angle near pi
@@ -200,7 +200,7 @@ def test_non_finite_leaf_values_of_the_target_are_ignored_and_counted(junk):
     assert (int(nonfinite), int(leaf_elements)) == (1, 3 * 256)
 
 
-def test_a_band_may_be_missing_in_places():
+def test_a_band_may_be_missing_at_some_pixels():
     recon, target, leaf = random_tiles(3, 4, "one band")
     target = torch.where(leaf, target, math.nan)
     error, angle = error_and_angle(recon.requires_grad_(), target, leaf)

@@ -131,7 +131,7 @@ def every_term(recon: torch.Tensor, target: torch.Tensor, leaf: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("term", ["l1", "huber", "range", "signature", "cosine", "index"])
-def test_gradients_are_right(term):
+def test_gradients_equal_finite_differences(term):
     recon, target, leaf = random_tiles(0, 5, "random", (8, 8), torch.float64)
     recon = (recon * 1.5 - 0.2).requires_grad_()
     assert torch.autograd.gradcheck(lambda r: every_term(r, target, leaf)[term], recon, eps=1e-7, atol=1e-4)
@@ -151,7 +151,7 @@ def test_background_never_reaches_a_term_or_its_gradient(term, junk):
         assert torch.equal(clean, dirty)
 
 
-def test_mean_spectra_of_tiles_do_not_cancel_across_tiles():
+def test_errors_of_mean_spectra_do_not_cancel_between_tiles():
     target = torch.full((2, 5, 8, 8), 0.4)
     recon = target + torch.tensor([0.1, -0.1]).view(2, 1, 1, 1)
     leaf = torch.ones(2, 1, 8, 8, dtype=torch.bool)

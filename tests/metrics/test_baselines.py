@@ -110,7 +110,7 @@ def test_a_tile_of_one_value_is_decoded_exactly(name):
     assert np.abs(coded.reflectance - 0.25).max() < 1e-6
 
 
-def test_counted_bytes_are_the_codes_from_which_the_tile_is_decoded():
+def test_the_reported_size_is_the_size_of_the_codes_that_are_decoded():
     """The test decodes the recorded codes of JPEG XL itself."""
     tile = leaf_like()
     written: list[bytes] = []

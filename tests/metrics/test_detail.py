@@ -201,7 +201,7 @@ def test_errors_are_counted_in_their_bins_and_large_errors_in_the_outermost():
     assert counts[NIR, 0] == 16
 
 
-def test_mean_spectrum_is_compared_per_image():
+def test_mean_spectra_of_images_are_compared():
     target = flat(num_tiles=2)
     recon = target + torch.tensor([0.1, -0.1], dtype=torch.float64)[:, None, None, None]
     leaf = everywhere(target)

@@ -110,7 +110,7 @@ def test_every_tile_has_its_own_error():
     assert np.isnan(rmse[2]), "a tile without leaf has no error"
 
 
-def test_pca_of_spectra_equals_the_svd_and_the_mean_spectrum_is_everywhere():
+def test_pca_of_spectra_equals_the_svd_and_the_mean_spectrum_is_in_every_pixel():
     target, _, _ = tiles()
     pixels = np.moveaxis(target.numpy(), 1, -1).reshape(-1, 5)
     mean, covariance = pixels.mean(axis=0), np.cov(pixels.T, bias=True)

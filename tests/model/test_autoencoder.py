@@ -157,7 +157,7 @@ class TestInitialisation:
         np.testing.assert_allclose(outwards @ inwards, np.eye(3), atol=1e-9)
 
     @pytest.mark.parametrize("project", [pca_projection, rgb_projection])
-    def test_a_constant_band_gives_finite_weights(self, statistics, project):
+    def test_a_projection_with_a_constant_band_is_finite(self, statistics, project):
         covariance = np.array(statistics.covariance)
         covariance[1] = covariance[:, 1] = 0
         constant = statistics.model_copy(

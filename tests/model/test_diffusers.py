@@ -85,7 +85,7 @@ def test_tiled_encoding_hides_the_background(backbone_folder, placement):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(backbone_folder, frozen):
+def test_gradient_checkpointing_does_not_change_gradients(backbone_folder, frozen):
     model = load(backbone_folder).train()
     randomise_new_parts(model)
     if frozen:

@@ -195,7 +195,7 @@ def test_a_saved_model_refuses_other_bands(backbone_folder, tmp_path):
         load(tmp_path / "saved", adapter_placement="input")
 
 
-def test_options_without_weights_can_change_on_loading(backbone_folder, tmp_path):
+def test_options_that_do_not_affect_weights_can_change_on_loading(backbone_folder, tmp_path):
     load(backbone_folder, use_sam_loss=False).save_pretrained(tmp_path / "saved")
     names = ("blue", "green", "red", "red_edge", "nir")
     again = load(tmp_path / "saved", use_sam_loss=True, background="keep", band_names=names)
@@ -224,7 +224,7 @@ def test_no_local_path_is_stored(backbone_folder, tmp_path):
 
 @pytest.mark.parametrize("variant", [None, "half"])
 @pytest.mark.parametrize("sizes", [("200KB", "10GB"), ("10GB", "200KB")])
-def test_the_newest_weights_are_read_whole_or_sharded(backbone_folder, tmp_path, sizes, variant):
+def test_saving_again_replaces_whole_and_sharded_weights(backbone_folder, tmp_path, sizes, variant):
     for i, size in enumerate(sizes):
         model = load(backbone_folder)
         with torch.no_grad():

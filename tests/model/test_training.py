@@ -50,7 +50,7 @@ def saved_bytes(model: AutoencoderKLMultispectralAdapter) -> int:
 
 
 @pytest.mark.parametrize("train_backbone", ["none", "decoder"])
-def test_with_placement_output_a_frozen_encoder_runs_without_a_graph(train_backbone):
+def test_with_adapter_placement_output_the_frozen_encoder_runs_without_an_autograd_graph(train_backbone):
     model = model_of(adapter_placement="output")
     model.freeze_backbone()
     if train_backbone == "decoder":
@@ -104,7 +104,7 @@ def test_adapters_and_backbone_have_their_own_learning_rates():
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_the_whole_forward_compiles_in_one_graph_and_once_for_any_coverage(backend):
+def test_forward_compiles_to_one_graph_and_only_once_for_any_coverage(backend):
     model = model_of()
     model.choose_losses(TERMS)
     torch._dynamo.reset()
@@ -197,7 +197,7 @@ def test_an_adapter_form_without_linear_map_has_none_and_an_unknown_form_is_an_e
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_band_importance_is_the_last_measured_one(batch, tmp_path):
+def test_band_importance_is_the_one_that_was_measured_last(batch, tmp_path):
     model = model_of()
     assert set(model.get_band_importance().values()) == {1.0}, "attention begins neutral"
     model.register_to_config(band_importance=[0.5, 1.0, 1.5, 0.25, 2.0])

@@ -11,7 +11,7 @@ from msvae.report.pictures import spectra_figure
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_leaf_spectra_are_those_of_finite_leaf_pixels(bad):
+def test_leaf_spectra_are_computed_from_finite_leaf_pixels(bad):
     rng = np.random.default_rng(0)
     original, recon = rng.uniform(0.1, 0.5, (2, 5, 8, 8)).astype(np.float32)
     leaf = rng.random((8, 8)) < 0.5

@@ -59,7 +59,7 @@ def test_low_coverage_causes_one_warning_that_names_the_emptiest_tiles(leaf_shar
     sparse = [0.09, 0.05, 0.08, 0.0, 0.09, 0.01, 0.09, 0.09]
     batches = {7: counts([0.5] * 8), 8: counts(sparse), 9: counts([0.09] * 8)}
     (line,) = warnings_of(leaf_shards, order, batches)
-    assert "low coverage: 2 of 3 global batches from step 7 to 9 with a leaf share under 0.1" in line
+    assert "low coverage: 2 of 3 global batches from step 7 to 9 had a leaf share under 0.1" in line
     assert "step 8 has 0.062" in line
     names = [f"{key_at(leaf_shards, order, 8, slot)} ({sparse[slot]:.3f})" for slot in (3, 5, 1)]
     assert line.endswith(f"its emptiest tiles are {', '.join(names)}")
@@ -68,7 +68,7 @@ def test_low_coverage_causes_one_warning_that_names_the_emptiest_tiles(leaf_shar
 def test_high_coverage_causes_a_warning_that_names_the_fullest_tiles(leaf_shards, order):
     full = [0.97] * 6 + [1.0, 0.98]
     (line,) = warnings_of(leaf_shards, order, {2: counts([0.5] * 8), 3: counts(full)})
-    expected = "high coverage: 1 of 2 global batches from step 2 to 3 with a leaf share above 0.95; step 3 has 0.975"
+    expected = "high coverage: 1 of 2 global batches from step 2 to 3 had a leaf share above 0.95; step 3 has 0.975"
     assert expected in line
     names = [f"{key_at(leaf_shards, order, 3, slot)} ({full[slot]:.3f})" for slot in (6, 7, 0)]
     assert line.endswith(", ".join(names))

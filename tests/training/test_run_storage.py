@@ -136,7 +136,7 @@ def test_a_run_starts_from_the_beginning_if_its_first_upload_was_interrupted(mac
     WritableStore(url, SHORT).put("checkpoints/step-00000003/tensors.safetensors", b"half")
     machine = start(machines, url, tmp_path)
     assert checkpoints.newest_valid(machine.folder) == (None, [])
-    assert "its upload did not end" in machine.damages[0]
+    assert "its upload was not finished" in machine.damages[0]
 
 
 def test_the_last_uploaded_checkpoint_stays_until_a_newer_one_is_uploaded(machines, url, tmp_path):
@@ -154,7 +154,7 @@ def test_the_last_uploaded_checkpoint_stays_until_a_newer_one_is_uploaded(machin
     assert steps(url) == ["step-00000006"]
 
 
-def test_other_machines_upload_tsuccessor_records_and_nothing_else(machines, url, tmp_path):
+def test_other_machines_upload_their_records_and_nothing_else(machines, url, tmp_path):
     main = start(machines, url, tmp_path)
     main.save(3)
     (main.folder / "trace").mkdir()
@@ -219,7 +219,7 @@ def test_a_lock_is_refused_while_its_holder_runs_and_taken_over_when_it_is_aband
     monkeypatch.setattr(lock_module, "POLL_S", 0.1)
     monkeypatch.setattr(lock_module, "RENEW_S", 0.3)
     held = StoreLock(url)
-    with pytest.raises(ValueError, match=rf"{url} is being written by process \d+ on \S+; wait for it, or choose"):
+    with pytest.raises(ValueError, match=rf"{url} is in use by process \d+ on \S+; wait until it ends, or choose"):
         StoreLock(url)
     held.release()
     assert "run.lock" not in objects(url)
@@ -291,7 +291,7 @@ def test_a_folder_in_use_is_refused_with_its_holder_until_the_lock_is_released(t
     lock = FolderLock(tmp_path)
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=rf"{tmp_path} is being written by process {os.getpid()} on \S+; wait for it"
+            ValueError, match=rf"{tmp_path} is in use by process {os.getpid()} on \S+; wait until it ends"
         ):
             FolderLock(tmp_path)
     lock.release()

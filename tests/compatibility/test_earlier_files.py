@@ -77,7 +77,7 @@ def test_training_resumes_an_earlier_checkpoint_with_the_losses_of_an_uninterrup
     assert validation["4"] == pytest.approx(expected["validation.jsonl"]["4"], rel=1e-4)
 
 
-def test_earlier_latents_decode_to_the_same_reflectance_with_the_model_beside_them(files):
+def test_earlier_latents_decode_to_the_same_reflectance_with_the_model_in_their_folder(files):
     run_in(files, [sys.executable, "-m", "msvae", "decode", "latents/model", "latents", "decoded"])
     for split in ("train", "val"):
         tiles, decoded = samples(FILES / "shards" / "none" / split), samples(files / "decoded" / split)

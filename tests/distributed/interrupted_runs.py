@@ -40,7 +40,7 @@ class Ended(NamedTuple):
         return self.stderr[self.stderr.rindex("Root Cause") :]
 
 
-class Struck:
+class InterruptedRun:
     """A run in the background. `pause` names the moment at which it pauses (`paused_train.py`)."""
 
     def __init__(self, command: list[str], out: Path, folder: Path, pause: str = "nowhere 0 0") -> None:
@@ -73,10 +73,10 @@ class Struck:
         return [found[rank] for rank in sorted(found)]
 
     def kill_all(self) -> None:
-        struck = [*self.ranks(), self.launcher]
-        for process in struck:
+        processes = [*self.ranks(), self.launcher]
+        for process in processes:
             process.kill()
-        psutil.wait_procs(struck)
+        psutil.wait_procs(processes)
 
     def end(self, timeout_s: float = PATIENCE_S) -> Ended:
         try:
