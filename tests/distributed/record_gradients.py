@@ -1,8 +1,8 @@
 """Launched by a test: runs one optimizer step of training for each case, and stores its gradients and sums.
 
-Arguments: a folder, the cases as JSON, and the options of a run. A case is a name and the options that it changes;
-`precision` is `float32`, `float64` (weights, tiles and all), or `wide` (float64 between weights of float32); in a
-batch that is `half empty` only the first quarter of its tiles has leaf.
+Arguments: a folder, the cases as JSON, and the options of a run. A case is a name and the options that it changes. The
+`precision` is `float32`, `float64` (weights and tiles), or `wide` (float64 operations on float32 weights). With
+`half_empty`, only the first quarter of the tiles of a batch has leaf.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from msvae.training.trained_weights import ReplicatedWeights
 from msvae.training.trainer import Trainer
 
 folder, cases, *overrides = sys.argv[1:]
-build = trainer_module.build
-
-
+build_on_device = trainer_module.build_on_device
 linear = functional.linear
 
 
@@ -48,13 +46,13 @@ class Wide(TorchFunctionMode):
 def record(name: str, precision: str, half_empty: bool, changed: list[str]) -> None:
     @torch.no_grad()
     def build_disturbed(*arguments: Any) -> torch.nn.Module:
-        """Parts that are initialised to zero would hide the gradients of others."""
-        model = build(*arguments)
+        """Build a model without weights of zero, which would hide the gradients of other weights."""
+        model = build_on_device(*arguments)
         for name, parameter in model.named_parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
         return model.double() if precision == "float64" else model
 
-    trainer_module.build = build_disturbed
+    trainer_module.build_on_device = build_disturbed
     trainer = Trainer(load_config(None, [*overrides, "--out", f"{folder}/run-{name}", *changed]), ranks)
     if precision == "wide":
         # the function by which ZeRO 3 replaces it needs equal types
