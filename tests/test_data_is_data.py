@@ -1,4 +1,4 @@
-"""Promise 7: no pickle, no command, no code from a shard or a configuration."""
+"""Shards and configurations are data: no pickle in them is loaded, and no command or code in them runs."""
 
 from __future__ import annotations
 

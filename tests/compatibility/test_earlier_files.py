@@ -33,7 +33,7 @@ EVERY_KEY = FILES / "configs" / "every-key.yaml"
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """Return a copy of the files that a test may change."""
     return shutil.copytree(FILES, tmp_path / "files")
 
 
@@ -103,7 +103,10 @@ def test_every_earlier_configuration_key_is_still_a_command_line_option():
 
 
 def samples(split: Path) -> dict[str, dict[str, Any]]:
-    """All samples in stored order, read without msvae: `tile` (a tile or latents), `mask` (H, W) bool, and `json`."""
+    """Return all samples in stored order, read without msvae.
+
+    A sample has `tile` (a tile or latents), `mask` (H, W) bool, and `json`.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(split.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -148,7 +151,7 @@ def losses(path: Path) -> dict[str, float]:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted key."""
+    """Return values by dotted key."""
     values: dict[str, Any] = {}
     for name, section in config.items():
         if isinstance(section, Mapping):

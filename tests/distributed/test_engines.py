@@ -1,4 +1,4 @@
-"""Promise 4 for engines: any engine resumes a checkpoint of any other, and each engine resumes to the same bits."""
+"""Any engine resumes a checkpoint of any other engine, and each engine resumes its own to the same bits."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def undisturbed(launch, leaf_shards, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def under_zero3(launch, leaf_shards, undisturbed, tmp_path_factory) -> Path:
-    """Return a run that starts under ZeRO 2 on three ranks, continues under DDP on one, ends under ZeRO 3 on four."""
+    """Return a run that is resumed twice: ZeRO 2 on three ranks, then DDP on one rank, then ZeRO 3 on four ranks."""
     folder = tmp_path_factory.mktemp("exchange")
     alone = train(launch, leaf_shards, folder / "cpu", "cpu", 1, start=(undisturbed, 5))
     assert max(distance(alone, undisturbed).values()) <= 1e-5

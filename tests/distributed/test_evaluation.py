@@ -25,7 +25,7 @@ BASELINES = {"untrained", "pca3", "mean_spectrum", "pca_latent", "jpeg_xl", "jpe
 
 @pytest.fixture(scope="module")
 def shards(leaf_images, tmp_path_factory) -> Path:
-    """Tiles that are large enough for the headers of a codec."""
+    """Return shards with tiles that are large enough for the headers of a codec."""
     from msvae.packing.options import PackOptions
     from msvae.packing.pack import pack
 
@@ -44,7 +44,7 @@ def run(launch, shards, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(launch, shards, run, tmp_path_factory) -> Path:
-    """Evaluation of the training split, which has several batches, by one process."""
+    """Return an evaluation of the training split, which has several batches, by one process."""
     return evaluation(launch, run / "model", shards / "train", tmp_path_factory.mktemp("reports") / "one", 1)
 
 
@@ -60,7 +60,7 @@ def read(out: Path) -> dict:
 
 
 def check_same(found: Path, expected: Path) -> None:
-    """Compare every digit."""
+    """Check that two evaluations have equal numbers, in every digit."""
     assert read(found) == read(expected)
     for table in ("tiles.csv", "images.csv", "groups.csv"):
         assert (found / table).read_bytes() == (expected / table).read_bytes()

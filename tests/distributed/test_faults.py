@@ -57,8 +57,10 @@ class InterruptedStarts(NamedTuple):
 
 @pytest.fixture(scope="module")
 def interrupted(leaf_shards, tmp_path_factory) -> InterruptedStarts:
-    """Return a run that loses one rank, then all ranks, is asked to stop twice, the second time by its launcher, and
-    finishes."""
+    """Return a run that is started five times.
+
+    It loses one rank, loses all ranks, is asked to stop, is asked to stop through its launcher, and finishes.
+    """
     folder = tmp_path_factory.mktemp("interrupted")
     out = folder / "run"
     command = accelerated(leaf_shards, out)

@@ -190,7 +190,7 @@ def test_a_wrong_option_or_folder_is_refused_in_one_line(launch, undisturbed, le
 
 
 def test_processes_that_would_train_separate_models_are_refused(leaf_shards, tmp_path):
-    """Promise 6: without mpirun, the MULTI_CPU type of accelerate starts one of two processes without a message."""
+    """Without mpirun, the MULTI_CPU type of accelerate starts one of two processes without a message."""
     config = tmp_path / "multi_cpu.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"

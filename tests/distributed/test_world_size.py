@@ -1,4 +1,4 @@
-"""Promise 2: one global batch gives the same loss, gradients and coverage however it is split."""
+"""A global batch has the same loss, gradients and coverage, regardless of how it is split."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_small_angles_are_exact():
 @pytest.mark.parametrize("bands", [1, 2, 5, 60])
 @pytest.mark.parametrize("factor", [0.7, 1.0, 3.0, -0.3])
 def test_the_angle_has_a_gradient_near_parallel_spectra_but_not_at_them(bands, factor):
-    """The rounding error between parallel spectra is no direction; with one band the angle is always 0 or pi."""
+    """The rounding error between parallel spectra has no direction. With one band, the angle is always 0 or pi."""
     generator = torch.Generator().manual_seed(bands)
     target = torch.rand(1, bands, 16, 16, generator=generator) + 0.05
     recon = (target * factor).requires_grad_()

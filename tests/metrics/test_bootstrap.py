@@ -9,7 +9,7 @@ from msvae.metrics.aggregate import NUM_RESAMPLES, compute_metrics, interval, in
 
 
 def images(squared_errors: np.ndarray, pixels: float = 100.0) -> dict[str, np.ndarray]:
-    """Sums of images with one band and the given mean squared errors."""
+    """Return sums of images with one band and the given mean squared errors."""
     num = len(squared_errors)
     return {
         "num_pixels": np.full(num, pixels),

@@ -13,7 +13,7 @@ from msvae.model.initialise import pca_projection, rgb_projection
 from .conftest import PLACEMENTS, leaf_tiles, load, randomise_new_parts
 
 
-class TestPromise1:
+class TestBackground:
     """Losses, gradients, latents and reconstructed leaf pixels are bit-identical for any background."""
 
     @pytest.mark.parametrize("junk", ["random", math.nan, math.inf, 1e30])
@@ -46,7 +46,7 @@ class TestPromise1:
         assert model(sample=broken, mask=leaf)[1]["mse"].isfinite()
 
 
-class TestSeed:
+class TestExamplesOfTheSpecification:
     """The code examples of the user's specification work as written."""
 
     def test_forward_accepts_masks_of_any_type_or_none(self, backbone_folder):

@@ -152,8 +152,8 @@ def test_a_truncated_file_is_an_error_that_names_it(backbone_folder, tmp_path):
         load(tmp_path)
 
 
-class TestDataIsData:
-    """Promise 7 for weights: pickled files are never loaded."""
+class TestPickledWeights:
+    """Pickled weights are never loaded."""
 
     @pytest.fixture(params=["backbone", "own"])
     def pickled(self, request, backbone_folder, tmp_path) -> Path:

@@ -1,4 +1,4 @@
-"""Promise 5: data that training leaves out, or that looks wrong, is counted and named."""
+"""Data that training leaves out, or that looks wrong, is counted and named."""
 
 from __future__ import annotations
 
