@@ -129,11 +129,16 @@ def check_writable(folder: Path) -> None:
 
     Raises: ValueError if it cannot.
     """
-    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    nearest = nearest_existing(folder)
     try:
         tempfile.TemporaryDirectory(dir=nearest).cleanup()
     except OSError as error:
         raise ValueError(f"cannot write {folder} ({error.strerror}: {nearest}); choose a writable folder") from error
+
+
+def nearest_existing(folder: Path) -> Path:
+    """Return the folder itself if it exists, else its nearest parent that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _silence_deepspeed(on_gpu: bool) -> None:

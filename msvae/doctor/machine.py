@@ -17,7 +17,7 @@ from torch import nn
 
 from msvae.config import Config
 from msvae.distributed.precision import Precision, autocast
-from msvae.distributed.setup import check_writable, launched_precision
+from msvae.distributed.setup import check_writable, launched_precision, nearest_existing
 from msvae.doctor.inputs import FEW_RETRIES, FLOAT_BYTES, parameter_counts
 from msvae.doctor.row import Context, Facts, Level, OwnFacts, Row, failed, list_ranks, size, value_range
 from msvae.messages import counted
@@ -111,7 +111,10 @@ def collect_disks(context: Context) -> OwnFacts:
         check_writable(config.folder)
         if config.out_is_url and not context.rank:
             _check_store_writable(config.out)
-    return {name: {"folder": str(folder), "free_bytes": _free_bytes(folder)} for name, folder in folders.items()}
+    return {
+        name: {"folder": str(folder), "free_bytes": shutil.disk_usage(nearest_existing(folder)).free}
+        for name, folder in folders.items()
+    }
 
 
 def check_disks(facts: Facts, model_facts: Facts, config: Config | None) -> list[Row]:
@@ -267,8 +270,3 @@ def _check_store_writable(url: str) -> None:
     store, name = WritableStore(url, FEW_RETRIES), f"doctor-{uuid.uuid4().hex}"
     store.put(name, b"written by msvae doctor")
     store.delete([name])
-
-
-def _free_bytes(folder: Path) -> int:
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(nearest).free
