@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return AutoencoderKLMultispectralAdapter
     if name == "ModelMixin":
-        # diffusers loads a part of a pipeline from a library only if the library has this base class
+        # diffusers loads a component of a pipeline from a library only if the library exports this base class
         from diffusers import ModelMixin
 
         return ModelMixin

@@ -23,7 +23,7 @@ RANGES_NM = {  # a band has a role if its wavelength is in this range
 NORMALISED_DIFFERENCES = {"ndvi": ("nir", "red"), "ndre": ("nir", "red_edge")}
 """Roles of the two bands a and b of each vegetation index (a - b) / (a + b)."""
 MIN_INDEX_SUM = 1e-3
-"""Smallest denominator a + b of an index, in reflectance. Smaller sums are noise and are replaced by it."""
+"""Smallest denominator a + b of an index, in reflectance. Smaller sums are noise and are replaced by this value."""
 CENTRES_NM = {"blue": 475.0, "green": 550.0, "red": 665.0, "red_edge": 720.0, "nir": 840.0}
 
 
@@ -53,7 +53,7 @@ class Bands:
 
     @property
     def tags(self) -> list[str]:
-        """Label of each band from its wavelength, such as `475nm`, with as many decimals as make the labels unique."""
+        """Label of each band from its wavelength, such as `475nm`, with enough decimals to make labels unique."""
         return _tags(self.wavelengths_nm)
 
     @classmethod
@@ -91,10 +91,10 @@ class Bands:
         }
 
     def indices_in(self, names: Sequence[str]) -> list[int] | None:
-        """Return the index of each of these bands in an image whose bands have `names`; None if they are other bands.
+        """Return the index of each of these bands in an image whose bands are called `names`.
 
-        Bands are matched by name, else by role. Case and separators are ignored. Names that only count, such as
-        `Band 1` to `Band 5`, mean that the bands are in this order.
+        Bands are matched by name, else by role. Case and separators are ignored. Names that are only numbered, such
+        as `Band 1` to `Band 5`, mean that the bands are in this order. Returns None if the image has other bands.
         """
         if len(names) != len(self):
             return None

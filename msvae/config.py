@@ -195,8 +195,8 @@ class TrainConfig(_Section):
     keep_checkpoints: PositiveInt = 3
     """Number of newest checkpoints that are kept."""
     resume: str = "auto"
-    """`auto` resumes from the newest checkpoint in `out`; `never` requires an `out` without a run; else the path of a
-    checkpoint."""
+    """`auto` resumes from the newest checkpoint in `out`; `never` requires an `out` without a run; any other
+    value is the path of a checkpoint."""
     patience: NonNegativeInt = 0
     """Stop after this many successive evaluations without a lower validation loss; 0 never stops early."""
     max_nonfinite_steps: PositiveInt = 10
@@ -238,7 +238,7 @@ class Config(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read values from YAML only, not from the environment; pydantic-settings adds the overrides before them."""
+        """Read values from YAML only, not from the environment. pydantic-settings itself applies the overrides."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -273,7 +273,7 @@ class Config(BaseSettings):
     def accumulation_steps(self, world_size: int) -> int:
         """Return the number of micro batches of each rank in one global batch.
 
-        Raises: ValueError if the global batch does not divide evenly.
+        Raises: ValueError if the global batch cannot be divided evenly among ranks and micro batches.
         """
         data = self.data
         steps, rest = divmod(data.global_batch_size, world_size * data.micro_batch_size)

@@ -19,9 +19,9 @@ MIN_SECRET_CHARS = 8
 
 
 def check_no_credentials(text: str) -> None:
-    """Check that a URL holds no credentials. Other texts pass.
+    """Check that a URL contains no credentials. Any other text passes the check.
 
-    Raises: ValueError if it holds some; the message shows the URL without them.
+    Raises: ValueError if the URL contains credentials. The message shows the URL without them.
     """
     if URL_USER.search(text) or QUERY.search(text):
         shown = URL_USER.sub("…@", text).partition("?")[0]

@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders: they appear under their name complete or not at all, however a process ends."""
+"""Atomic writing: a file or folder has its final name only if it is complete, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, complete or not at all, however many processes write the same file at once."""
+    """Write a UTF-8 file, complete or not at all. Several processes may write the same file at once."""
     with replace_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -60,7 +60,7 @@ def replace_folder(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # they are not empty once `out` exists
+        with suppress(OSError):  # the parents are not empty once `out` exists
             for folder in new_parents:
                 folder.rmdir()
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 FIELD_DEFAULT: Any = object()
+"""Marks a `CliOption` without a default of its own."""
 
 
 @dataclass(frozen=True)
 class CliOption:
-    """How a field of `Options` appears on the command line. A field without it can be set in Python only.
+    """How a field of `Options` appears on the command line. A field without a `CliOption` can be set in Python only.
 
     The attribute docstring of the field is the help text. A field with a `BeforeValidator` is parsed from text.
     """
@@ -24,7 +25,7 @@ class CliOption:
     metavar: str | None = None
     """Placeholder of the value in the help."""
     flag_value: Any = None
-    """Value of the field if the option is given, for an option without a value."""
+    """Value that the option sets, for an option that takes no value on the command line."""
     default: Any = FIELD_DEFAULT
     """Default of the command, if it differs from the default of the field."""
 
@@ -58,7 +59,7 @@ class Options(BaseModel):
 
     @classmethod
     def is_parsed(cls, field: str) -> bool:
-        """Return True if the command line passes a field as text, which the field parses."""
+        """Return True if the field parses its value from the text of the command line."""
         return any(isinstance(item, BeforeValidator) for item in cls.model_fields[field].metadata)
 
     @classmethod
@@ -68,7 +69,7 @@ class Options(BaseModel):
             return str(fault["ctx"]["error"])
         field, context = fault["loc"][0], fault.get("ctx", {})
         if fault["type"] == "extra_forbidden":
-            return f"option {field} is unknown, expected some of {', '.join(cls.model_fields)}"
+            return f"option {field} is unknown, expected one of {', '.join(cls.model_fields)}"
         match fault["type"]:
             case "value_error":
                 expected = str(context["error"])

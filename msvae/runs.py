@@ -17,7 +17,7 @@ RUN_CARD = "run_card.json"
 LIBRARIES = ("msvae", "torch", "diffusers", "accelerate", "deepspeed", "numpy", "rasterio")
 """Libraries whose versions a run stores."""
 
-Line = tuple[list[float], list[float]]
+Curve = tuple[list[float], list[float]]
 """Steps and values of a curve."""
 PANELS = {
     "psnr_db": "validation: leaf PSNR (dB)",
@@ -25,7 +25,7 @@ PANELS = {
     "ndvi_mae": "validation: NDVI error",
     "ssim": "validation: SSIM",
 }
-"""Titles of the curves of the validation split that reports show, by name in the log."""
+"""Titles of the validation curves in reports, by the names of their values in the log."""
 MAX_POINTS = 200
 """Number of points of a curve. Neighbouring values are averaged if there are more."""
 
@@ -55,20 +55,19 @@ def complete_lines(path: Path) -> list[str]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of JSON lines, none if the file does not exist."""
+    """Return the objects in a file of JSON lines, or an empty list if the file does not exist."""
     return [json.loads(line) for line in complete_lines(path)] if path.is_file() else []
 
 
-def loss_lines(run: Path) -> dict[str, Line]:
+def loss_curves(run: Path) -> dict[str, Curve]:
     """Return the curves of the `training` and the `validation` loss, without those that have no values."""
-    lines = {
-        name: line(rows_of(run / file), "loss") for name, file in (("training", METRICS), ("validation", VALIDATION))
-    }
-    return {name: curve for name, curve in lines.items() if curve is not None}
+    files = {"training": METRICS, "validation": VALIDATION}
+    curves = {name: curve(rows_of(run / file), "loss") for name, file in files.items()}
+    return {name: found for name, found in curves.items() if found is not None}
 
 
-def line(rows: Sequence[dict[str, Any]], name: str) -> Line | None:
-    """Return the curve of a number in the log, of at most `MAX_POINTS` points, or None if it has no values."""
+def curve(rows: Sequence[dict[str, Any]], name: str) -> Curve | None:
+    """Return the curve of a value in the log, with at most `MAX_POINTS` points, or None if it has no values."""
     points = [(float(row["step"]), float(row[name])) for row in rows if row.get(name) is not None]
     if not points:
         return None

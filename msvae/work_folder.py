@@ -1,4 +1,4 @@
-"""The folder next to the output in which a dataset grows. It survives a killed run, so that the next run resumes."""
+"""The work folder: a hidden folder next to the output, in which a dataset is made, and a killed run resumes."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class WorkFolder:
 
     @property
     def record(self) -> Path:
-        """Options and inputs of the run that began here."""
+        """Options and inputs of the run that was started here."""
         return self.path / "record.json"
 
     def begin(self, record: dict[str, Any], folders: Sequence[str]) -> None:
-        """Begin, or resume the run that began here, and make `data` and the other `folders`.
+        """Start a run, or resume the run that was started here, and create `data` and the other `folders`.
 
         Args: record: `options` and `inputs`, everything that determines the output.
         Raises: ValueError if the earlier run had other options or inputs.
         """
         partial = partial_path(self.record)
         partial.write_text(json.dumps(record))
-        try:  # of several parts that begin at once, exactly one creates the record, and all compare theirs with it
+        try:  # if several parts start at once, exactly one creates the record, and each compares its own with it
             os.link(partial, self.record)
         except FileExistsError:
             pass
-        except OSError:  # a file system without hard links: parts must not begin at the same instant
+        except OSError:  # a file system without hard links: parts must not start at the same instant there
             if not self.record.exists():
                 partial.replace(self.record)
         partial.unlink(missing_ok=True)
@@ -54,15 +54,15 @@ class WorkFolder:
             more = f" and {len(changes) - MAX_CHANGES_SHOWN} more" if len(changes) > MAX_CHANGES_SHOWN else ""
             raise ValueError(
                 f"{self.path} holds unfinished work of other options or inputs "
-                f"({'; '.join(changes[:MAX_CHANGES_SHOWN])}{more}); use the same to resume, or delete "
-                "that folder to start again"
+                f"({'; '.join(changes[:MAX_CHANGES_SHOWN])}{more}); use the same options and inputs "
+                "to resume, or delete that folder to start again"
             )
         for folder in ("data", *folders):
             (self.path / folder).mkdir(exist_ok=True)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a text for each option and each input file that has changed."""
+    """Return a line for each option and each input file that has changed."""
     old, new = before["options"], now["options"]
     # compared as text, because NaN is not equal to itself
     changed = [name for name in new if repr(old.get(name)) != repr(new[name])]
@@ -77,10 +77,12 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
     """Yield the locked work folder of `out`.
 
-    If the block fails, the folder stays, so that the next run resumes, unless this run made it and has finished no
-    shard.
+    If the block raises, the folder stays, so that the next run resumes. It is removed only if this run created it and
+    has finished no shard.
 
-    Args: shared: other processes make other parts at the same time, so the folder always stays.
+    Args:
+        out: folder of the complete dataset.
+        shared: True if other processes make other parts at the same time. The folder then always stays.
     Raises: ValueError if the folder cannot be written, or another run uses it.
     """
     work = WorkFolder(out.with_name(f".{out.name}.partial"))
@@ -104,7 +106,7 @@ def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
     finally:
         if not shared and not is_resumed and not any(work.data.glob("*/*.index.json")):
             shutil.rmtree(work.path, ignore_errors=True)
-            with suppress(OSError):  # they are not empty if the output is in place
+            with suppress(OSError):  # the parents are not empty if the output is in place
                 for folder in new_parents:
                     folder.rmdir()
         os.close(lock)
@@ -113,7 +115,7 @@ def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
 def _lock(work: WorkFolder, shared: bool) -> int:
     """Lock the folder until this process ends: shared between parts, exclusive for a whole run.
 
-    The filelock package would not do: its FileLock has no shared mode, and its ReadWriteLock keeps an SQLite database
+    The filelock package is not used: its FileLock has no shared mode, and its ReadWriteLock keeps an SQLite database
     in a transaction, which SQLite advises against on network file systems, where work folders often are.
     """
     lock = os.open(work.path / "lock", os.O_RDWR | os.O_CREAT)

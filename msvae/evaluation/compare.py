@@ -15,7 +15,7 @@ from rich.table import Table as ScreenTable
 from msvae.files import replace_files
 from msvae.report.charts import curves_figure
 from msvae.report.page import Cell, Section, Table, write_page
-from msvae.runs import METRICS, PANELS, RUN_CARD, VALIDATION, Line, line, rows_of
+from msvae.runs import METRICS, PANELS, RUN_CARD, VALIDATION, Curve, curve, rows_of
 
 CONFIG = "config.yaml"
 REPORTS = ("metrics.json", "report/metrics.json", "../metrics.json")
@@ -229,12 +229,14 @@ def _cell(value: float | None, form: str, first: float | None = None) -> Cell:
     return Cell(form.format(value), "" if first is None else signed.format(value - first))
 
 
-def _panels(runs: Sequence[Run]) -> dict[str, dict[str, Line]]:
+def _panels(runs: Sequence[Run]) -> dict[str, dict[str, Curve]]:
     """Return the curves of all runs by panel title and run."""
-    lines = {"training loss": {run.name: line(run.steps, "loss") for run in runs}}
-    lines["validation loss"] = {run.name: line(run.validation, "loss") for run in runs}
-    lines |= {label: {run.name: line(run.validation, key) for run in runs} for key, label in PANELS.items()}
-    logged = {label: {name: own for name, own in by_run.items() if own is not None} for label, by_run in lines.items()}
+    curves = {"training loss": {run.name: curve(run.steps, "loss") for run in runs}}
+    curves["validation loss"] = {run.name: curve(run.validation, "loss") for run in runs}
+    curves |= {label: {run.name: curve(run.validation, key) for run in runs} for key, label in PANELS.items()}
+    logged = {
+        label: {name: own for name, own in by_run.items() if own is not None} for label, by_run in curves.items()
+    }
     return {label: by_run for label, by_run in logged.items() if by_run}
 
 

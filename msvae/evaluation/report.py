@@ -19,7 +19,7 @@ from msvae.metrics.tile_sums import INDICES
 from msvae.report.charts import band_labels, curves_figure, deciles_figure, histograms_figure
 from msvae.report.page import Cell, Section, Table, write_page
 from msvae.report.pictures import comparison_figure, spectra_figure
-from msvae.runs import PANELS, RUN_CARD, VALIDATION, line, loss_lines, rows_of
+from msvae.runs import PANELS, RUN_CARD, VALIDATION, curve, loss_curves, rows_of
 
 Column = tuple[str, str, str]
 """Key in `metrics.json`, heading of the table, and format of the number."""
@@ -201,8 +201,8 @@ def _location_sections(metrics: Mapping[str, Any]) -> Iterator[Section]:
 def _training_sections(run: Path) -> Iterator[Section]:
     """Show the curves of the training run that the model belongs to, if its log files exist."""
     rows = rows_of(run / VALIDATION)
-    lines = {label: line(rows, name) for name, label in PANELS.items()}
-    panels = {"loss": loss_lines(run), **{label: {"": own} for label, own in lines.items() if own is not None}}
+    curves = {label: curve(rows, name) for name, label in PANELS.items()}
+    panels = {"loss": loss_curves(run), **{label: {"": own} for label, own in curves.items() if own is not None}}
     if rows:
         yield Section(
             "Training",

@@ -77,11 +77,11 @@ class PackOptions(ReadOptions):
     compression: Annotated[Compression, CliOption("Output", "--compress", flag_value="delta-blosc2")] = "none"
     """Store tiles compressed, without loss."""
     num_workers: Annotated[int | None, Field(ge=1), CliOption("Output", "--workers", default=None)] = 1
-    """Number of processes; None, the default of the command, is one per CPU core, or fewer for little data."""
+    """Number of processes. None (the default of the command) is one per CPU core, or fewer for little data."""
     part: Annotated[tuple[int, int] | None, BeforeValidator(_part), CliOption("Output", metavar="I/N")] = None
     """Make only this part of the shards: 1/8 to 8/8 in a job array."""
     merge: Annotated[bool, CliOption("Output")] = False
-    """Complete the dataset after all parts."""
+    """Complete the dataset after all parts are made."""
     overwrite: Annotated[bool, CliOption("Output")] = False
     """Replace an earlier dataset once the new one is complete."""
 

@@ -1,7 +1,7 @@
 """Pack rasters and leaf masks into the shards of a dataset.
 
-Steps: masks that depend on whole images, count of leaf pixels and choice of tiles, splits, shards, manifests. Every
-step keeps its results in the work folder, so that any process can resume.
+Packing prepares masks that depend on whole images, counts leaf pixels, chooses tiles, assigns them to splits, and
+writes shards and manifests. Every step keeps its results in the work folder, so that any process can resume.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TILES_PER_SPLIT = 18
 
 TaskT = TypeVar("TaskT")
 MIN_PIXELS_PER_PROCESS = 2**24
-"""Fewer pixels are packed sooner than a process has started."""
+"""Packing fewer pixels takes less time than starting a process."""
 OPTIONS_OF_A_RUN = {"overwrite", "num_workers", "part", "merge"}
 """Options that change how the work is done, but not the dataset."""
 
@@ -147,7 +147,7 @@ def _num_workers(image_set: ImageSet, options: PackOptions) -> int:
 
 
 def _own_first(tasks: Sequence[TaskT], part: tuple[int, int] | None) -> list[TaskT]:
-    """Order tasks so that each part begins with its own share. It then finds most others done by the other parts."""
+    """Order tasks so that each part begins with its own share. The other parts have then made most other shares."""
     number, num_parts = part or (1, 1)
     return [task for share in range(num_parts) for task in tasks[(number - 1 + share) % num_parts :: num_parts]]
 
@@ -178,7 +178,7 @@ def _complete(job: PackJob, survey: Survey, splits: SplitTiles, plans: Sequence[
     manifests = write_manifests(job, plans)
     save_contact_sheet(work.data / SHEET_NAME, {name: ShardReader(work.data / name) for name in manifests})
     duplicates = check_leaks({name: open_store(work.data / name) for name in manifests})
-    for leftover in work.data.glob("*/.*"):  # of processes that were killed
+    for leftover in work.data.glob("*/.*"):  # left behind by processes that were killed
         leftover.unlink()
     return summarise(job, survey, splits, plans, 0, manifests[SPLITS[0]], duplicates)
 

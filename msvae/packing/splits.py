@@ -1,4 +1,4 @@
-"""Assignment of tiles to train, val and test: plants, images or blocks stay whole, with a gap between splits."""
+"""Assign tiles to train, val and test: plants, images or blocks stay whole, with a gap between splits."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from msvae.shards.splits import SPLITS
 
 MIN_IMAGES_TO_SPLIT_BY = 3
 NUM_BLOCKS = 16
-"""Approximate default number of blocks. Fewer blocks lose fewer tiles to the gap; more mix the splits better."""
+"""Approximate number of blocks by default. Fewer blocks lose fewer tiles to the gap; more mix the splits better."""
 MIN_BLOCK_TILES = 2
 NUM_TRIALS = 64
-"""Random assignments of blocks that are tried, to lose few tiles to the gap."""
+"""Number of random assignments of blocks that are tried, to lose few tiles to the gap."""
 MAX_TILES_IN_TRIALS = 200_000
-"""Tiles of all trials after the first together. Trials must not take longer than packing."""
+"""Limit of the tiles of all trials after the first, added up, so that trials do not take longer than packing."""
 TRAIN = SPLITS.index("train")
 
 
@@ -42,7 +42,7 @@ class SplitTiles:
 
 
 def group_names(sources: Sequence[ImageSource], group_by: str) -> list[str]:
-    """Return the group of each image: the first group of the pattern in its path, else the whole match.
+    """Return the group of each image: the first parenthesised part of the match in its path, else the whole match.
 
     The part of the path below the folder that all images share is searched first, then the whole path.
 
@@ -117,8 +117,9 @@ def _groups(tiles: Sequence[Tile], sources: Sequence[ImageSource], split_by: str
         return [names[tile.image] for tile in tiles]
     if split_by == "image":
         return [sources[tile.image].name for tile in tiles]
-    apart = {(tile.image, tile.row // options.tile_px, tile.col // options.tile_px) for tile in tiles}
-    side = options.block_tiles or max(MIN_BLOCK_TILES, math.ceil(math.sqrt(len(apart) / NUM_BLOCKS)))
+    # squares of the grid that contain a tile: overlapping tiles do not count twice
+    squares = {(tile.image, tile.row // options.tile_px, tile.col // options.tile_px) for tile in tiles}
+    side = options.block_tiles or max(MIN_BLOCK_TILES, math.ceil(math.sqrt(len(squares) / NUM_BLOCKS)))
     block_px = side * options.tile_px
     return [f"{sources[t.image].name}_block_{t.row // block_px:04d}_{t.col // block_px:04d}" for t in tiles]
 
@@ -133,7 +134,7 @@ def _coordinates(tiles: Sequence[Tile], options: PackOptions) -> NDArray[np.floa
 def _in_gap(
     split_of_tile: NDArray[np.int64], coordinates: NDArray[np.float64], options: PackOptions
 ) -> NDArray[np.bool_]:
-    """Return the tiles to drop, so that tiles of different splits share no pixel and are `gap_px` apart.
+    """Return the tiles to drop (N,), so that tiles of different splits share no pixel and are `gap_px` apart.
 
     Of two tiles that are too near, the one whose split has the larger share is dropped.
     """
@@ -151,8 +152,9 @@ def _in_gap(
 def assign_splits(sizes: Sequence[int], shares: Sequence[float], *key: int) -> list[int]:
     """Return the split of each group.
 
-    Groups are shuffled by `key`. Then the largest group goes to the split that lacks most tiles, and so on. Every
-    split with a share receives at least one group if there are enough groups; training comes first.
+    Groups are shuffled by `key`. Then groups are assigned from the largest to the smallest, each to the split that
+    lacks most tiles. Every split with a share above 0 receives at least one group if there are enough groups; if
+    there are not, training has priority.
     """
     shuffled = [int(i) for i in permutation(len(sizes), *key)]
     order = sorted(shuffled, key=lambda i: -sizes[i])

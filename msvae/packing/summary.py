@@ -54,11 +54,11 @@ class PackSummary:
     leaf_pixels_in_images: int
     """Leaf pixels of all images, in tiles or not."""
     leaf_pixels_covered: int
-    """Leaf pixels in at least one tile that was kept or dropped for the gap."""
+    """Leaf pixels in at least one tile, including tiles that were dropped for the gap."""
     leaf_pixels_repeated: int
-    """Extra copies of leaf pixels in such tiles, where they overlap."""
+    """Additional copies of leaf pixels where these tiles overlap."""
     shards_missing: int
-    """Shards that other parts have yet to make; until then there is no output."""
+    """Shards that other parts have not made yet. There is no output before all are made."""
     num_bytes: int
     notices: tuple[str, ...]
     """Assumptions and omissions, one line each."""
@@ -129,7 +129,7 @@ def _mask_notices(rules: Sequence[MaskRule]) -> Iterator[str]:
     if num_by_validity:
         yield (
             f"leaf mask of {num_by_validity} of {counted(len(rules), 'image')} taken from nodata, NaN or mask "
-            "bands: all other pixels of them count as leaf"
+            "bands: all other pixels of these images count as leaf"
         )
 
 

@@ -60,7 +60,7 @@ class Survey:
 
 
 def strips_of(job: PackJob, index: int) -> list[Strip]:
-    """Return the strips in which the leaf pixels of an image are counted; none if it is smaller than a tile."""
+    """Return the strips in which the leaf pixels of an image are counted. An image smaller than a tile has none."""
     positions = _positions(job, index)
     if not len(positions):
         return []
@@ -72,7 +72,7 @@ def strips_of(job: PackJob, index: int) -> list[Strip]:
 
 
 def num_tiles_in(job: PackJob, strip: Strip) -> int:
-    """Return the size of a strip in tiles, for the progress."""
+    """Return the size of a strip in tiles, for the progress bar."""
     positions = _positions(job, strip.image)
     num_in_image = (positions.height // positions.tile_px) * (positions.width // positions.tile_px)
     begin, end = (
@@ -82,7 +82,7 @@ def num_tiles_in(job: PackJob, strip: Strip) -> int:
 
 
 def prepare_image(job: PackJob, index: int, on_tiles: OnTiles) -> None:
-    """Prepare the mask of an image that depends on the whole image, and keep it in the work folder.
+    """Prepare a mask that depends on its whole image, and keep it in the work folder.
 
     Raises: ValueError if a file is damaged, or the image has no threshold.
     """

@@ -23,9 +23,9 @@ CELL_SIDES_PX = (8, 16, 32, 64)
 MAX_CELLS = 2**22
 """Largest number of cells of an image in memory. Larger images get larger cells."""
 TARGET_SHARE = 0.99
-"""Share of the leaf pixels to cover, of those that tiles with enough leaf can hold."""
+"""Share to cover of those leaf pixels that tiles with enough leaf can hold."""
 MAX_ROUNDS = 8
-"""Rounds of refinement. Later rounds improve next to nothing."""
+"""Largest number of rounds of refinement. Later rounds hardly improve the result."""
 Position = tuple[int, int]
 """Indices into the rows and columns of `TilePositions`."""
 
@@ -151,7 +151,7 @@ def count_covered_pixels(positions: TilePositions, cells_RC: NDArray[np.integer]
 
 
 class LeafCover:
-    """A set of tiles over the cells of one image, to which tiles are added and from which they are removed."""
+    """The chosen tiles over the cells of one image. Tiles can be added and removed."""
 
     def __init__(self, positions: TilePositions, cells_RC: NDArray[np.integer], min_coverage: float) -> None:
         tile_px = positions.tile_px

@@ -1,4 +1,4 @@
-"""Tasks of packing in this process, or in several processes that share only the work folder."""
+"""Run tasks of packing in this process, or in several processes that share only the work folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from msvae.work_folder import WorkFolder
 
 POLL_S = 0.2
 KEPT_BYTES = 2**24
-"""More than the arrays of a tile need, and little compared with the memory of a process."""
+"""Size of an array that is larger than the arrays of a tile, and small compared with the memory of a process."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Workers:
 
 @contextmanager
 def start_workers(job: PackJob, num_workers: int, on_tiles: OnTiles) -> Iterator[Workers]:
-    """Start `num_workers` processes, which end with the block or with this process. One worker is this process."""
+    """Start `num_workers` processes, which end with the block or with this process. For 1, use this process itself."""
     if num_workers == 1:
         _keep_freed_memory()
         yield Workers(job, on_tiles)
@@ -143,8 +143,8 @@ def _one_thread_per_process() -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Make the C library keep freed memory for the next tile.
 
-    Otherwise the system spends a fifth of the time of packing on clearing pages that were just returned to it. Once an
-    array was freed, glibc keeps smaller ones (`M_MMAP_THRESHOLD` in mallopt(3)).
+    Otherwise the system spends a fifth of the time of packing on clearing pages that were just returned to it. After
+    an array was freed, glibc keeps the memory of smaller arrays (`M_MMAP_THRESHOLD` in mallopt(3)).
     """
     np.empty(KEPT_BYTES, np.uint8)
 

@@ -1,7 +1,7 @@
 """Leaf masks by conditions on bands, such as `ndvi>0.3 and green<0.4`.
 
 `otsu(ndvi)` means that NDVI is above the threshold of Otsu (1979) of the image. Python's own parser reads a condition.
-Its syntax tree may hold only a few kinds of nodes, and it is never run as code.
+The syntax tree may contain only a few kinds of nodes, and the condition is never run as code.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ ENVI_WAVELENGTH = re.compile(r"[\d.]+ *\w*")
 @contextmanager
 def gdal_session() -> Iterator[None]:
     """Configure GDAL: bounded memory, mask bands inside their file, no warning about missing georeferences."""
-    # in bytes for rasterio, although GDAL's own setting is in megabytes
+    # rasterio expects bytes here, although GDAL's own setting is in megabytes
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
@@ -103,7 +103,7 @@ class GdalPlanes:
         return values
 
     def valid(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[np.bool_]:
-        """Return False where transparency or a mask band hides a pixel of these planes (rows, columns)."""
+        """Return a mask (rows, columns) that is False where transparency or a mask band hides these planes."""
         valid_HW = np.ones((rows.stop - rows.start, cols.stop - cols.start), bool)
         files = {self._planes[plane][0] for plane in planes}
         for file, number in self._alpha:
@@ -207,6 +207,12 @@ class _Grid:
             )
 
 
+def has_mask_band(dataset: Any) -> bool:
+    """Return True if the file has a mask band, which is not a plane."""
+    flags = dataset.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
 def largest_shift_px(first: Any, other: Any, height: int, width: int) -> float:
     """Return the largest distance between the corners of a grid under two transforms, in pixels of the first."""
     corners = [(0, 0), (width, 0), (0, height)]
@@ -266,15 +272,10 @@ def _scale(dataset: Any, number: int) -> float:
         ) from error
 
 
-def has_mask_band(dataset: Any) -> bool:
-    """Return True if the file has a mask band, which is not a plane."""
-    flags = dataset.mask_flag_enums[0]
-    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-
-
 def _is_alpha(dataset: Any, number: int) -> bool:
     if dataset.colorinterp[number - 1] != ColorInterp.alpha:
         return False
+    # a band with another name, or with a wavelength, is data that GDAL declares as alpha by mistake
     labelled = "alpha" not in (dataset.descriptions[number - 1] or "alpha").lower()
     return not labelled and _wavelength_nm(dataset, number) is None
 

@@ -123,7 +123,7 @@ class MaskedImage:
     def read_leaf(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
         """Return the leaf mask (H, W) of a window.
 
-        Bands are read too, unless an earlier pass has read them, so that damaged files are found early.
+        The bands are read as well, so that damaged files are found early, unless an earlier pass has read them.
 
         Raises: ValueError if a file is damaged.
         """
@@ -140,7 +140,7 @@ class MaskedImage:
             raise too_bright(self.raster.source.path)
 
     def quantity_windows(self) -> Iterator[NDArray[np.float64]]:
-        """Iterate over windows of the image: the quantity of which Otsu's threshold is taken, at valid pixels (P,)."""
+        """Yield the quantity whose threshold `otsu()` finds, at the valid pixels (P,) of one window after another."""
         assert self._rule.expression is not None
         for row, height in self._window_rows():
             for col, width in self._window_columns():
@@ -175,7 +175,7 @@ class MaskedImage:
         return stored_CHW, valid_HW
 
     def _apply_rule(self, stored_CHW: NDArray[Any], row: int, col: int) -> Any:
-        """Return the leaf mask (H, W) by the rule alone; pixels that are not valid are not removed yet."""
+        """Return the leaf mask (H, W) of the rule alone, or True for all pixels. It still contains invalid pixels."""
         if self._mask_file is not None:
             return self._mask_file.read(row, col, *stored_CHW.shape[1:])
         if (expression := self._rule.expression) is not None:

@@ -70,9 +70,9 @@ class MaskRule:
     must_have_background: bool = False
     """Refuse the image if all its pixels are leaf, because nothing else proves that it has a mask."""
     threshold: float | None = None
-    """Otsu's threshold of this image, if the expression asks for one and it has been found."""
+    """Otsu's threshold of this image, if the expression needs one and `prepare_mask` has found it."""
     bits: BitMask | None = None
-    """The finished mask, if it depends on the whole image and has been made."""
+    """The finished mask, if it depends on the whole image and `prepare_mask` has made it."""
 
 
 def parse_mask_option(text: str) -> Expression | None:
@@ -154,7 +154,7 @@ class MaskFile:
     """An open mask file. Use as a context manager.
 
     A pixel is leaf if any plane is non-zero (above 0.5 in floats), unless nodata, transparency or a mask band hides
-    it. A file with a palette means its colours, not the numbers of the colours.
+    it. A file with a palette is read by its colours, not by the numbers of the colours.
 
     Raises: ValueError if the file cannot be opened, differs from the image in size, or, if both are georeferenced,
     has another grid.
@@ -172,7 +172,7 @@ class MaskFile:
             self._mask.close()
             raise
         self._is_alpha = np.array([meaning == ColorInterp.alpha for meaning in self._mask.colorinterp])
-        self._leaf_of_numbers = _leaf_of_numbers(self._mask)
+        self._leaf_of_palette = _leaf_of_palette(self._mask)
 
     def __enter__(self) -> MaskFile:
         return self
@@ -203,14 +203,15 @@ class MaskFile:
 
         Raises: ValueError if a palette is ambiguous, or the mask is 0 or nodata everywhere.
         """
-        if self._leaf_of_numbers is not None:
-            self._check_palette(self._leaf_of_numbers)
+        if self._leaf_of_palette is not None:
+            self._check_palette(self._leaf_of_palette)
         self._check_nodata()
 
     def _check_palette(self, is_leaf: NDArray[np.bool_]) -> None:
-        """A grey palette means its colours. In a coloured one, the number 0 and no other must be background.
+        """Check that a palette cannot be misread. A palette of greys is read by its colours.
 
-        Otherwise a map with a white 0 for soil and a green 1 for leaf would be read as leaf everywhere.
+        In a palette with other colours, the number 0 and no other must be background. Otherwise a map with a white 0
+        for soil and a green 1 for leaf would be read as leaf everywhere.
         """
         height, width = self._mask.shape
         used: set[int] = set()
@@ -227,7 +228,7 @@ class MaskFile:
                 )
 
     def _check_nodata(self) -> None:
-        """gdal_calc states 255 as nodata, also of masks that are 255 on the leaf."""
+        """Check that nodata does not hide the whole leaf. gdal_calc sets nodata to 255, also if 255 means leaf."""
         nodata = next(filter(None, self._mask.nodatavals), None)
         if nodata is None:
             return
@@ -259,8 +260,8 @@ class MaskFile:
 
     def _decode(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
         values_CHW = self._read_planes(row, col, height, width)
-        if self._leaf_of_numbers is not None:
-            set_CHW = self._leaf_of_numbers[values_CHW]
+        if self._leaf_of_palette is not None:
+            set_CHW = self._leaf_of_palette[values_CHW]
         else:
             set_CHW = values_CHW > (FLOAT_MASK_THRESHOLD if values_CHW.dtype.kind == "f" else 0)
         for plane, nodata in enumerate(self._mask.nodatavals):
@@ -278,7 +279,7 @@ class MaskFile:
         return values_CHW
 
 
-def _leaf_of_numbers(mask: Any) -> NDArray[np.bool_] | None:
+def _leaf_of_palette(mask: Any) -> NDArray[np.bool_] | None:
     """Return for each number of a palette if its colour is neither black nor transparent; None without a palette."""
     if mask.colorinterp[0] != ColorInterp.palette:
         return None

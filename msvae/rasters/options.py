@@ -42,7 +42,7 @@ def _distinct_wavelengths(values_nm: tuple[float, ...] | None) -> tuple[float, .
     if values_nm is not None and (
         not values_nm or len(set(values_nm)) < len(values_nm) or not all(100 <= nm < 20_000 for nm in values_nm)
     ):
-        raise ValueError("expected one different wavelength in nm for every band, such as 475,560,668,717,840")
+        raise ValueError("expected a distinct wavelength in nm for every band, such as 475,560,668,717,840")
     return values_nm
 
 
@@ -70,11 +70,11 @@ class ReadOptions(Options):
     ] = None
     """Bands to read, by wavelength in nm: 475,560,668; or the wavelengths of all bands if the files state none."""
     tolerance_nm: Annotated[float, Field(ge=0, allow_inf_nan=False), CliOption("Bands")] = 20.0
-    """Largest distance of a band from its wavelength, in nm."""
+    """Largest difference between a requested wavelength and that of its band, in nm."""
     scale: Annotated[float | None, CliOption("Bands")] = None
-    """Reflectance = value x scale + offset, instead of the file's: 0.0001."""
+    """Scale in reflectance = value x scale + offset, instead of the file's scale: 0.0001."""
     offset: Annotated[float | None, CliOption("Bands")] = None
-    """Reflectance of the value 0, instead of the file's: -0.1."""
+    """Reflectance of the value 0, instead of the file's offset: -0.1."""
     mask: Annotated[str, CliOption("Mask")] = "auto"
     """auto (NAME_mask file, else nodata, NaN or a mask band), 'ndvi>0.3', or 'otsu(ndvi) and green<0.4'."""
     mask_files: Annotated[
@@ -84,7 +84,7 @@ class ReadOptions(Options):
     min_object_px: Annotated[int, Field(ge=0), CliOption("Mask")] = 0
     """Remove leaf objects (connected by sides) of fewer pixels."""
     erode_px: Annotated[int, Field(ge=0), CliOption("Mask")] = 0
-    """Erode leaf borders by this many pixels, after that."""
+    """Erode leaf borders by this many pixels, after small objects are removed."""
 
     @model_validator(mode="after")
     def _check_reading(self) -> ReadOptions:
@@ -93,7 +93,9 @@ class ReadOptions(Options):
         if self.offset is not None:
             check_offset([self.offset])
         if self.axes not in (None, "chw") and self.band_files:
-            raise ValueError(f"got --axes {self.axes} with --band-files, whose files hold one band each; give one")
+            raise ValueError(
+                f"got --axes {self.axes} with --band-files, whose files hold one band each; give one of them"
+            )
         if self.mask_files is not None and self.mask.strip().lower() != "auto":
             raise ValueError(f"got --mask {self.mask} and --mask-files {self.mask_files}; give one of them")
         wavelengths_nm = self.wavelengths_nm

@@ -55,7 +55,7 @@ def _linear(values: NDArray[Any], scale: Sequence[float], offset: Sequence[float
 
 
 def choose_pixel_format(path: Path, info: RasterInfo, options: ReadOptions) -> tuple[PixelFormat, list[int]]:
-    """Return the pixel format that the first image sets for all others, and the indices of its bands in that order.
+    """Return the pixel format that the first image sets for all others, and the indices of its bands in their order.
 
     Raises: ValueError if bands or scale are stated neither by the image nor by the options.
     """
@@ -167,7 +167,7 @@ def _by_name(path: Path, info: RasterInfo, bands: Bands, in_order: bool) -> list
 def _in_order(path: Path, info: RasterInfo, num_wanted: int) -> list[int]:
     if len(info.scales) != num_wanted:
         raise ValueError(
-            f"{path} holds {info.describe_bands()} and states no wavelengths, but {num_wanted} are asked for; "
+            f"{path} holds {info.describe_bands()} and states no wavelengths, but {num_wanted} bands are needed; "
             "give --wavelengths with one in nm for every band, or complete the raster"
         )
     return list(range(num_wanted))
@@ -192,7 +192,7 @@ def _nearest(
         if nearest in band_indices:
             raise ValueError(
                 f"{path} holds {info.describe_bands()} but both {wanted[band_indices.index(nearest)]:g} and {nm:g} nm "
-                f"fall on its band at {stated[nearest]:g} nm; ask for fewer with --wavelengths"
+                f"are nearest to its band at {stated[nearest]:g} nm; give fewer --wavelengths"
             )
         band_indices.append(nearest)
     return band_indices

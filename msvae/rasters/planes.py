@@ -38,9 +38,9 @@ class Georeference:
     """Position of an image on Earth, in the terms of GDAL; empty if the image has none."""
 
     profile: Mapping[str, Any] = field(default_factory=dict)
-    """Those of `crs`, `transform`, `gcps` and `rpcs` that are known."""
+    """`crs`, `transform`, `gcps` and `rpcs`, as far as they are known."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """The tag AREA_OR_POINT, if stated: which point of a pixel the transform means."""
+    """The tag AREA_OR_POINT, if the file has it. It defines the point of a pixel to which the transform refers."""
 
 
 class Planes(Protocol):
@@ -49,7 +49,7 @@ class Planes(Protocol):
     height: int
     width: int
     reads_whole_rows: bool
-    """A window costs as much time as the whole of its rows."""
+    """True if reading a window takes as long as reading its rows over the whole width."""
     infos: list[PlaneInfo]
 
     @property
@@ -69,7 +69,7 @@ class Planes(Protocol):
         """Return values (planes, rows, columns). Raises: ValueError if the file is damaged."""
 
     def valid(self, planes: Sequence[int], rows: slice, cols: slice) -> NDArray[np.bool_]:
-        """Return False where transparency or a mask band hides a pixel (rows, columns)."""
+        """Return a mask (rows, columns) that is False where transparency or a mask band hides a pixel."""
 
     def window_georeference(self, row: int, col: int) -> dict[str, Any]:
         """Return `crs` and `transform` of the window that starts at `row`, `col`, if known."""

@@ -161,7 +161,7 @@ class Raster:
 
     def _describe(self) -> RasterInfo:
         lengths = self._lengths()
-        # If bands are along another axis, a plane is not a band, and the metadata of the first are those of all bands.
+        # If bands are along another axis, a plane is not a band, and all bands have the metadata of the first plane.
         infos = self._planes.infos
         infos = [infos[band] for band in self._bands] if self._axes == "chw" else [infos[0]] * len(self._bands)
         dtypes = {info.dtype for info in infos}
@@ -188,7 +188,10 @@ class Raster:
         if option is not None:
             value = _in_dtype(option, self.info.dtype)
             if value is None:
-                raise ValueError(f"got --nodata {option:g} but {self.source.path} holds {self.info.dtype}")
+                raise ValueError(
+                    f"got --nodata {option:g} but {self.source.path} holds {self.info.dtype}; give a value of "
+                    "this type"
+                )
             return [value] * len(self._bands)
         infos = self._planes.infos
         stated = [infos[band if self._axes == "chw" else 0].nodata for band in self._bands]
@@ -217,7 +220,9 @@ def _find_band(source: ImageSource, wanted: str, names: Sequence[str]) -> int:
     """Return the index of a band, given its number from 1 or its name."""
     if wanted.isdecimal() and wanted not in names:
         if not 1 <= int(wanted) <= len(names):
-            raise ValueError(f"got --bands {wanted} but {source.path} holds bands 1 to {len(names)}")
+            raise ValueError(
+                f"got --bands {wanted} but {source.path} holds bands 1 to {len(names)}; give numbers of these bands"
+            )
         return int(wanted) - 1
     for pool, name in ((list(names), wanted), ([each.lower() for each in names], wanted.lower())):
         if pool.count(name) == 1:
@@ -239,7 +244,7 @@ def _stated_wavelengths(source: ImageSource, stated: Sequence[float | None]) -> 
 
 
 def _check_axes(source: ImageSource, axes: str | None, num_bands: int, info: RasterInfo) -> None:
-    """Check that bands are along the right axis. Otherwise there are very many bands of very few rows or columns.
+    """Check that bands are along the right axis. A wrong axis means very many bands with very few rows or columns.
 
     Raises: ValueError if the shape is implausible.
     """

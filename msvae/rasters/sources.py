@@ -1,4 +1,4 @@
-"""Find the images that the IMAGE arguments name, with the files of each image and a unique name for its keys."""
+"""Find the images that the IMAGE arguments name, the files of each image, and a unique name for its keys."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SIDE_CAR_ENDINGS = (".hdr", ".xml", ".aux", ".ovr", ".msk", ".prj", ".rpb", ".wl
 """Endings of metadata files of a raster."""
 MASK_ENDING = "_mask"
 NO_MASK_ENDINGS = {".txt", *SIDE_CAR_ENDINGS} - {".hdr"}
-"""Endings of `NAME_mask` files that are not masks. A header may belong to a mask without ending."""
+"""Endings of `NAME_mask` files that are not masks. An ENVI header may belong to a mask file without ending."""
 MAX_NAME_CHARS = 54
-"""Keys stay under 80 characters: the name, a number if two names are equal, and the tile position."""
+"""Limit of a name. A key is the name, a number if two names are equal, and the tile position: under 80 characters."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def find_sources(
 
 
 def unused_files(images: Sequence[Path], sources: Sequence[ImageSource], mask_files: str | None) -> Iterator[str]:
-    """Iterate over notices: one line per folder of `images` with files that are no raster, mask or metadata."""
+    """Yield a notice for each folder of `images` with files that are neither raster nor mask nor metadata."""
     masks = {mask for source in sources for mask in mask_paths(source.path, source.stem, mask_files)}
     used = {source.path for source in sources}
     known = masks | {folder for mask in masks for folder in mask.parents} | used
@@ -97,9 +97,21 @@ def unused_files(images: Sequence[Path], sources: Sequence[ImageSource], mask_fi
         ]
         if unused:
             yield (
-                f"not used in {image}: {_some(unused)}; rasters are *{', *'.join(RASTER_ENDINGS)} of the folder "
-                "itself, so name others one by one"
+                f"not used in {image}: {_some(unused)}; only *{', *'.join(RASTER_ENDINGS)} in the folder itself are "
+                "found, so name any other raster as an IMAGE of its own"
             )
+
+
+def mask_paths(image: Path, stem: str, pattern: str | None) -> list[Path]:
+    """Return the possible paths of the mask of an image.
+
+    A pattern is relative to the folder of the image or to the current folder. Without a pattern, the path is
+    `{stem}_mask` without ending.
+    """
+    if pattern is None:
+        return [image.with_name(f"{stem}{MASK_ENDING}")]
+    name = pattern.replace("{stem}", stem)
+    return [image.parent / name, Path(name).resolve()]
 
 
 def _files_of_bands(folder: Path, band_files: Sequence[str]) -> tuple[Path, ...]:
@@ -150,16 +162,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
 
 
-def mask_paths(image: Path, stem: str, pattern: str | None) -> list[Path]:
-    """Return the possible paths of the mask of an image.
-
-    With a pattern: relative to the image and to the current folder. Without: `{stem}_mask` without ending."""
-    if pattern is None:
-        return [image.with_name(f"{stem}{MASK_ENDING}")]
-    name = pattern.replace("{stem}", stem)
-    return [image.parent / name, Path(name).resolve()]
-
-
 def _masks_in(folders: Iterable[Path]) -> dict[Path, list[Path]]:
     """Return the files named `*_mask`, by their path without ending."""
     found = defaultdict(list)
@@ -190,7 +192,7 @@ def _with_unique_names(sources: Sequence[ImageSource]) -> list[ImageSource]:
 
 
 def _clean(text: str) -> str:
-    """Return text of letters, digits, `_` and `-` only. For WebDataset a dot would end the key."""
+    """Return the text with letters, digits, `_` and `-` only. In WebDataset, a dot would end the key."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", text) or "image"
     if len(name) <= MAX_NAME_CHARS:
         return name

@@ -1,8 +1,8 @@
 """Masks that depend on the whole image: Otsu's threshold, removal of small objects, erosion of borders.
 
-Images are read in strips, and masks are files of one bit per pixel. Memory holds one strip and a few numbers per
-object; the result is that of the whole image. Thresholds and masks are kept in a folder, so that other processes and
-resumed runs reuse them.
+Images are read in strips, and masks are files of one bit per pixel. One strip and a
+few numbers per object are in memory. The result does not depend on the strips. Thresholds and masks are kept in a
+folder, so that other processes and resumed runs reuse them.
 """
 
 from __future__ import annotations
@@ -80,24 +80,8 @@ def with_prepared_masks(image_set: ImageSet, folder: Path) -> ImageSet:
     return replace(image_set, images=tuple(images))
 
 
-def _needs_threshold(rule: MaskRule) -> bool:
-    return rule.expression is not None and rule.expression.finds_threshold
-
-
-def _needs_cleaning(options: ReadOptions) -> bool:
-    return options.min_object_px > 1 or options.erode_px > 0
-
-
-def _threshold_file(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.json"
-
-
-def _mask_file(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.bits"
-
-
 def find_threshold(image: MaskedImage, on_pixels: OnPixels) -> float:
-    """Return Otsu's threshold over the valid pixels of an image; infinity if none is valid, since nothing is leaf.
+    """Return Otsu's threshold over the valid pixels of an image; infinity if none is valid, so that none is leaf.
 
     Args: on_pixels is called during each of two passes.
     Raises: ValueError if all pixels have the same value.
@@ -118,6 +102,22 @@ def find_threshold(image: MaskedImage, on_pixels: OnPixels) -> float:
         added, edges = np.histogram(values, HISTOGRAM_BINS, (low, high))
         counts += added
     return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))
+
+
+def _needs_threshold(rule: MaskRule) -> bool:
+    return rule.expression is not None and rule.expression.finds_threshold
+
+
+def _needs_cleaning(options: ReadOptions) -> bool:
+    return options.min_object_px > 1 or options.erode_px > 0
+
+
+def _threshold_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.json"
+
+
+def _mask_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.bits"
 
 
 def _reported(windows: Iterable[NDArray[Any]], on_pixels: OnPixels) -> Iterator[NDArray[Any]]:
@@ -151,7 +151,7 @@ def without_small_objects(mask: BitMask, min_px: int) -> Iterator[NDArray[np.boo
 
 
 def _object_sizes(mask: BitMask) -> NDArray[np.int64]:
-    """Return for each object of each strip the size of the object of the whole image that contains it, in pixels."""
+    """Return the size, in pixels of the whole image, of the object to which each object of each strip belongs."""
     sizes, joins, num_before = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int64)], 0
     above = np.zeros(mask.width, np.int64)
     for row, rows in _strips(mask):

@@ -55,7 +55,7 @@ def refuse(images, out, match, **options):
         ({"min_object_px": -1}, "--min-object-px -1"),
         ({"erode_px": -1}, "--erode-px -1"),
         ({"block_tiles": 0}, "block_tiles 0, expected 1 or more"),
-        ({"tile": 128}, "option tile is unknown, expected some of .*tile_px"),
+        ({"tile": 128}, "option tile is unknown, expected one of .*tile_px"),
         ({"tile_px": "large"}, "--tile large, expected a valid integer"),
         ({"tiles_per_shard": 0}, "tiles_per_shard 0"),
         ({"wavelengths_nm": ()}, "--wavelengths"),

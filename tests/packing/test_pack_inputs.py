@@ -275,7 +275,7 @@ def test_unused_files_of_a_folder_are_listed_and_no_raster_is_lost(tmp_path, wri
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes((folder / "a0.tif").read_bytes())
     (note,) = [notice for notice in pack([folder], tmp_path / "more", options).notices if "not used in" in notice]
-    assert f"in {folder}: notes.txt, old, photo.png; rasters are *.tif" in note
+    assert f"in {folder}: notes.txt, old, photo.png; only *.tif" in note
 
 
 def test_a_cube_without_its_header_is_an_error(tmp_path, write_raster, leaf_image):
