@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/curves.md: curves of trainings with a deliberate fault, and of the same one without it.
+"""Draw the pictures of docs/curves.md: curves of runs with a deliberate fault, and of a run without a fault (whole).
 
 python bench/broken_runs.py OUT [--steps 400]
 
@@ -108,7 +108,7 @@ def train(name: str, fault: Fault, folder: Path, steps: int) -> Path:
 
 
 def draw(whole: Path, broken: Path) -> Figure:
-    """Draw four curves of a broken run over those of the whole one."""
+    """Draw four curves of a broken run over the curves of the run without a fault."""
     figure = Figure(figsize=(11, 2.5), layout="constrained")
     panels = figure.subplots(1, 4)
     for out, colour, label in ((whole, LEAF, "whole"), (broken, RECON, "broken")):

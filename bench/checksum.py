@@ -1,4 +1,4 @@
-"""Measure the CPU time of checksums, relative to that of a reader and of a training step on the same tiles.
+"""Measure the CPU time of checksums, relative to the CPU time of a reader and of a training step on the same tiles.
 
 python bench/checksum.py [--tiles 200]
 

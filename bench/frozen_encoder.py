@@ -1,4 +1,4 @@
-"""Compare a training step with a frozen encoder without autograd graph to one whose encoder keeps a graph.
+"""Compare a training step whose frozen encoder has no autograd graph to one whose encoder has a graph.
 
 python bench/frozen_encoder.py
 

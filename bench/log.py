@@ -112,9 +112,9 @@ def main() -> None:
         log.close()
     picture_s = median_s(lambda: draw(arguments.px), 3)
     print(f"a step                    {step_s:8.3f} s")
-    print(f"row, line and scalars     {row_s / step_s:8.2%} of it")
-    print(f"distance to the average   {distance_s / step_s:8.2%} of it")
-    print(f"a picture, in a thread    {picture_s / step_s:8.2%} of it")
+    print(f"row, line and scalars     {row_s / step_s:8.2%} of a step")
+    print(f"distance to the average   {distance_s / step_s:8.2%} of a step")
+    print(f"a picture, in a thread    {picture_s / step_s:8.2%} of a step")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 python bench/losses.py
 
-One forward and backward pass on one thread; medians of ten rounds that take turns. The limit is a copy that moves the
-same bytes: it reads both tensors and writes the gradient once. Memory is the peak that one pass allocates in addition
-to the gradient.
+Each measurement is one forward and backward pass on one thread. Prints medians of ten rounds that take turns. The
+limit is a copy that moves the same bytes: it reads both tensors and writes the gradient once. Memory is the peak that
+one pass allocates in addition to the gradient.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 python bench/pack.py [--images 12] [--side 2048] [--workers 2] [--coverage 0.5]
 
-Prints medians of rounds that take turns. Two limits of one core are measured as well: SHA-256 of all bytes, and
-reading and writing them through one array.
+Prints medians of rounds that take turns. Two limits on one core are measured as well: SHA-256 of all bytes, and a copy
+of all bytes through one array.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def schedule_rows(arguments: argparse.Namespace) -> Iterator[list[str]]:
             f"{schedule.step_shards.mean():,.0f}",
             f"{schedule.step_bytes.mean() / 1e6:,.0f}",
             f"{schedule.node_cache_bytes.max() / 1e9:,.0f}",
-            f"{schedule.steps_an_epoch:,.0f}",
+            f"{schedule.steps_per_epoch:,.0f}",
         ]
 
 

@@ -1,11 +1,12 @@
-"""One training step of an SD3-size VAE, against a plain loop on the same machine in the same run.
+"""Compare a training step of an SD3-size VAE to a step of a plain loop on the same machine in the same run.
 
 python bench/step.py [--px 128] [--batch 2] [--full] [--rounds 3] [--steps 3] [--precision no|bf16] [--variants …]
 
-Every measurement is a fresh process; rounds take turns; medians, as ratios to the plain loop. Memory is the peak
-beyond what the imported libraries take: of the process on a CPU, of the allocator on a GPU. MFU is the share of the
-measured rate of one large matrix product in the row's precision; `output` skips work, so it has none. A variant that
-ends in `tcmalloc` runs on that allocator (Debian's libtcmalloc-minimal4) and is left out where it is not installed.
+Every measurement runs in a new process, and variants take turns in every round. Prints medians as ratios to the plain
+loop. Memory is the peak, without the memory of the imported libraries: of the process on a CPU, of the allocator on a
+GPU. MFU is the share of the measured rate of one large matrix product in the precision of the row. `output` has no
+MFU, because it skips a part of the operations. A variant that ends in `tcmalloc` uses that allocator (Debian's
+libtcmalloc-minimal4). It is left out if the allocator is not installed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ Figures = dict[str, float]
 
 
 def measure(name: str, arguments: argparse.Namespace) -> Figures:
-    """Seconds a step and peak memory, in this process."""
+    """Measure seconds per step and peak memory, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     tiles = torch.rand(arguments.batch, BANDS, arguments.px, arguments.px, device=device)
@@ -72,7 +73,7 @@ def measure(name: str, arguments: argparse.Namespace) -> Figures:
 
 
 def flop(full: bool, px: int, batch: int) -> float:
-    """Floating-point operations of a forward and backward pass of the plain model, counted on no device."""
+    """Count the floating-point operations of a forward and backward pass of the plain model, on no device."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
@@ -86,8 +87,8 @@ def flop(full: bool, px: int, batch: int) -> float:
 
 
 def matrix_product_flops(precision: str) -> float:
-    """Of one large product, FLOP/s."""
-    # as convolutions are by default
+    """Measure the FLOP/s of one large matrix product."""
+    # convolutions may use TF32 by default, so the product may, too
     torch.backends.cuda.matmul.allow_tf32 = True
     on_gpu = torch.cuda.is_available()
     side = 8192 if on_gpu else 2048
@@ -112,8 +113,8 @@ def _peak_bytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def in_a_fresh_process(name: str) -> Figures:
-    """What `--only` printed. Raises: RuntimeError with the last line of what went wrong."""
+def in_new_process(name: str) -> Figures:
+    """Return the figures that `--only` prints. Raises: RuntimeError with the last line of its error."""
     allocator = {"LD_PRELOAD": TCMALLOC} if TCMALLOC and name.endswith("tcmalloc") else {}
     child = subprocess.run(
         [sys.executable, Path(__file__), *sys.argv[1:], "--only", name],
@@ -126,7 +127,7 @@ def in_a_fresh_process(name: str) -> Figures:
 
 
 def main() -> None:
-    """Measure in turns and print one row a variant."""
+    """Measure in turns and print one row per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--px", type=int, default=128)
     parser.add_argument("--batch", type=int, default=2)
@@ -150,7 +151,7 @@ def main() -> None:
         for precision, found in rates.items():
             found.append(matrix_product_flops(precision))
         for name in rounds:
-            rounds[name].append(in_a_fresh_process(name))
+            rounds[name].append(in_new_process(name))
     operations = flop(arguments.full, arguments.px, arguments.batch)
     medians = {
         name: {key: statistics.median(figures[key] for figures in found) for key in found[0]}

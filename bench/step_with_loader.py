@@ -3,8 +3,8 @@
 python bench/step_with_loader.py [--tiles 640] [--rounds 5]
 
 Prints medians over rounds in which the loaders take turns, with one torch thread. A step is AdamW on 32 tiles of
-5 x 256 x 256 in micro batches of 8. Tiles are cropped to 64 px, as `data.crop_px` does it, so that reading has 16
-times the weight that it has with whole tiles. Every loader reads whole tiles and returns reflectance.
+5 x 256 x 256 in micro batches of 8. Tiles are cropped to 64 px, as `data.crop_px` does it, so that the share
+of reading is 16 times as large as with whole tiles. Every loader reads whole tiles and returns reflectance.
 
 Columns: `time` is the duration of a step, including its wait for data, relative to a step on one batch in memory;
 `wait` is the share of the step that is spent waiting; `cpu` is the CPU time of the training process alone, relative
@@ -36,7 +36,7 @@ NUM_SLOTS, MICRO_BATCH, SIDE_PX = 4, 8, 64
 READ_AHEAD = 2 * NUM_SLOTS + 2
 """No loader prefetches more batches than this while others are measured. These batches are discarded."""
 Figures = tuple[float, float, float]
-"""Seconds per step, waiting included; share of them spent waiting; CPU seconds per step of this process."""
+"""Seconds per step, including waiting; share of this time that is spent waiting; CPU seconds per step."""
 
 
 def endless(stream: Stream) -> Iterator[Batch]:
@@ -48,7 +48,7 @@ def endless(stream: Stream) -> Iterator[Batch]:
 
 
 def in_memory(folder: Path) -> Iterator[Batch]:
-    """Yield one batch again and again: the limit."""
+    """Yield one batch again and again. No loader can be faster."""
     batch = next(endless(msvae.Reader(folder, 1, CPU)))
     while True:
         yield batch

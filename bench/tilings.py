@@ -27,7 +27,7 @@ from msvae.packing.tiling import TARGET_SHARE, LeafCover, TilePositions
 
 
 def main() -> None:
-    """Pack the field with each tiling, and print."""
+    """Pack the field with each tiling, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("field", type=Path)
     parser.add_argument("--band-files", required=True)
@@ -61,8 +61,8 @@ def main() -> None:
             f"{leaf_pixels_per_tile[name]:,.0f} different leaf pixels per tile, "
             f"{leaf_pixels_per_tile[name] / leaf_pixels_per_tile['grid']:.2f}x the grid"
         )
-    ((where, cells_RC, min_coverage),) = maps
-    bound = lower_bound(where, cells_RC, min_coverage)
+    ((positions, cells_RC, min_coverage),) = maps
+    bound = lower_bound(positions, cells_RC, min_coverage)
     print(f"lower bound for {TARGET_SHARE:.0%} of all leaf: {bound} tiles")
 
 
@@ -83,12 +83,12 @@ def leaf_maps() -> Iterator[list[tuple[TilePositions, NDArray[Any], float]]]:
         survey.leaf_tiles = leaf_tiles
 
 
-def lower_bound(where: TilePositions, cells_RC: NDArray[Any], min_coverage: float) -> int:
+def lower_bound(positions: TilePositions, cells_RC: NDArray[Any], min_coverage: float) -> int:
     """Return a lower bound of the number of tiles that leaf tiling needs, from a linear program.
 
     Its variables are the fraction of a tile at each allowed position, and the covered fraction of each cell with leaf.
     """
-    cover = LeafCover(where, cells_RC, min_coverage)
+    cover = LeafCover(positions, cells_RC, min_coverage)
     leaf_cells = np.flatnonzero(cells_RC)
     row_of_cell = np.full(cells_RC.size, -1)
     row_of_cell[leaf_cells] = np.arange(len(leaf_cells))

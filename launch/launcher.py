@@ -13,7 +13,7 @@ import psutil
 def main() -> None:
     """Run `accelerate` with the arguments of this script."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
-        # a handler that does nothing: ranks would inherit SIG_IGN
+        # a handler that does nothing, because ranks would inherit SIG_IGN
         signal.signal(number, lambda *_: None)
     # imported after the handlers are set, so that a signal during the slow imports is handled
     from accelerate.commands.accelerate_cli import main as accelerate

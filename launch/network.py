@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def main() -> int:
-    """Print the line. Its last word is an option of torchrun's rendezvous, which a single machine does not need."""
+    """Print the line. The option `is_host` of torchrun's rendezvous is left out for a single machine."""
     parser = argparse.ArgumentParser()
     parser.add_argument("host")
     parser.add_argument("port", type=int)
@@ -79,7 +79,7 @@ def resolve(host: str) -> str | None:
 
 
 def source_address(address: str) -> str:
-    """Return the own address from which packets to `address` would be sent."""
+    """Return the address of this machine from which packets to `address` would be sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))  # sends no packet
         return str(probe.getsockname()[0])

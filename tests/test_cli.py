@@ -60,9 +60,8 @@ def test_parts_that_replace_a_dataset_print_the_command_that_merges_them(leaf_im
     command = ["pack", leaf_images, "--out", tmp_path / "shards", "--tile", 32]
     assert run(*command)[0] == 0
     hints = [run(*command, "--part", f"{part}/2", "--overwrite")[1].split(";")[1] for part in (1, 2)]
-    first, last = (line.removeprefix(f" {tmp_path}/shards is replaced ") for line in hints)
-    assert first == "when all parts are made, with --merge --overwrite instead of --part\n"
-    assert last == "with --merge --overwrite instead of --part\n"
+    merge = f"run this command with --merge --overwrite instead of --part to replace {tmp_path}/shards\n"
+    assert hints == [f" when all parts are made, {merge}", f" {merge}"]
     assert run(*command, "--merge", "--overwrite")[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 

@@ -82,7 +82,7 @@ def _cpu_s() -> float:
 def first_batch(
     module: Any, folder: Path, num_readers: int, state: Any
 ) -> tuple[Stream, Iterator[Batch], Batch, float]:
-    """Open a loader, and return how long it takes until its first batch is on the device, without imports."""
+    """Open a loader. Return it with its first batch, and the seconds until this batch is on the device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.empty(1, device=device)
     began_s = time.perf_counter()
@@ -122,7 +122,7 @@ def epochs(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[
 
 
 def resume(module: Any, folder: Path, num_tiles: int, num_readers: int) -> dict[str, float]:
-    """Resume after half an epoch, and compare the first batch to the one that came next before."""
+    """Resume after half an epoch, and compare the first batch to the batch that followed in the first run."""
     # The process before this one wrote the file. States of other loaders contain objects, which need unpickling.
     state = torch.load(folder.with_suffix(".state"), weights_only=False)
     _, _, (tiles, _), resumed_s = first_batch(module, folder, num_readers, state)

@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Stream(ABC):
-    """A loader on a folder that its own module has written. With a saved `state` it resumes from there."""
+    """A loader of a folder that its own module has written. It resumes if it receives a saved `state`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -35,13 +35,13 @@ class Stream(ABC):
         """Yield one epoch of stored integers in training order; the next call continues with the next epoch."""
 
     def floats(self) -> Iterator[Batch]:
-        """Yield the same as reflectance. The main process converts into preallocated memory, torch's fastest way."""
+        """Yield the same as reflectance. The main process converts into preallocated memory, the fastest way."""
         for stored, masks in self.integers():
             yield self._floats[: len(stored)].copy_(stored).mul_(SCALE), masks
 
     @abstractmethod
     def state(self) -> Any:
-        """Return the state that the documentation says to save after the last batch, in order to resume."""
+        """Return the state that the documentation of the loader tells users to save in order to resume."""
 
 
 NUM_PICTURES, PICTURE_PX = 32, 288

@@ -33,4 +33,4 @@ def options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Read the options that come before a command."""
+    """Read the options in front of a command."""

@@ -126,15 +126,13 @@ def verify(location: Location, threads: Threads = 4) -> None:
             f"{read.num_bytes / 1e6:,.1f} MB, {counted(read.leaf.leaf_pixels, 'leaf pixel')}"
         )
         if read.nonfinite_background:
-            say(f"note: not finite: {counted(read.nonfinite_background, 'background pixel')} of {split}")
+            say(f"note: NaN or infinite: {counted(read.nonfinite_background, 'background pixel')} of {split}")
 
 
 @app.command()
 def inspect(
     location: Location,
-    png: Annotated[
-        Path | None, typer.Option(help="File to write a contact sheet of some tiles of each split to.")
-    ] = None,
+    png: Annotated[Path | None, typer.Option(help="File for a contact sheet with some tiles of each split.")] = None,
 ) -> None:
     """Show the splits, bands and leaf coverage of a dataset, and optionally some tiles."""
     console = Console(highlight=False)
@@ -177,10 +175,10 @@ def simulate(
         store = next(iter(find_splits(location).values()))
         manifest = Manifest.load(store)
         schedule = plan(manifest, cluster, seed=seed, num_steps=steps)
-        share = min(1.0, schedule.num_steps / schedule.steps_an_epoch)
+        share = min(1.0, schedule.num_steps / schedule.steps_per_epoch)
         say(
             f"{store.location}: {counted(manifest.num_samples, 'tile')} in {counted(len(manifest.shards), 'shard')}; "
-            f"{schedule.steps_an_epoch:,.1f} steps per epoch, {schedule.num_steps:,} simulated"
+            f"{schedule.steps_per_epoch:,.1f} steps per epoch, {schedule.num_steps:,} simulated"
         )
         Console(highlight=False).print(schedule_table(schedule, cluster, bandwidth_gbit))
         for line in schedule_notes(schedule, cluster, share, cache_gb):
@@ -242,22 +240,22 @@ def coverage_chart(name: str, coverage: Coverage, num_tiles: int) -> Table:
 def schedule_table(schedule: Schedule, cluster: Cluster, bandwidth_gbit: float) -> Table:
     """Return a table of the reads of a machine per step and per epoch; epochs are scaled up from these steps."""
     bytes_per_s = bandwidth_gbit * 1e9 / 8
-    epoch_scale = max(1.0, schedule.steps_an_epoch / schedule.num_steps)
+    epoch_scale = max(1.0, schedule.steps_per_epoch / schedule.num_steps)
     whole_seconds = schedule.node_shard_bytes / schedule.num_steps / bytes_per_s
     node_samples = schedule.rank_samples.reshape(cluster.num_nodes, -1).sum(axis=1) / schedule.num_steps
     requests = node_samples + schedule.step_indexes
     table = new_table("", "least", "mean", "most")
     for name, values, form in (
-        ("tiles of a GPU a step", schedule.rank_samples / schedule.num_steps, ",.2f"),
-        ("tiles of a node a step", node_samples, ",.2f"),
-        ("MB of a node a step", schedule.step_bytes / 1e6, ",.2f"),
-        ("requests a step, tile by tile", requests, ",.2f"),
-        ("requests a step, one a shard", schedule.step_shards, ",.2f"),
-        ("seconds a step, tile by tile", schedule.step_bytes / bytes_per_s, ",.4f"),
-        ("seconds a step, whole shards", whole_seconds, ",.4f"),
-        ("shards of a node an epoch", np.minimum(schedule.node_shards * epoch_scale, schedule.num_shards), ",.0f"),
-        ("GB an epoch, tile by tile", schedule.step_bytes.sum(axis=0) * epoch_scale / 1e9, ",.3f"),
-        ("GB an epoch, whole shards", schedule.node_shard_bytes * epoch_scale / 1e9, ",.3f"),
+        ("tiles per GPU and step", schedule.rank_samples / schedule.num_steps, ",.2f"),
+        ("tiles per node and step", node_samples, ",.2f"),
+        ("MB per node and step", schedule.step_bytes / 1e6, ",.2f"),
+        ("requests per step, tile by tile", requests, ",.2f"),
+        ("requests per step, one per shard", schedule.step_shards, ",.2f"),
+        ("seconds per step, tile by tile", schedule.step_bytes / bytes_per_s, ",.4f"),
+        ("seconds per step, whole shards", whole_seconds, ",.4f"),
+        ("shards per node and epoch", np.minimum(schedule.node_shards * epoch_scale, schedule.num_shards), ",.0f"),
+        ("GB per epoch, tile by tile", schedule.step_bytes.sum(axis=0) * epoch_scale / 1e9, ",.3f"),
+        ("GB per epoch, whole shards", schedule.node_shard_bytes * epoch_scale / 1e9, ",.3f"),
         ("GB of cache for whole shards", schedule.node_cache_bytes / 1e9, ",.3f"),
     ):
         table.add_row(name, *(format(value, form) for value in (values.min(), values.mean(), values.max())))
@@ -272,7 +270,7 @@ def schedule_notes(schedule: Schedule, cluster: Cluster, share: float, cache_gb:
         yield f"{batches} of {cluster.micro_batch_size:,} per GPU and step"
     yield (
         "Tile by tile: the loader sends one request per sample, from the start of its tile to the end of its mask, "
-        "and one request for the index of a shard when a GPU first reads from it. One a shard: one request would "
+        "and one request for the index of a shard when a GPU first reads from it. One per shard: one request would "
         "fetch all samples of a shard that a node needs in a step. Whole shards: each node fetches a shard once and "
         "keeps it until its last tile is used."
     )

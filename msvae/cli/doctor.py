@@ -23,7 +23,7 @@ app = typer.Typer()
 
 COLOURS = {"ok": "green", "warning": "yellow", "fault": "red"}
 PRINTING_S = 5.0
-"""Time that other ranks leave for the rank that prints before they end with a fault, in seconds."""
+"""Time that the other ranks wait before they end with a fault, so that the rank that prints can finish, in seconds."""
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -42,7 +42,7 @@ def doctor(
 
     To check all ranks: accelerate launch --config_file FILE --module msvae doctor --config FILE.
     """
-    # importing torch needs seconds, which other commands should not spend
+    # importing torch takes seconds, which other commands should not need
     from msvae.config import load_config
     from msvae.distributed.exit_codes import run_script
     from msvae.doctor.examine import examine

@@ -53,12 +53,14 @@ def reconstruct(
         from msvae.inference.reconstruct import ReconstructOptions
         from msvae.inference.reconstruct import reconstruct as reconstruct_images
 
-        asked = ReconstructOptions(tile_px=tile, batch_size=batch_size, device=device, overwrite=overwrite)
+        reconstruct_options = ReconstructOptions(
+            tile_px=tile, batch_size=batch_size, device=device, overwrite=overwrite
+        )
         with progress("windows") as advance_to:
-            done = reconstruct_images(model, image, out, options, asked, advance_to)
+            done = reconstruct_images(model, image, out, options, reconstruct_options, advance_to)
     for each in done:
         if (summary := each.summary) is None:
-            say(f"{each.image} has no leaf pixel, so nothing was written for it; another --mask may find some")
+            say(f"{each.image} has no leaf pixel, so no file was written; give another --mask if it shows leaves")
             continue
         angle = "" if summary.angle_deg is None else f", spectral angle {summary.angle_deg:.2f} degrees"
         say(

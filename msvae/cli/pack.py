@@ -106,6 +106,9 @@ def _dropped(summary: PackSummary) -> Table:
 def _show_part(summary: PackSummary, out: Path, overwrite: bool) -> None:
     num_shards = sum(summary.num_shards.values())
     done = f"{num_shards - summary.shards_missing} of {counted(num_shards, 'shard')} "
-    becomes, option = ("is replaced", "--merge --overwrite") if overwrite else ("appears", "--merge")
+    write, option = ("replace", "--merge --overwrite") if overwrite else ("write", "--merge")
     when = "when all parts are made, " if summary.shards_missing else ""
-    say(f"{done}{'is' if num_shards == 1 else 'are'} made; {out} {becomes} {when}with {option} instead of --part")
+    say(
+        f"{done}{'is' if num_shards == 1 else 'are'} made; {when}run this command with {option} instead of --part to "
+        f"{write} {out}"
+    )

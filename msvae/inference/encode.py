@@ -27,13 +27,13 @@ from msvae.messages import OnProgress
 from msvae.model.autoencoder import AutoencoderKLMultispectralAdapter
 from msvae.shards.latents import LATENTS_ENDING, LatentManifest
 from msvae.shards.loader import Loader
-from msvae.shards.manifest import MANIFEST_NAME, Shards, index_name
+from msvae.shards.manifest import MANIFEST_NAME, Shards
 from msvae.shards.order import SampleRef, in_micro_batches
 from msvae.shards.reader import ShardReader
 from msvae.shards.sample_codec import encode_mask
 from msvae.shards.splits import SPLITS, splits_to_make
 from msvae.shards.stores import open_store
-from msvae.shards.writer import ShardWriter, shard_entry
+from msvae.shards.writer import ShardWriter, is_complete, shard_entry
 from msvae.work_folder import WorkFolder, work_folder
 
 MODEL_FOLDER = "model"
@@ -52,13 +52,12 @@ class LatentShard(NamedTuple):
         return work.data / self.split / self.name
 
     def sums(self, work: WorkFolder) -> Path:
-        """Return the path of the shard's `leaf_sums`. It is written before the tar is complete."""
+        """Return the path of the shard's `leaf_sums`. The file is written before the tar is complete."""
         return work.path / "statistics" / f"{self.split}-{self.name}.json"
 
     def is_done(self, work: WorkFolder) -> bool:
-        """Return whether tar and index exist. The index is written last."""
-        tar = self.tar(work)
-        return tar.is_file() and (tar.parent / index_name(tar.name)).is_file()
+        """Return True if the shard is complete."""
+        return is_complete(self.tar(work))
 
 
 def encode(
@@ -73,8 +72,13 @@ def encode(
 
     If `out` already holds the same latents, nothing is written.
 
-    Args: folder or hub id of a model; folder or URL of a dataset or of one split; output folder that all ranks share;
-        form of the latents; ranks; function that is called with the number of finished and of all tiles of this rank.
+    Args:
+        model_name: folder or hub id of a model.
+        shards: folder or URL of a dataset or of one split.
+        out: output folder that all ranks share.
+        options: form of the latents.
+        ranks: this process among all ranks.
+        on_progress: called with the number of finished and of all tiles of this rank.
     Returns: manifest of each split.
     Raises: ValueError if model, shards, options or output do not fit.
     """

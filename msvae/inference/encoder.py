@@ -1,4 +1,4 @@
-"""Encode batches of tiles into the latents that are stored, and measure mean and spread of latents on leaves."""
+"""Encode batches of tiles into latents, and measure mean and standard deviation of latents on leaves."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ def leaf_sums(
 def leaf_latent_statistics(sums: NDArray[np.float64]) -> LatentStatistics:
     """Return mean and standard deviation of each channel over leaf cells.
 
-    Args: the sum of `leaf_sums` over a split.
+    Args:
+        sums: sum of `leaf_sums` over all tiles of a split.
     Raises: ValueError if there is no leaf.
     """
     num_cells, (mean, square) = float(sums[0]), np.split(sums[1:], 2)

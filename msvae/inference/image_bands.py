@@ -20,7 +20,11 @@ def describe_image(source: ImageSource, bands: Bands, options: ReadOptions, expr
 
     Without a leaf mask, every valid pixel is leaf.
 
-    Args: image; bands of the model; options for bands, values and masks; parsed mask expression of the options.
+    Args:
+        source: files of the image.
+        bands: bands of the model.
+        options: options for bands, values and masks.
+        expression: parsed mask expression of the options.
     Returns: a set of one image.
     Raises: ValueError if a file cannot be read, or if bands, mask or scale do not fit.
     """
@@ -70,7 +74,7 @@ def _fit(source: ImageSource, info: RasterInfo, bands: Bands, options: ReadOptio
 def _nearest(found_nm: Sequence[float], wanted_nm: Sequence[float], tolerance_nm: float) -> list[int] | None:
     """Return the index of the nearest found wavelength for each wanted one.
 
-    None if one is further away than the tolerance, or if two have the same nearest wavelength.
+    Return None if one is further away than the tolerance, or if two have the same nearest wavelength.
     """
     nearest = [min(range(len(found_nm)), key=lambda i: abs(found_nm[i] - nm)) for nm in wanted_nm]
     too_far = any(abs(found_nm[i] - nm) > tolerance_nm for i, nm in zip(nearest, wanted_nm, strict=True))

@@ -65,7 +65,10 @@ def choose_device(text: str) -> torch.device:
 def explain_out_of_memory(what: str, images: torch.Tensor, option: str) -> Iterator[None]:
     """Turn an out-of-memory error of the block into a ValueError that names the option to reduce.
 
-    Args: name of the batch, such as `8 tiles`; the batch of images or latents (B, C, H, W); name of the option.
+    Args:
+        what: name of the batch, such as `8 tiles`.
+        images: the batch of images or latents (B, C, H, W).
+        option: name of the option, such as `--batch-size`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Write a reconstruction to a file like its image: the same type, scale and nodata; the file is complete or absent."""
+"""Write a reconstruction to a file with the type, scale and nodata of its image. The file is complete or absent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXACT_INTEGERS = 2**53
 
 
 def fill_value(dtype: str, nodata: Any) -> Any:
-    """Return the value of pixels off the leaf: nodata, else NaN, else 0 for integer types."""
+    """Return the value of background pixels: nodata, else NaN for floats and 0 for integers."""
     if nodata is not None:
         return nodata
     return np.nan if np.dtype(dtype).kind == "f" else 0
@@ -67,7 +67,7 @@ class RasterOutput(Protocol):
     """An image file that is written block by block."""
 
     def write(self, row: int, col: int, values_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
-        """Write pixels whose first row and column are given. Pixels off the leaf hold `fill_value`."""
+        """Write a block of pixels that starts at `row` and `col`. Background pixels have the value `fill_value`."""
 
     def close(self) -> None:
         """Write everything to the disk."""
@@ -143,7 +143,7 @@ class Npy:
     def write(self, row: int, col: int, values_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> None:
         """Write pixels. The leaf mask is not stored."""
         height, width = leaf_HW.shape
-        # a new mapping each time, because pages of a lasting one count as memory of the process
+        # a new mapping each time, because pages of an open mapping count as memory of the process
         array = np.lib.format.open_memmap(self._path, "r+")
         array_CHW = array.transpose([self._axes.index(axis) for axis in "chw"])
         array_CHW[:, row : row + height, col : col + width] = values_CHW

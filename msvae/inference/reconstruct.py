@@ -64,7 +64,7 @@ class ReconstructOptions:
 
 
 class _NoLeafError(Exception):
-    """Leaves the block that writes a file, so that an image without leaf pixels has no file."""
+    """Raised in the block that writes a file, so that no file is kept for an image without leaf pixels."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _reconstruct_image(
 ) -> Reconstruction:
     image = image_set.images[0].source.path
     try:
-        # opened twice: the model reads windows ahead of the rows that are complete and evaluated
+        # opened twice, because the model reads rows ahead of those that are complete and evaluated
         with replace_raster(target) as partial, image_set.open(0) as model_input, image_set.open(0) as original:
             with closing(_open_output(partial, target, image_set, original)) as output:
                 writer = _EvaluatingWriter(image_set, original, output)
@@ -186,7 +186,7 @@ def _reconstruct_image(
 def _whole_blocks(
     rows: Iterator[tuple[int, NDArray[np.float32]]],
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield the same rows in pieces of `BLOCK_PX` rows; the last piece may be smaller."""
+    """Yield the same rows in groups of `BLOCK_PX` rows. The last group may be smaller."""
     buffered: NDArray[np.float32] | None = None
     first = 0
     for _, rows_CHW in rows:
@@ -232,7 +232,7 @@ class _EvaluatingWriter:
     def __init__(self, image_set: ImageSet, original: MaskedImage, output: RasterOutput) -> None:
         self._pixel_format, self._original, self._output = image_set.pixel_format, original, output
         self._nodata = _nodata(image_set.images[0].band_indices, original)
-        # one array per metric: arrays kept from each block would fragment the memory that layers free
+        # one array per metric: keeping the arrays of every block would fragment the memory that layers free
         self._sums: dict[str, NDArray[np.float64]] = {}
 
     def write(self, row: int, col: int, reflectance_CHW: NDArray[np.float32]) -> None:

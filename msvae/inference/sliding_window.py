@@ -119,7 +119,7 @@ class Mosaic:
         self._first_row = 0
 
     def add(self, window_row: int, window_col: int, tile_CHW: NDArray[np.float32]) -> None:
-        """Add one window. It must not start above the rows that are not taken yet."""
+        """Add one window. It must not start in rows that `take` has already removed."""
         row = self._down.starts[window_row] - self._first_row
         self._extend(row + tile_CHW.shape[1])
         left = self._across.starts[window_col] - self._cols.start
@@ -192,8 +192,11 @@ class SlidingWindow:
 
         Pixels that are in no window with leaf are 0.
 
-        Args: image; pixel format of its values; columns of the swath; function that is called with the number of
-            finished windows.
+        Args:
+            image: open image.
+            pixel_format: pixel format of its values.
+            cols: columns of the swath.
+            count_windows: called with the number of windows that are finished since the last call.
         Raises: ValueError if a file is damaged or holds no reflectance, or if the memory of the device is too small.
         """
         mosaic = Mosaic(len(pixel_format.bands), self._down, self._across, cols)

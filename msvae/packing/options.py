@@ -10,10 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from msvae.options import CliOption
 from msvae.rasters.options import ReadOptions
+from msvae.shards.manifest import TILE_STEP_PX
 from msvae.shards.sample_codec import Compression
-
-TILE_STEP_PX = 8
-"""The side of a tile is a multiple of this, because the backbone halves a tile three times."""
 
 
 def _multiple_of_8(tile_px: int) -> int:

@@ -16,9 +16,9 @@ from msvae.packing.splits import SplitTiles
 from msvae.packing.tiling import Tile
 from msvae.packing.workers import OnTiles, PackJob
 from msvae.shards.leaf_accumulators import COVERAGE_BINS, LeafValues, coverage_bin
-from msvae.shards.manifest import Manifest, Shards, index_name
+from msvae.shards.manifest import Manifest, Shards
 from msvae.shards.splits import SPLITS
-from msvae.shards.writer import ShardWriter, shard_entry
+from msvae.shards.writer import ShardWriter, is_complete, shard_entry
 from msvae.work_folder import WorkFolder
 
 STATISTICS = "statistics"
@@ -43,9 +43,8 @@ class ShardPlan:
         return work.path / STATISTICS / f"{self.name}.npz"
 
     def is_done(self, work: WorkFolder) -> bool:
-        """Return True if shard and index are in place. The index is written last."""
-        tar = self.tar(work)
-        return tar.is_file() and (tar.parent / index_name(tar.name)).is_file()
+        """Return True if the shard is complete."""
+        return is_complete(self.tar(work))
 
 
 def plan_shards(splits: SplitTiles, tiles_per_shard: int) -> list[ShardPlan]:

@@ -27,8 +27,8 @@ class Augmentation:
     def __call__(self, tiles: Tensor, leaf_mask: Tensor, samples: range) -> tuple[Tensor, Tensor]:
         """Return augmented tiles (B, C, H, W) and leaf mask (B, 1, H, W).
 
-        The change of a tile depends on its index in the endless sequence of samples, given by `samples`. It is the
-        same at every world size, and different in every epoch.
+        `samples` holds the index of each tile in the endless sequence of samples. The change of a tile depends on this
+        index alone, so it is the same at every world size and different in every epoch.
         """
         if not (self._flips or self._quarter_turns or self._crop_px):
             return tiles, leaf_mask

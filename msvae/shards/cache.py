@@ -23,7 +23,7 @@ COPIES = "[0-9a-f]" * 32 + ".spans"
 class SpanCache:
     """Sparse copies of shards. Bytes that were read are stored at their own offset; the rest of a copy is a hole.
 
-    The cache does not record which bytes are present; a reader verifies the checksum of what it got. Processes
+    The cache does not record which bytes are present; a reader verifies the checksum of its bytes. Processes
     therefore need no locks, and a killed write does no harm. The name of a copy depends on the digest of the shard's
     index, so a changed shard gets a new copy.
     """
@@ -62,7 +62,7 @@ class SpanCache:
         except OSError as error:
             warnings.warn(
                 f"the cache {self._folder} cannot be written ({error.strerror}); "
-                "what it does not hold is read from the store each time",
+                "bytes that it lacks are read from the store each time",
                 stacklevel=2,
             )
             return

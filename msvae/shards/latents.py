@@ -1,4 +1,4 @@
-"""Read shards of latents: one WebDataset tar and index for every tar of tiles, and their own form of manifest.
+"""Read shards of latents: a WebDataset tar and an index for every tar of tiles, and a manifest of their own format.
 
 Members of a sample are `KEY.latents.npy`, `KEY.mask.png` (1-bit mask of the tile) and `KEY.json` of the tile.
 """

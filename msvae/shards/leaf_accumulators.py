@@ -92,7 +92,8 @@ class LeafCounts:
         """
         if self.leaf_pixels == self.nonfinite_pixels:
             raise ValueError(
-                "no finite leaf pixel in any tile: all masks are empty, or white does not mean leaf in them"
+                "no finite leaf pixel in any tile: all masks are empty, or white does not mean leaf in them; "
+                "make masks with white leaves"
             )
         return self._values.result(self.coverage_histogram)
 
@@ -138,9 +139,8 @@ class LeafValues:
             return
         values_CP = stored_CHW.reshape(len(stored_CHW), -1).take(leaf, axis=1)
         for counts, keys in zip(self._counts, _keys(values_CP), strict=True):
-            found = np.bincount(
-                keys
-            )  # bins up to the largest key only, because clearing all bins would take longer than counting
+            # bins up to the largest key only, because clearing all bins would take longer than counting
+            found = np.bincount(keys)
             counts[: len(found)] += found
         if self._is_float:
             scale, offset = np.array(self._scale)[:, None], np.array(self._offset)[:, None]
@@ -237,7 +237,7 @@ def _keys(values_CP: NDArray[Any]) -> NDArray[Any]:
         return values_CP
     if values_CP.dtype.kind == "i":
         return values_CP.view(np.uint16) ^ np.uint16(0x8000)
-    # the bits of floats, read as integers, sort like the floats after those of negative floats are inverted
+    # the bits of floats, read as integers, sort like the floats, after the bits of negative floats are inverted
     bits = values_CP.astype(np.float32, copy=False).view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
     return ordered >> np.uint32(32 - FLOAT_KEY_BITS)

@@ -1,4 +1,4 @@
-"""Batches on the device: threads read ahead of the consumer, in order, into memory that is used again."""
+"""Batches on the device. Threads read ahead of the consumer, in order, into memory that is reused."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class PinnedStaging:
 
     def fill(self, plan: MicroBatchPlan) -> tuple[_PinnedBuffer, list[KeyOrReplacement]]:
         """Read the samples of a plan into a buffer whose previous content has been copied to the GPU."""
-        # a new thread uses GPU 0 until it is set, even if this rank trains on another one
+        # a new thread uses GPU 0 until another device is set, even if this rank trains on another GPU
         torch.cuda.set_device(self._device)
         try:
             buffer = self._free.get_nowait()

@@ -20,6 +20,8 @@ from msvae.shards.stores.store import MissingError, Store
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 2**30
 """Limit of a manifest or index in bytes, enough for seven million shards."""
+TILE_STEP_PX = 8
+"""Divisor of the side of a tile, because the backbone halves a tile three times."""
 MAX_SAMPLE_JSON_BYTES = 2**20
 """Limit of the JSON of one sample in bytes."""
 
@@ -56,7 +58,7 @@ class Shards(_Record):
         return cls(**dict(zip(ShardEntry._fields, map(list, columns), strict=False)))
 
     @model_validator(mode="after")
-    def _one_entry_a_shard(self) -> Self:
+    def _one_entry_per_shard(self) -> Self:
         lengths = {name: len(getattr(self, name)) for name in ShardEntry._fields}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns have different lengths: {lengths}")
@@ -106,7 +108,7 @@ class Manifest(_Record):
     shards: Shards
 
     @model_validator(mode="after")
-    def _one_entry_a_band(self) -> Manifest:
+    def _one_entry_per_band(self) -> Manifest:
         lengths = {name: len(getattr(self, name)) for name in ("band_names", "wavelengths_nm", "scale", "offset")} | {
             f"statistics.{name}": len(getattr(self.statistics, name)) for name in ("mean", "std", "covariance")
         }
@@ -170,7 +172,7 @@ class ShardIndex(_Record):
     crc32c: list[ByteNumber]
     """CRC-32C of the bands member followed by the mask member."""
     json_crc32c: list[ByteNumber] | None = None
-    """CRC-32C of the JSON, 0 for a sample without JSON. None in indexes from before this column existed."""
+    """CRC-32C of the JSON, 0 for a sample without JSON. None in indexes that are older than this column."""
 
     @classmethod
     def load(cls, store: Store, shard: ShardEntry) -> ShardIndex:

@@ -64,7 +64,7 @@ class ShardReader:
             return f"sample {row} of {self.manifest.shards[shard].name}"
 
     def read_into(self, shard: int, row: int, tile_CHW: NDArray[Any], leaf_HW: NDArray[np.bool_]) -> str:
-        """Read one sample into the stored type of the tile and its leaf mask.
+        """Read one sample into `tile_CHW`, in its stored type, and `leaf_HW`.
 
         Returns: the key of the sample.
         Raises: ValueError with shard and key if bytes are missing, altered, or do not match the manifest.
@@ -173,7 +173,9 @@ class ShardReader:
         expected: int | None,
         sample: str,
     ) -> None:
-        """Fill the buffers from the cache if it has these bytes, else from the store. None skips the checksum."""
+        """Fill the buffers from the cache if it has these bytes, else from the store.
+
+        No checksum is compared if `expected` is None."""
         cache = None if expected is None else self._cache
         if cache is not None:
             cache.read_into(entry, offset, buffers)
@@ -218,7 +220,7 @@ class ShardReader:
 
 
 class _Span(NamedTuple):
-    """Bytes that one read returns: from the first to the last of tile and mask, and any JSON between them."""
+    """Bytes that one read returns: tile and mask, and everything between them, such as the JSON."""
 
     offset: int
     before_bands: int

@@ -1,4 +1,4 @@
-"""Simulation of what each node of a cluster reads during training, from the manifest alone."""
+"""Simulate the reads of each node of a cluster during training, from the manifest alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cluster:
     """
 
     num_nodes: int
-    gpus_a_node: int
+    gpus_per_node: int
     global_batch_size: int
     micro_batch_size: int | None = None
 
@@ -38,26 +38,26 @@ class Cluster:
     @property
     def world_size(self) -> int:
         """Number of GPUs, each of which is one rank."""
-        return self.num_nodes * self.gpus_a_node
+        return self.num_nodes * self.gpus_per_node
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Reads in some steps from the start of an epoch, as arrays over steps, nodes or ranks.
+    """Reads in the first steps of an epoch, as arrays over steps, nodes or ranks.
 
     The bytes of a sample are the size of its tar, including headers and padding, divided by the samples in the tar.
     """
 
     num_shards: int
     num_steps: int
-    steps_an_epoch: float
+    steps_per_epoch: float
     rank_samples: NDArray[np.int64]
     """(ranks,): samples that a rank reads in all these steps."""
     step_bytes: NDArray[np.float64]
     """(steps, nodes): bytes that a node reads."""
     step_shards: NDArray[np.int64]
-    """(steps, nodes): distinct shards that a node reads from, which is its number of requests if those to one shard
-    are joined."""
+    """(steps, nodes): distinct shards that a node reads from. This is its number of requests if all requests to one
+    shard are joined."""
     step_indexes: NDArray[np.int64]
     """(steps, nodes): indexes that the ranks of a node open. A rank opens one when it first reads from a shard."""
     node_shards: NDArray[np.int64]
@@ -99,8 +99,8 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
             f"global batch {batch:,} is more than the {counted(int(sizes.sum()), 'tile')} of the data set, so every "
             "step would read some tiles several times; give a smaller global batch, or pack more tiles"
         )
-    steps_an_epoch = sizes.sum() / batch
-    steps = min(num_steps, int(steps_an_epoch))
+    steps_per_epoch = sizes.sum() / batch
+    steps = min(num_steps, int(steps_per_epoch))
     sample_bytes = size_bytes / np.maximum(sizes, 1)
     rank_samples = np.zeros(cluster.world_size, np.int64)
     step_bytes = np.zeros(steps * nodes)
@@ -112,7 +112,7 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
         shards = shards[: steps * batch - start]
         positions = np.arange(start, start + len(shards))
         ranks = positions % batch // (batch // cluster.world_size)
-        cells = positions // batch * nodes + ranks // cluster.gpus_a_node
+        cells = positions // batch * nodes + ranks // cluster.gpus_per_node
         rank_samples += np.bincount(ranks, minlength=len(rank_samples))
         step_bytes += np.bincount(cells, sample_bytes[shards], len(step_bytes))
         # a shard is in one shuffle window only, so a first read in a window is a first read in the epoch
@@ -131,7 +131,7 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
     return Schedule(
         num_shards=len(sizes),
         num_steps=steps,
-        steps_an_epoch=float(steps_an_epoch),
+        steps_per_epoch=float(steps_per_epoch),
         rank_samples=rank_samples,
         step_bytes=step_bytes.reshape(steps, nodes),
         step_shards=step_shards.reshape(steps, nodes),

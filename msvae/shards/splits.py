@@ -1,4 +1,4 @@
-"""The splits of a data set, and an overview of what one split holds."""
+"""The splits of a dataset, and an overview of the tiles of one split."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ MAX_MASKS = 2000
 KEY_OF_TILE = re.compile(r"(.+)_r\d+_c\d+")
 
 
-def find_splits(location: str | Path, *, holds: str = MANIFEST_NAME) -> dict[str, Store]:
+def find_splits(location: str | Path, *, marker: str = MANIFEST_NAME) -> dict[str, Store]:
     """Find the splits at a location: the location itself, or train/, val/ and test/ inside it.
 
     Args:
         location: folder or URL.
-        holds: name of a file, or the ending of file names, that marks a split.
+        marker: name of a file that every split contains, or the ending of such a name if it starts with a dot.
     Returns: the stores by name: train, val, test, or the name of the location itself.
     Raises: ValueError if there is no split.
     """
     alone = open_store(location)
-    if _holds(alone, holds):
+    if _contains(alone, marker):
         return {_name(alone.location): alone}
     found = {}
     for name in SPLITS:
         store = open_store(f"{str(location).rstrip('/')}/{name}")
-        if _holds(store, holds):
+        if _contains(store, marker):
             found[name] = store
     if not found:
-        what = f"a {holds}" if holds == MANIFEST_NAME else f"{holds} files"
+        what = f"a {marker}" if marker == MANIFEST_NAME else f"{marker} files"
         raise ValueError(
             f"neither {location} nor {', '.join(SPLITS)} inside it holds {what}; make shards with `msvae pack`, or "
             "index existing tars with `msvae index`"
@@ -78,7 +78,7 @@ def find_tars(location: str) -> dict[str, Store]:
     """
     inside = [f"{location.rstrip('/')}/{name}" for name in SPLITS]
     try:
-        stores = find_splits(location, holds=".tar")
+        stores = find_splits(location, marker=".tar")
     except ValueError:
         _refuse_compressed([location, *inside])
         raise
@@ -108,7 +108,7 @@ def _name(location: str) -> str:
     return path.resolve().name if path.name in ("", "..") else path.name
 
 
-def _holds(store: Store, name: str) -> bool:
+def _contains(store: Store, name: str) -> bool:
     try:
         if name.startswith("."):
             return any(file.endswith(name) for file in store.names())
@@ -167,7 +167,7 @@ def reflectance_tiles(reader: ShardReader, count: int) -> Iterator[tuple[str, ND
 
 
 class TileOrigin(NamedTuple):
-    """Key of a tile, its image, and its group: what stayed together when the data set was split, else the image."""
+    """Key of a tile, its image, and its group, which stays in one split. Without a group, it is the image."""
 
     key: str
     image: str

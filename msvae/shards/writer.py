@@ -24,10 +24,9 @@ MAX_KEY_CHARS = 80
 class ShardWriter:
     """Writes one tar sample by sample. Leaving the `with` block moves the tar into place, then writes its index.
 
-    Members of a sample: `KEY.bands.npy` or `KEY.bands.blosc2` (C, H, W), `KEY.mask.png` (1 bit), `KEY.json`. Times and
-    owners are 0.
-    Both files are written under temporary names. A shard with an index is therefore complete, even if a process was
-    killed.
+    Members of a sample: `KEY.bands.npy` or `KEY.bands.blosc2` (C, H, W), `KEY.mask.png` (1 bit), `KEY.json`. Their
+    headers have 0 as time and owner. Tar and index are written under temporary names, so a shard with an index is
+    complete, even if a process was killed.
     """
 
     def __init__(self, path: Path, compression: Compression = "none") -> None:
@@ -76,7 +75,7 @@ class ShardWriter:
         for name, (ending, content) in members.items():
             header = tarfile.TarInfo(f"{key}.{ending}")
             header.size = len(content)
-            # this is USTAR, except for names that are not ASCII or exceed 100 characters, which latents may have
+            # the header is USTAR, unless a name is not ASCII or exceeds 100 characters, as names of latents may
             self._append(header.tobuf(tarfile.PAX_FORMAT))
             self._columns[f"{name}_offset"].append(self._size_bytes)
             self._columns[f"{name}_bytes"].append(len(content))
@@ -87,7 +86,7 @@ class ShardWriter:
         self._columns["json_crc32c"].append(crc32c(json_member))
 
     def _append(self, content: bytes) -> None:
-        # a raw file may write fewer bytes than it got
+        # an unbuffered file may write fewer bytes than requested
         remaining = memoryview(content)
         while remaining:
             remaining = remaining[self._tar.write(remaining) :]
@@ -109,6 +108,11 @@ class ShardWriter:
 def _json_bytes(json_object: dict[str, Any]) -> bytes:
     """Return JSON with sorted keys. Raises: ValueError if a value is NaN or infinite."""
     return json.dumps(json_object, sort_keys=True, allow_nan=False).encode()
+
+
+def is_complete(tar: Path) -> bool:
+    """Return True if a shard was written completely: tar and index exist, and the index is written last."""
+    return tar.is_file() and (tar.parent / index_name(tar.name)).is_file()
 
 
 def shard_entry(tar: Path) -> ShardEntry:

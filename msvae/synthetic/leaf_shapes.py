@@ -29,7 +29,7 @@ class Blade:
     vein_angle_rad: float
     vein_arch: float
     bend: float = 0.0
-    sweep: float = 0.0  # how far the margin reaches back behind the base: heart-shaped when positive
+    sweep: float = 0.0  # how far the margin extends behind the base; a positive value makes a heart shape
     lobe_depth: float = 0.0
     tooth_depth: float = 0.0
     teeth_per_vein: int = 1

@@ -34,7 +34,7 @@ class Health:
     lesion_radius: float  # median, in picture widths
     halo_loss: float  # share of chlorophyll lost around a lesion
     rim_brown: float  # brown pigments in the edge of a lesion
-    heart_brown: float  # brown pigments in the middle of a lesion
+    centre_brown: float  # brown pigments in the middle of a lesion
 
 
 def sample_health(rng: np.random.Generator) -> Health:
@@ -59,14 +59,14 @@ def sample_health(rng: np.random.Generator) -> Health:
         lesion_radius=rng.uniform(0.004, 0.018),
         halo_loss=rng.uniform(0.1, 0.9),
         rim_brown=rng.uniform(0.3, 1.4) * rng.integers(0, 2),
-        heart_brown=rng.uniform(0.35, 1.6),
+        centre_brown=rng.uniform(0.35, 1.6),
     )
 
 
 def tissue_reflectance(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> Floats:
     """Return the reflectance of every leaf pixel under even light: (points, 5), in the order of `leaf.inside`."""
     inside, size_px = leaf.inside, leaf.inside.shape[0]
-    halo, rim, heart = _lesions(rng, leaf, health)
+    halo, rim, centre = _lesions(rng, leaf, health)
     cloud = fractal_noise(rng, size_px, slope=1.6, cycles=2)[inside]
     grain = fractal_noise(rng, size_px, slope=0.6, cycles=24)[inside]
     along, margin, interveinal = leaf.along[inside], leaf.margin[inside], leaf.interveinal[inside]
@@ -77,7 +77,7 @@ def tissue_reflectance(rng: np.random.Generator, leaf: LeafMaps, health: Health)
     front = margin**2 * 0.5 + along * 0.45 + 0.16 * cloud + 0.12 * interveinal
     yellow = health.decay * smoothstep(0.95 - 0.9 * health.decay, 1.15 - 0.7 * health.decay, front)
     dead = smoothstep(1.25 - 0.55 * health.decay, 1.36 - 0.55 * health.decay, front) * (health.decay > 0)
-    withered = np.maximum(heart, dead)
+    withered = np.maximum(centre, dead)
 
     green = (1 - health.tip_loss * (along - 0.5)) * (1 - health.margin_loss * margin**2)
     green *= (1 - health.chlorosis * away_from_veins) * (1 + 0.07 * cloud + 0.05 * grain)
@@ -88,7 +88,7 @@ def tissue_reflectance(rng: np.random.Generator, leaf: LeafMaps, health: Health)
         structure_n=np.maximum(health.structure_n * (1 + 0.02 * grain) + 0.9 * veins + 0.7 * withered, 1.0),
         chlorophyll=np.clip(health.chlorophyll * green * (1 - 0.72 * veins), 0.2, None),
         carotenoids=health.carotenoids * (1 - 0.5 * veins) * (1 - 0.6 * withered),
-        brown=health.rim_brown * rim + np.maximum(health.heart_brown * heart, dead) * mottle,
+        brown=health.rim_brown * rim + np.maximum(health.centre_brown * centre, dead) * mottle,
         water_cm=health.water_cm * (1 + 0.5 * veins) * (1 - 0.8 * withered),
         dry_matter=health.dry_matter * np.clip(1 + 0.4 * veins + 0.05 * cloud, 0.5, None),
         anthocyanins=health.anthocyanins * red * (1 - 0.7 * withered) + 5 * health.rim_brown * rim,
@@ -96,7 +96,7 @@ def tissue_reflectance(rng: np.random.Generator, leaf: LeafMaps, health: Health)
 
 
 def _small_veins(rng: np.random.Generator, points: Floats, size_px: int) -> Floats:
-    """Return a coarse and a fine net of veins, (points,), 0 to 1. A net too fine for the pixels is left out."""
+    """Return a coarse and a fine net of veins, (points,), 0 to 1. A net too fine for the pixels is omitted."""
     strength = np.zeros(len(points))
     for weight, spacing in ((0.55, 0.026), (0.45, 0.009)):
         if spacing * size_px >= 2.5:
@@ -105,7 +105,7 @@ def _small_veins(rng: np.random.Generator, points: Floats, size_px: int) -> Floa
 
 
 def _lesions(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> tuple[Floats, Floats, Floats]:
-    """Return the yellow halo, the dark rim and the dead heart of round lesions with uneven outlines.
+    """Return the yellow halo, the dark rim and the dead centre of round lesions with uneven outlines.
 
     Each is (points,), 0 to 1, in the order of `leaf.inside`. The halo is a few radii wide.
     """
@@ -113,8 +113,8 @@ def _lesions(rng: np.random.Generator, leaf: LeafMaps, health: Health) -> tuple[
     nearest = np.full(leaf.inside.shape, np.inf)  # distance to the nearest lesion's centre, in its radii
     blade = np.argwhere(leaf.inside & (leaf.margin > 0.08))
     if health.num_lesions == 0 or len(blade) == 0:
-        halo, rim, heart = np.zeros((3, np.count_nonzero(leaf.inside)))
-        return halo, rim, heart
+        halo, rim, centre = np.zeros((3, np.count_nonzero(leaf.inside)))
+        return halo, rim, centre
     for _ in range(health.num_lesions):
         row, column = blade[rng.integers(len(blade))]
         radius_px = health.lesion_radius * size_px * rng.lognormal(0, 0.5)

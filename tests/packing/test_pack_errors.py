@@ -59,7 +59,7 @@ def refuse(images, out, match, **options):
         ({"tile_px": "large"}, "--tile large, expected a valid integer"),
         ({"tiles_per_shard": 0}, "tiles_per_shard 0"),
         ({"wavelengths_nm": ()}, "--wavelengths"),
-        ({"wavelengths_nm": (475, 475)}, "one different"),
+        ({"wavelengths_nm": (475, 475)}, "a distinct wavelength"),
         ({"wavelengths_nm": (0.475,)}, "in nm"),
         ({"wavelengths_nm": (475,), "band_files": ("a.tif", "b.tif")}, "2 band files but 1 wavelength"),
     ],

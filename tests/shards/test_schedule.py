@@ -132,7 +132,7 @@ def test_simulate_shows_nodes_and_checks_the_cache_size(leaf_shards):
     assert result.exit_code == 0, result.output
     assert "2 micro batches of 1 per GPU and step" in result.output
     assert "is too small to hold what a node needs" in result.output
-    assert "tiles of a node a step" in result.output
+    assert "tiles per node and step" in result.output
 
 
 def test_a_global_batch_larger_than_the_data_set_is_refused(leaf_shards):

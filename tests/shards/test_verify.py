@@ -231,7 +231,7 @@ def test_a_sample_without_mask_is_a_fault(train):
     rewrite(train, lambda members: [m for m in members if m[0] != members[1][0]])
     key = index_of(train)["keys"]
     found = faults(train.parent)
-    assert "is not where the index says, or not in it" in found[0]
+    assert "is not at the offset in the index, or is not in the index" in found[0]
     assert key[0] not in found[0]
     (train / "leaf-000000.index.json").unlink()
     assert any("expected one .png as its mask" in fault for fault in faults(train.parent))
@@ -290,7 +290,7 @@ def test_nan_and_inf_on_leaf_are_faults_and_on_background_are_counted(tmp_path):
     assert "sample t1 has 2 leaf pixels of NaN or infinity" in faults(float_split(tmp_path / "a", on_leaf))[0]
     background = float_split(tmp_path / "b", on_background)
     assert faults(background) == []
-    assert "not finite: 3 background pixels of b" in CliRunner().invoke(app, ["verify", str(background)]).output
+    assert "NaN or infinite: 3 background pixels of b" in CliRunner().invoke(app, ["verify", str(background)]).output
 
 
 def test_statistics_that_differ_from_the_tiles_are_faults(train):

@@ -79,7 +79,7 @@ class SplitFormat:
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     scale_assumed: bool
-    """True if the user gave no scale for tiles of floats, so that scale 1 is a guess."""
+    """True if tiles are floats and no scale was given, so that the scale 1 is a guess."""
 
 
 @dataclass
@@ -99,12 +99,12 @@ class IndexedSplit:
 def index_dataset(
     location: str, out: Path | None, options: IndexOptions, on_progress: OnProgress | None = None
 ) -> dict[str, IndexedSplit]:
-    """Write manifest and indexes of a data set, next to its tars or into `out`.
+    """Write manifest and indexes of a dataset, next to its tars or into `out`.
 
     The files of a split are written after all its tars were found valid.
 
     Args:
-        location: folder or URL of a data set or of one split.
+        location: folder or URL of a dataset or of one split.
         out: folder for the files; None writes next to the tars, which must be in a local folder.
         options: facts that the tars do not state.
         on_progress: called with bytes done and total.
@@ -114,7 +114,7 @@ def index_dataset(
     stores = find_tars(location)
     if len(stores) > 1 and TRAIN not in stores:
         raise ValueError(
-            f"{location} holds {', '.join(stores)} but no {TRAIN}, and statistics are those of {TRAIN}; add it, "
+            f"{location} holds {', '.join(stores)} but no {TRAIN}, whose statistics every split needs; add it, "
             "or index one split alone"
         )
     existing = _existing_manifest(stores, options.overwrite)
@@ -319,13 +319,13 @@ def _split_format(
     return SplitFormat(
         tile_format,
         Bands.named(wavelengths_nm, names),
-        _one_a_band("--scale", scale, num_bands),
-        _one_a_band("--offset", options.offset or kept_offset or (0.0,), num_bands),
+        _one_per_band("--scale", scale, num_bands),
+        _one_per_band("--offset", options.offset or kept_offset or (0.0,), num_bands),
         scale_assumed=not (options.scale or kept_scale),
     )
 
 
-def _one_a_band(option: str, values: tuple[float, ...], num_bands: int) -> tuple[float, ...]:
+def _one_per_band(option: str, values: tuple[float, ...], num_bands: int) -> tuple[float, ...]:
     if len(values) not in (1, num_bands):
         raise ValueError(
             f"got {counted(len(values), 'value')} for {option}, expected 1 or one for each of {num_bands} bands"

@@ -1,4 +1,4 @@
-"""Check that the splits of a data set share no pixels: neither the same pixels of an image nor identical tiles."""
+"""Check that the splits of a dataset share no pixels: neither the same pixels of an image nor identical tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of a tar from any writer: members grouped by key as in WebDataset, and checked while the tar is read."""
+"""Samples of a tar from any writer. Members are grouped by key as in WebDataset, and checked while the tar is read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from msvae.shards.audit.walk import Member, Span
-from msvae.shards.manifest import MAX_SAMPLE_JSON_BYTES, Manifest
+from msvae.shards.manifest import MAX_SAMPLE_JSON_BYTES, TILE_STEP_PX, Manifest
 from msvae.shards.sample_codec import ENDINGS, Compression, decode_any_mask, decompress_into, npy_header
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
-SIDE_STEP_PX = 8
-"""Factor of a tile's side, because the backbone halves a tile three times."""
-PARSING = threading.Lock()
+HEADER_LOCK = threading.Lock()
 """Lock for NumPy's parser of headers, which is not thread-safe in some versions of Python 3.11 (gh-106905)."""
 MAX_MEMBER_BYTES = 2**31
 """Limit of a tile or mask that is read into memory, in bytes."""
@@ -182,10 +180,10 @@ class TileFormat:
         """
         dtype, shape = _npy_header(npy)
         num_bands, *sides = shape if len(shape) == 3 else (0, 0, 0)
-        if num_bands < 1 or sides[0] != sides[1] or sides[0] < SIDE_STEP_PX or sides[0] % SIDE_STEP_PX:
+        if num_bands < 1 or sides[0] != sides[1] or sides[0] < TILE_STEP_PX or sides[0] % TILE_STEP_PX:
             raise ValueError(
                 f"holds an array of shape {shape}, expected (bands, side, side) with a side in multiples of "
-                f"{SIDE_STEP_PX}; write tiles channels first"
+                f"{TILE_STEP_PX}; write tiles channels first"
             )
         return cls(dtype, (num_bands, sides[0], sides[1]))
 
@@ -230,7 +228,7 @@ def _npy_header(npy: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with PARSING:
+        with HEADER_LOCK:
             shape, fortran_order, dtype = read(stream)
     except (ValueError, TypeError, SyntaxError, TokenError, RecursionError) as error:
         raise ValueError(f"holds no .npy array ({str(error).splitlines()[0][:80]})") from None

@@ -1,4 +1,4 @@
-"""Check a whole data set. Every fault is recorded, and none ends the check."""
+"""Check a whole dataset. Every fault is recorded, and no fault ends the check."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class Verification:
 def verify_dataset(
     location: str, *, num_threads: int, on_fault: OnFault | None = None, on_progress: OnProgress | None = None
 ) -> Verification:
-    """Read and check every byte of a data set or of one split.
+    """Read and check every byte of a dataset or of one split.
 
     Args:
         location: folder or URL.
         num_threads: number of shards that are read at once.
         on_fault: called with each fault when it is found.
         on_progress: called with bytes done and total.
-    Raises: ValueError if there is no data set.
+    Raises: ValueError if there is no dataset.
     """
     found = Verification()
 
@@ -69,7 +69,7 @@ def verify_dataset(
             on_fault(fault)
 
     stores, manifests = find_splits(location), {}
-    for fault in _lost_manifests(location, stores):
+    for fault in _missing_manifests(location, stores):
         note(fault)
     for name, store in stores.items():
         try:
@@ -79,7 +79,7 @@ def verify_dataset(
     progress = ByteProgress(sum(sum(manifest.shards.size_bytes) for manifest in manifests.values()), on_progress)
     for name, manifest in manifests.items():
         found.splits[name] = _verify_split(name, stores[name], manifest, num_threads, progress, note)
-    for fault in _disagreements(stores, manifests):
+    for fault in _differing_manifests(stores, manifests):
         note(fault)
     if len(manifests) > 1 and not found.faults:
         for fault in _leaks(stores, manifests):
@@ -92,7 +92,7 @@ def _verify_split(
 ) -> VerifiedSplit:
     split, register = VerifiedSplit(LeafCounts(manifest.dtype, manifest.scale, manifest.offset)), KeyRegister()
     num_threads = split.leaf.threads_that_fit(num_threads)
-    for fault in _listing_faults(store, manifest):
+    for fault in _unlisted_tars(store, manifest):
         note(fault)
 
     def check(shard: ShardEntry) -> VerifiedShard:
@@ -116,7 +116,7 @@ def _verify_split(
     return split
 
 
-def _lost_manifests(location: str, stores: dict[str, Store]) -> Iterator[Fault]:
+def _missing_manifests(location: str, stores: dict[str, Store]) -> Iterator[Fault]:
     """Yield a fault for each split that holds tars but no manifest."""
     for name in SPLITS if set(stores) & set(SPLITS) else ():
         store = open_store(f"{location.rstrip('/')}/{name}")
@@ -127,7 +127,8 @@ def _lost_manifests(location: str, stores: dict[str, Store]) -> Iterator[Fault]:
             continue  # no such split, or a server that does not list its files
 
 
-def _listing_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
+def _unlisted_tars(store: Store, manifest: Manifest) -> Iterator[Fault]:
+    """Yield a fault for each tar that the manifest does not list, and one if it lists no samples."""
     listed = manifest.shards.name
     if not manifest.num_samples:
         yield _manifest_fault(store, f"lists no samples; {AGAIN}")
@@ -135,9 +136,9 @@ def _listing_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
         present = store.names()
     except ValueError:
         return  # some servers do not list their files
-    for stranger in sorted({file for file in present if file.endswith(".tar")} - set(listed)):
+    for unlisted in sorted({file for file in present if file.endswith(".tar")} - set(listed)):
         yield Fault(
-            f"{store.location}/{stranger}", f"is not in the manifest, so training ignores it; move it, or {AGAIN}"
+            f"{store.location}/{unlisted}", f"is not in the manifest, so training ignores it; move it, or {AGAIN}"
         )
 
 
@@ -183,7 +184,7 @@ def _leaks(stores: dict[str, Store], manifests: dict[str, Manifest]) -> Iterator
         yield Fault(str(Path(stores[next(iter(manifests))].location).parent), str(error))
 
 
-def _disagreements(stores: dict[str, Store], manifests: dict[str, Manifest]) -> Iterator[Fault]:
+def _differing_manifests(stores: dict[str, Store], manifests: dict[str, Manifest]) -> Iterator[Fault]:
     if not manifests:
         return
     first = next(iter(manifests))

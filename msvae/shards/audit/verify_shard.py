@@ -42,7 +42,7 @@ class VerifiedShard:
 
 
 class ShardCheck:
-    """Checks one shard and collects what it finds in `result`."""
+    """Checks one shard, and collects its content and faults in `result`."""
 
     def __init__(self, store: Store, manifest: Manifest, shard: ShardEntry, on_read: Callable[[int], None]) -> None:
         self._store, self._shard = store, shard
@@ -99,7 +99,7 @@ class ShardCheck:
         if self._index is None:
             self._take(sample, Endings(self._format.ending))
         elif row is None:
-            self._fault(f"sample {sample.key} is not where the index says, or not in it; {REPLACE}")
+            self._fault(f"sample {sample.key} is not at the offset in the index, or is not in the index; {REPLACE}")
         elif self._index.keys[row] != sample.key:
             self._fault(f"sample {sample.key} has the key {self._index.keys[row]} in the index; {REPLACE}")
         else:
@@ -168,7 +168,7 @@ class ShardCheck:
                 self._check_indexed(self._by_offset(row, self._index), row, self._index)
         if lost:
             which = f"sample {lost[0]} is" if len(lost) == 1 else f"{len(lost)} samples, from {lost[0]} on, are"
-            self._fault(f"{which} lost, because the file ends before; {REPLACE}")
+            self._fault(f"{which} lost, because the file ends too early; {REPLACE}")
 
     def _by_offset(self, row: int, index: ShardIndex) -> TarSample:
         sample = TarSample(index.keys[row])

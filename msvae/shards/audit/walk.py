@@ -48,7 +48,7 @@ class HashedStream:
         self._start = 0
 
     def span(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on, fewer if the file ends. Later offsets must not be smaller."""
+        """Return `length` bytes from `offset` on, fewer if the file ends. Offsets never decrease."""
         assert offset >= self._start, (offset, self._start)
         self._forget(offset)
         while self._end < offset + length and self._read():
@@ -94,23 +94,23 @@ def walk(span: Span, size_bytes: int) -> Iterator[Member]:
             _check_end(span, offset, size_bytes)
             return
         _check_header(header, offset)
-        kind, content = header[_TYPE], offset + BLOCK_BYTES
+        kind, data_start = header[_TYPE], offset + BLOCK_BYTES
         length = _number(header[124:136], offset) if size is None or kind not in _FILES else size
-        offset = content + -(-length // BLOCK_BYTES) * BLOCK_BYTES
+        offset = data_start + -(-length // BLOCK_BYTES) * BLOCK_BYTES
         if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_FOR_ALL):
-            extension = _extension(span, content, length)
+            extension = _extension(span, data_start, length)
             if kind == _LONG_NAME:
-                name = _text(extension.rstrip(b"\0"), content)
+                name = _text(extension.rstrip(b"\0"), data_start)
             elif kind in (_PAX, _PAX_FOR_ALL):
-                name, size = _pax(extension, content, name, size, for_all=kind == _PAX_FOR_ALL)
+                name, size = _pax(extension, data_start, name, size, for_all=kind == _PAX_FOR_ALL)
             continue
         if kind in _FILES:
-            member = Member(name if name is not None else _name(header, content), content, length)
+            member = Member(name if name is not None else _name(header, data_start), data_start, length)
             if offset > size_bytes:
                 raise ValueError(f"truncated in the data of {member.name}: {_ends(size_bytes, offset)}")
             yield member
         elif kind != _FOLDER:
-            raise _unknown(kind, name if name is not None else _name(header, content))
+            raise _unknown(kind, name if name is not None else _name(header, data_start))
         name = size = None
 
 
@@ -128,7 +128,7 @@ def _check_header(header: bytes, offset: int) -> None:
 
 def _check_end(span: Span, offset: int, size_bytes: int) -> None:
     if len(span(offset + BLOCK_BYTES, BLOCK_BYTES)) < BLOCK_BYTES:
-        raise ValueError(f"truncated in its end: it lacks the second block of zeros after byte {offset:,}; {RESTORE}")
+        raise ValueError(f"truncated at its end: it lacks the second block of zeros after byte {offset:,}; {RESTORE}")
     for start in range(offset + BLOCK_BYTES, size_bytes, MAX_EXTENSION_BYTES):
         if any(span(start, MAX_EXTENSION_BYTES)):
             raise ValueError(
@@ -156,30 +156,30 @@ def _octal(field: bytes) -> int | None:
         return None
 
 
-def _name(header: bytes, content: int) -> str:
-    name = _text(header[:100].split(b"\0")[0], content)
+def _name(header: bytes, data_start: int) -> str:
+    name = _text(header[:100].split(b"\0")[0], data_start)
     prefix = header[345:500].split(b"\0")[0] if header[_MAGIC] == b"ustar\0" else b""
-    return f"{_text(prefix, content)}/{name}" if prefix else name
+    return f"{_text(prefix, data_start)}/{name}" if prefix else name
 
 
-def _text(name: bytes, content: int) -> str:
+def _text(name: bytes, data_start: int) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError:
-        raise ValueError(f"byte {content:,} follows a name that is not UTF-8: {name!r}; rename it") from None
+        raise ValueError(f"byte {data_start:,} follows a name that is not UTF-8: {name!r}; rename it") from None
 
 
-def _extension(span: Span, content: int, length: int) -> bytes:
+def _extension(span: Span, data_start: int, length: int) -> bytes:
     if length > MAX_EXTENSION_BYTES:
-        raise ValueError(f"the header before byte {content:,} states a name of {length:,} bytes; {RESTORE}")
-    extension = span(content, length)
+        raise ValueError(f"the header before byte {data_start:,} states a name of {length:,} bytes; {RESTORE}")
+    extension = span(data_start, length)
     if len(extension) < length:
-        raise ValueError(f"truncated in a header: {_ends(content + len(extension), content + length)}")
+        raise ValueError(f"truncated in a header: {_ends(data_start + len(extension), data_start + length)}")
     return extension
 
 
 def _pax(
-    records: bytes, content: int, name: str | None, size: int | None, *, for_all: bool
+    records: bytes, data_start: int, name: str | None, size: int | None, *, for_all: bool
 ) -> tuple[str | None, int | None]:
     """Return name and size of the next member, replaced by those in pax records such as `27 path=leaf.npy\\n`."""
     stated: dict[bytes, bytes] = {}
@@ -189,20 +189,20 @@ def _pax(
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
         keyword, equals, value = rest[len(digits) + 1 : length].partition(b"=")
         if not equals or not value.endswith(b"\n") or length > len(rest):
-            raise ValueError(f"the pax header at byte {content:,} is altered; {RESTORE}")
+            raise ValueError(f"the pax header at byte {data_start:,} is altered; {RESTORE}")
         stated[keyword], rest = value[:-1], rest[length:]
     if any(keyword.startswith(b"GNU.sparse") for keyword in stated):
-        raise ValueError(f"the pax header at byte {content:,} is of a sparse file; write the tar without --sparse")
+        raise ValueError(f"the pax header at byte {data_start:,} is of a sparse file; write the tar without --sparse")
     if for_all and stated.keys() & {b"path", b"size"}:
         raise ValueError(
-            f"the pax header at byte {content:,} states one name or size for all members; write the tar again"
+            f"the pax header at byte {data_start:,} states one name or size for all members; write the tar again"
         )
     if b"path" in stated:
-        name = _text(stated[b"path"], content)
+        name = _text(stated[b"path"], data_start)
     if b"size" in stated:
         if not stated[b"size"].isdigit():
             raise ValueError(
-                f"the pax header at byte {content:,} has the size {stated[b'size']!r}, expected a number; {RESTORE}"
+                f"the pax header at byte {data_start:,} has the size {stated[b'size']!r}, expected a number; {RESTORE}"
             )
         size = int(stated[b"size"])
     return name, size

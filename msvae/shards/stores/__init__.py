@@ -17,7 +17,7 @@ def open_store(location: str | Path, retry: RetryPolicy | None = None) -> Store:
 
     Args:
         location: folder or URL.
-        retry: how often a remote store is asked again; ignored for a folder.
+        retry: how often and how long requests to a URL are repeated; ignored for a folder.
     Raises: ValueError if the URL has an unknown scheme or contains credentials.
     """
     text = os.fspath(location).removeprefix("file://")

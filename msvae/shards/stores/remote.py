@@ -135,7 +135,7 @@ class RemoteStore:
         """Return the URL of a file."""
         return f"{self.location}/{name}"
 
-    def _try(self, name: str, act: Callable[[], T], done: str = "read") -> T:
+    def _try(self, name: str, act: Callable[[], T], action: str = "read") -> T:
         errors, retry = self._obstore.exceptions, self._retry
         for attempt in range(retry.attempts):
             if attempt:
@@ -152,7 +152,7 @@ class RemoteStore:
             except (errors.BaseError, _ShortError) as error:
                 reason = _first_line(error)
         raise FileError(
-            f"{self.path(name)} could not be {done} in {retry.attempts} attempts ({reason}); "
+            f"{self.path(name)} could not be {action} in {retry.attempts} attempts ({reason}); "
             "check the network and the store, then run again"
         )
 
