@@ -61,18 +61,6 @@ class WorkFolder:
             (self.path / folder).mkdir(exist_ok=True)
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a line for each option and each input file that has changed."""
-    old, new = before["options"], now["options"]
-    # compared as text, because NaN is not equal to itself
-    changed = [name for name in new if repr(old.get(name)) != repr(new[name])]
-    changes = [f"{name} was {old.get(name)}, is {new[name]}" for name in changed]
-    old, new = before["inputs"], now["inputs"]
-    changes += [f"{file} has changed" for file in new if file in old and old[file] != new[file]]
-    changes += [f"{file} is new" for file in new if file not in old]
-    return changes + [f"{file} is left out" for file in old if file not in new]
-
-
 @contextmanager
 def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
     """Yield the locked work folder of `out`.
@@ -110,6 +98,18 @@ def work_folder(out: Path, shared: bool) -> Iterator[WorkFolder]:
                 for folder in new_parents:
                     folder.rmdir()
         os.close(lock)
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a line for each option and each input file that has changed."""
+    old, new = before["options"], now["options"]
+    # compared as text, because NaN is not equal to itself
+    changed = [name for name in new if repr(old.get(name)) != repr(new[name])]
+    changes = [f"{name} was {old.get(name)}, is {new[name]}" for name in changed]
+    old, new = before["inputs"], now["inputs"]
+    changes += [f"{file} has changed" for file in new if file in old and old[file] != new[file]]
+    changes += [f"{file} is new" for file in new if file not in old]
+    return changes + [f"{file} is left out" for file in old if file not in new]
 
 
 def _lock(work: WorkFolder, shared: bool) -> int:

@@ -66,7 +66,7 @@ def test_every_name_in_the_page_is_defined_in_the_file_that_it_links_to(name, fi
     assert name in defined(ROOT / file), f"docs/architecture.md names {name}, which {file} does not define"
 
 
-def test_both_walks_and_the_map_are_checked():
+def test_the_page_has_enough_references_to_be_checked():
     assert len(REFERENCES) > 30
 
 

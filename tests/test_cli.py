@@ -128,7 +128,7 @@ def test_bands_are_found_by_wavelength():
         Bands.of_wavelengths((475.0,)).index("nir")
 
 
-def test_the_python_of_the_readme_runs(leaf_images, tmp_path, monkeypatch, capsys):
+def test_the_python_code_of_the_readme_runs(leaf_images, tmp_path, monkeypatch, capsys):
     from msvae import AutoencoderKLMultispectralAdapter
     from msvae.model.build import TINY_BACKBONE
 

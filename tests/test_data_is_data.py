@@ -56,7 +56,7 @@ def test_a_manifest_opens_no_file_outside_its_folder(leaf_shards, tmp_path, name
 
 
 @pytest.mark.parametrize("location", ["pipe:touch ran", "pipe:touch ran #://x"])
-def test_a_location_runs_no_command(tmp_path, monkeypatch, location):
+def test_no_location_runs_a_command(tmp_path, monkeypatch, location):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"holds no manifest\.json|cannot be opened"):
         ShardReader(location)

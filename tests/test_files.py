@@ -1,4 +1,4 @@
-"""A report is replaced as a whole, and what failed leaves the one before as it was."""
+"""Files of a report are replaced together, and a failure leaves the earlier files unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def content(out: Path) -> dict[str, str]:
     return {str(file.relative_to(out)): file.read_text() for file in out.rglob("*") if file.is_file()}
 
 
-def test_files_of_a_report_come_together_or_not_at_all_and_spare_what_else_lies_there(tmp_path):
+def test_files_of_a_report_appear_together_or_not_at_all_and_other_files_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for text in ("first", "second"):
         write(tmp_path, text)
@@ -36,8 +36,8 @@ def test_files_of_a_report_come_together_or_not_at_all_and_spare_what_else_lies_
     assert not list(tmp_path.glob(".*"))
 
 
-def test_numbers_are_there_only_once_all_else_is(tmp_path, monkeypatch):
-    """They are what a reader looks for."""
+def test_the_file_with_the_numbers_appears_after_all_others(tmp_path, monkeypatch):
+    """Readers look for this file."""
     order = []
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, target: (order.append(target.name), replace(self, target))[1])

@@ -82,31 +82,6 @@ def index(
     _show_indexed(splits)
 
 
-def _show_indexed(splits: dict[str, IndexedSplit]) -> None:
-    table = new_table("split", "shards", "tiles", "leaf pixels", "MB")
-    for name, split in splits.items():
-        size = sum(entry.size_bytes for entry in split.entries)
-        table.add_row(
-            name,
-            f"{len(split.entries):,}",
-            f"{split.num_samples:,}",
-            f"{split.leaf.leaf_pixels:,}",
-            f"{size / 1e6:,.1f}",
-        )
-    Console(highlight=False).print(table)
-    for name, split in splits.items():
-        if split.leaf.empty_tiles:
-            say(f"note: empty mask in {counted(split.leaf.empty_tiles, 'tile')} of {name}")
-        if split.leaf.nonfinite_pixels:
-            say(
-                "note: NaN or infinite, and excluded from the statistics: "
-                f"{counted(split.leaf.nonfinite_pixels, 'leaf pixel')} of {name}"
-            )
-    manifest = Manifest.load(next(iter(splits.values())).folder)
-    if (bright := brightness_notice(manifest.statistics.mean, manifest.dtype)) is not None:
-        say(f"note: {bright}")
-
-
 @app.command()
 def verify(location: Location, threads: Threads = 4) -> None:
     """Read every byte of a dataset and compare checksums. Exit code 1 if there is a fault; every fault is printed."""
@@ -286,3 +261,28 @@ def schedule_notes(schedule: Schedule, cluster: Cluster, share: float, cache_gb:
             f"A cache of {cache_gb:g} GB {fits} what a node needs ({needed / 1e9:.3f} GB) to fetch each shard "
             f"once; this transfers {whole / by_sample:.1f} times the bytes of reading tile by tile."
         )
+
+
+def _show_indexed(splits: dict[str, IndexedSplit]) -> None:
+    table = new_table("split", "shards", "tiles", "leaf pixels", "MB")
+    for name, split in splits.items():
+        size = sum(entry.size_bytes for entry in split.entries)
+        table.add_row(
+            name,
+            f"{len(split.entries):,}",
+            f"{split.num_samples:,}",
+            f"{split.leaf.leaf_pixels:,}",
+            f"{size / 1e6:,.1f}",
+        )
+    Console(highlight=False).print(table)
+    for name, split in splits.items():
+        if split.leaf.empty_tiles:
+            say(f"note: empty mask in {counted(split.leaf.empty_tiles, 'tile')} of {name}")
+        if split.leaf.nonfinite_pixels:
+            say(
+                "note: NaN or infinite, and excluded from the statistics: "
+                f"{counted(split.leaf.nonfinite_pixels, 'leaf pixel')} of {name}"
+            )
+    manifest = Manifest.load(next(iter(splits.values())).folder)
+    if (bright := brightness_notice(manifest.statistics.mean, manifest.dtype)) is not None:
+        say(f"note: {bright}")

@@ -75,25 +75,6 @@ def write_shard(job: PackJob, plan: ShardPlan, on_tiles: OnTiles) -> None:
                 values.save(partial)
 
 
-def _samples(job: PackJob, plan: ShardPlan) -> Iterator[tuple[str, NDArray[Any], NDArray[np.bool_], dict[str, Any]]]:
-    """Iterate over the samples of a shard: key, stored tile (C, H, W), leaf mask (H, W), metadata."""
-    tile_px = job.options.tile_px
-    pairs = zip(plan.tiles, plan.groups, strict=True)
-    for index, pairs_of_image in groupby(pairs, key=lambda pair: pair[0].image):
-        source = job.image_set.images[index].source
-        with job.image_set.open(index) as image:
-            for tile, group in pairs_of_image:
-                stored_CHW, leaf_HW = image.read(tile.row, tile.col, tile_px, tile_px)
-                about = {
-                    "source": source.file_names,
-                    "window": [tile.row, tile.col, tile_px, tile_px],
-                    "coverage": tile.leaf_pixels / tile_px**2,
-                    "group": group,
-                    **image.raster.window_georeference(tile.row, tile.col),
-                }
-                yield f"{source.name}_r{tile.row:05d}_c{tile.col:05d}", stored_CHW, leaf_HW, about
-
-
 def write_manifests(job: PackJob, plans: Sequence[ShardPlan]) -> dict[str, Manifest]:
     """Write the manifest of every split that has shards, from the finished shards, and return the manifests."""
     pixel_format, tile_px = job.image_set.pixel_format, job.options.tile_px
@@ -118,3 +99,22 @@ def write_manifests(job: PackJob, plans: Sequence[ShardPlan]) -> dict[str, Manif
         )
         manifests[split].save(job.work.data / split)
     return manifests
+
+
+def _samples(job: PackJob, plan: ShardPlan) -> Iterator[tuple[str, NDArray[Any], NDArray[np.bool_], dict[str, Any]]]:
+    """Iterate over the samples of a shard: key, stored tile (C, H, W), leaf mask (H, W), metadata."""
+    tile_px = job.options.tile_px
+    pairs = zip(plan.tiles, plan.groups, strict=True)
+    for index, pairs_of_image in groupby(pairs, key=lambda pair: pair[0].image):
+        source = job.image_set.images[index].source
+        with job.image_set.open(index) as image:
+            for tile, group in pairs_of_image:
+                stored_CHW, leaf_HW = image.read(tile.row, tile.col, tile_px, tile_px)
+                about = {
+                    "source": source.file_names,
+                    "window": [tile.row, tile.col, tile_px, tile_px],
+                    "coverage": tile.leaf_pixels / tile_px**2,
+                    "group": group,
+                    **image.raster.window_georeference(tile.row, tile.col),
+                }
+                yield f"{source.name}_r{tile.row:05d}_c{tile.col:05d}", stored_CHW, leaf_HW, about

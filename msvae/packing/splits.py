@@ -61,15 +61,6 @@ def group_names(sources: Sequence[ImageSource], group_by: str) -> list[str]:
     return names
 
 
-def _split_unit(options: PackOptions, tiles: Sequence[Tile]) -> str:
-    """Return `group`, `image` or `block`; `auto` means `image` if at least three images have leaf."""
-    if options.group_by is not None:
-        return "group"
-    if options.split_by != "auto":
-        return options.split_by
-    return "image" if len({tile.image for tile in tiles}) >= MIN_IMAGES_TO_SPLIT_BY else "block"
-
-
 def split_tiles(tiles: Sequence[Tile], sources: Sequence[ImageSource], options: PackOptions) -> SplitTiles:
     """Assign tiles to splits, group by group. Tiles of different splits in one image are at least `gap_px` apart.
 
@@ -107,6 +98,45 @@ def split_tiles(tiles: Sequence[Tile], sources: Sequence[ImageSource], options: 
         split_by=split_by,
         num_in_gap=int(np.count_nonzero(dropped)),
     )
+
+
+def assign_splits(sizes: Sequence[int], shares: Sequence[float], *key: int) -> list[int]:
+    """Return the split of each group.
+
+    Groups are shuffled by `key`. Then groups are assigned from the largest to the smallest, each to the split that
+    lacks most tiles. Every split with a share above 0 receives at least one group if there are enough groups; if
+    there are not, training has priority.
+    """
+    shuffled = [int(i) for i in permutation(len(sizes), *key)]
+    order = sorted(shuffled, key=lambda i: -sizes[i])
+    open_splits = [split for split, share in enumerate(shares) if share > 0]
+    missing = [share * sum(sizes) for share in shares]
+    split_of_group = [0] * len(sizes)
+    groups: dict[int, list[int]] = {split: [] for split in open_splits}
+    for index in order:
+        split = max(open_splits, key=lambda s: missing[s])
+        missing[split] -= sizes[index]
+        groups[split].append(index)
+    for empty in (split for split in open_splits if not groups[split]):
+        donor = max(open_splits, key=lambda s: (len(groups[s]) > 1, -missing[s]))
+        if len(groups[donor]) < 2 and empty != TRAIN:
+            continue
+        smallest = groups[donor].pop()
+        missing[donor] += sizes[smallest]
+        groups[empty].append(smallest)
+    for split, members in groups.items():
+        for index in members:
+            split_of_group[index] = split
+    return split_of_group
+
+
+def _split_unit(options: PackOptions, tiles: Sequence[Tile]) -> str:
+    """Return `group`, `image` or `block`; `auto` means `image` if at least three images have leaf."""
+    if options.group_by is not None:
+        return "group"
+    if options.split_by != "auto":
+        return options.split_by
+    return "image" if len({tile.image for tile in tiles}) >= MIN_IMAGES_TO_SPLIT_BY else "block"
 
 
 def _groups(tiles: Sequence[Tile], sources: Sequence[ImageSource], split_by: str, options: PackOptions) -> list[str]:
@@ -147,33 +177,3 @@ def _in_gap(
             distance_px, _ = cKDTree(others).query(coordinates[members], p=np.inf, distance_upper_bound=reach_px)
             dropped[members[np.isfinite(distance_px)]] = True
     return dropped
-
-
-def assign_splits(sizes: Sequence[int], shares: Sequence[float], *key: int) -> list[int]:
-    """Return the split of each group.
-
-    Groups are shuffled by `key`. Then groups are assigned from the largest to the smallest, each to the split that
-    lacks most tiles. Every split with a share above 0 receives at least one group if there are enough groups; if
-    there are not, training has priority.
-    """
-    shuffled = [int(i) for i in permutation(len(sizes), *key)]
-    order = sorted(shuffled, key=lambda i: -sizes[i])
-    open_splits = [split for split, share in enumerate(shares) if share > 0]
-    missing = [share * sum(sizes) for share in shares]
-    split_of_group = [0] * len(sizes)
-    groups: dict[int, list[int]] = {split: [] for split in open_splits}
-    for index in order:
-        split = max(open_splits, key=lambda s: missing[s])
-        missing[split] -= sizes[index]
-        groups[split].append(index)
-    for empty in (split for split in open_splits if not groups[split]):
-        donor = max(open_splits, key=lambda s: (len(groups[s]) > 1, -missing[s]))
-        if len(groups[donor]) < 2 and empty != TRAIN:
-            continue
-        smallest = groups[donor].pop()
-        missing[donor] += sizes[smallest]
-        groups[empty].append(smallest)
-    for split, members in groups.items():
-        for index in members:
-            split_of_group[index] = split
-    return split_of_group

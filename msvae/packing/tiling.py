@@ -89,22 +89,6 @@ def leaf_cell_px(height: int, width: int, tile_px: int) -> int:
     return next((side for side in sides if height * width <= MAX_CELLS * side**2), sides[-1])
 
 
-def _summed_area(cells_RC: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return the sum of all cells above and left of each corner, (R + 1, C + 1)."""
-    table = np.zeros((cells_RC.shape[0] + 1, cells_RC.shape[1] + 1), np.int64)
-    np.cumsum(np.cumsum(cells_RC, axis=0, dtype=np.int64), axis=1, out=table[1:, 1:])
-    return table
-
-
-def _leaf_pixels_at(positions: TilePositions, cells_RC: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return the leaf pixels of a tile at every position (R, C), from those of the cells."""
-    table = _summed_area(cells_RC)
-    top, bottom = (np.searchsorted(positions.row_edges, positions.rows + px) for px in (0, positions.tile_px))
-    left, right = (np.searchsorted(positions.col_edges, positions.cols + px) for px in (0, positions.tile_px))
-    below, above = table[bottom], table[top]
-    return below[:, right] - below[:, left] - above[:, right] + above[:, left]
-
-
 def grid_tiles(
     image: int, positions: TilePositions, cells_RC: NDArray[np.integer], min_coverage: float
 ) -> tuple[list[Tile], Counter[str]]:
@@ -124,17 +108,6 @@ def grid_tiles(
         }
     )
     return tiles, +dropped
-
-
-def _leaf_pixels_out_of_reach(positions: TilePositions, cells_RC: NDArray[np.integer]) -> int:
-    """Count leaf pixels beyond the last position, or between positions whose tiles do not touch."""
-
-    def reached(edges: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
-        begins = edges[:-1]
-        return begins < starts[np.searchsorted(starts, begins, "right") - 1] + positions.tile_px
-
-    inside_RC = cells_RC[reached(positions.row_edges, positions.rows)][:, reached(positions.col_edges, positions.cols)]
-    return int(cells_RC.sum()) - int(inside_RC.sum())
 
 
 def count_covered_pixels(positions: TilePositions, cells_RC: NDArray[np.integer], tiles: list[Tile]) -> int:
@@ -281,3 +254,30 @@ def _refine(cover: LeafCover, target: float) -> None:
                 cover.remove(position)
         if len(cover.chosen) == num_before:
             return
+
+
+def _leaf_pixels_out_of_reach(positions: TilePositions, cells_RC: NDArray[np.integer]) -> int:
+    """Count leaf pixels beyond the last position, or between positions whose tiles do not touch."""
+
+    def reached(edges: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        begins = edges[:-1]
+        return begins < starts[np.searchsorted(starts, begins, "right") - 1] + positions.tile_px
+
+    inside_RC = cells_RC[reached(positions.row_edges, positions.rows)][:, reached(positions.col_edges, positions.cols)]
+    return int(cells_RC.sum()) - int(inside_RC.sum())
+
+
+def _leaf_pixels_at(positions: TilePositions, cells_RC: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the leaf pixels of a tile at every position (R, C), from those of the cells."""
+    table = _summed_area(cells_RC)
+    top, bottom = (np.searchsorted(positions.row_edges, positions.rows + px) for px in (0, positions.tile_px))
+    left, right = (np.searchsorted(positions.col_edges, positions.cols + px) for px in (0, positions.tile_px))
+    below, above = table[bottom], table[top]
+    return below[:, right] - below[:, left] - above[:, right] + above[:, left]
+
+
+def _summed_area(cells_RC: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the sum of all cells above and left of each corner, (R + 1, C + 1)."""
+    table = np.zeros((cells_RC.shape[0] + 1, cells_RC.shape[1] + 1), np.int64)
+    np.cumsum(np.cumsum(cells_RC, axis=0, dtype=np.int64), axis=1, out=table[1:, 1:])
+    return table

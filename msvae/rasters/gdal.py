@@ -147,6 +147,43 @@ class GdalPlanes:
         return self._open[path]
 
 
+def largest_shift_px(first: Any, other: Any, height: int, width: int) -> float:
+    """Return the largest distance between the corners of a grid under two transforms, in pixels of the first."""
+    corners = [(0, 0), (width, 0), (0, height)]
+    of_first = [_apply(~first, *_apply(other, *corner)) for corner in corners]
+    return max(math.dist(there, here) for there, here in zip(of_first, corners, strict=True))
+
+
+def has_mask_band(dataset: Any) -> bool:
+    """Return True if the file has a mask band, which is not a plane."""
+    flags = dataset.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+class _Grid:
+    """The grid of the first of several files, which the others must share."""
+
+    def __init__(self, first: Any) -> None:
+        self._name, self._shape, self._transform, self._crs = first.name, first.shape, first.transform, first.crs
+
+    def check(self, other: Any) -> None:
+        """Check that another file has the same grid. Raises: ValueError if it has not."""
+        height, width = self._shape
+        if other.shape != self._shape:
+            raise ValueError(
+                f"{other.name} has {other.height} x {other.width} px but {self._name} has "
+                f"{height} x {width} px; resample the bands to one grid"
+            )
+        if self._transform.is_identity or other.transform.is_identity:
+            return
+        shift_px = largest_shift_px(self._transform, other.transform, height, width)
+        if self._crs != other.crs or shift_px > GRID_TOLERANCE_PX:
+            raise ValueError(
+                f"{other.name} is on another grid than {self._name} (off by {shift_px:.2f} px, {other.crs} and "
+                f"{self._crs}); align the bands to one grid"
+            )
+
+
 def _open(path: str) -> Any:
     try:
         dataset = rasterio.open(path)
@@ -181,43 +218,6 @@ def _pages(dataset: Any) -> list[str]:
                     "(gdal_translate GTIFF_DIR:1:FILE)"
                 )
     return pages
-
-
-class _Grid:
-    """The grid of the first of several files, which the others must share."""
-
-    def __init__(self, first: Any) -> None:
-        self._name, self._shape, self._transform, self._crs = first.name, first.shape, first.transform, first.crs
-
-    def check(self, other: Any) -> None:
-        """Check that another file has the same grid. Raises: ValueError if it has not."""
-        height, width = self._shape
-        if other.shape != self._shape:
-            raise ValueError(
-                f"{other.name} has {other.height} x {other.width} px but {self._name} has "
-                f"{height} x {width} px; resample the bands to one grid"
-            )
-        if self._transform.is_identity or other.transform.is_identity:
-            return
-        shift_px = largest_shift_px(self._transform, other.transform, height, width)
-        if self._crs != other.crs or shift_px > GRID_TOLERANCE_PX:
-            raise ValueError(
-                f"{other.name} is on another grid than {self._name} (off by {shift_px:.2f} px, {other.crs} and "
-                f"{self._crs}); align the bands to one grid"
-            )
-
-
-def has_mask_band(dataset: Any) -> bool:
-    """Return True if the file has a mask band, which is not a plane."""
-    flags = dataset.mask_flag_enums[0]
-    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-
-
-def largest_shift_px(first: Any, other: Any, height: int, width: int) -> float:
-    """Return the largest distance between the corners of a grid under two transforms, in pixels of the first."""
-    corners = [(0, 0), (width, 0), (0, height)]
-    of_first = [_apply(~first, *_apply(other, *corner)) for corner in corners]
-    return max(math.dist(there, here) for there, here in zip(of_first, corners, strict=True))
 
 
 @contextmanager

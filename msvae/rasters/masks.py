@@ -136,20 +136,6 @@ def find_mask_file(source: ImageSource, pattern: str | None) -> Path | None:
     )
 
 
-def _mask_next_to(source: ImageSource) -> Path | None:
-    for ending in MASK_FILE_ENDINGS:
-        for file in source.masks:
-            if file.suffix.lower() == ending:
-                return file
-    if source.masks:
-        names = ", ".join(file.name for file in source.masks)
-        raise ValueError(
-            f"{source.path} has {names} next to it, expected a mask that ends in {', '.join(MASK_FILE_ENDINGS)}; "
-            "save it as one of these, or rename it if it is not a mask"
-        )
-    return None
-
-
 class MaskFile:
     """An open mask file. Use as a context manager.
 
@@ -277,6 +263,20 @@ class MaskFile:
         with _name_damage(self._mask, row):
             values_CHW: NDArray[Any] = self._mask.read(window=Window(col, row, width, height))
         return values_CHW
+
+
+def _mask_next_to(source: ImageSource) -> Path | None:
+    for ending in MASK_FILE_ENDINGS:
+        for file in source.masks:
+            if file.suffix.lower() == ending:
+                return file
+    if source.masks:
+        names = ", ".join(file.name for file in source.masks)
+        raise ValueError(
+            f"{source.path} has {names} next to it, expected a mask that ends in {', '.join(MASK_FILE_ENDINGS)}; "
+            "save it as one of these, or rename it if it is not a mask"
+        )
+    return None
 
 
 def _leaf_of_palette(mask: Any) -> NDArray[np.bool_] | None:

@@ -104,6 +104,26 @@ def find_threshold(image: MaskedImage, on_pixels: OnPixels) -> float:
     return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))
 
 
+def without_small_objects(mask: BitMask, min_px: int) -> Iterator[NDArray[np.bool_]]:
+    """Iterate over strips of the mask without objects (pixels connected by sides) of fewer than `min_px` pixels."""
+    is_kept, num_before = _object_sizes(mask) >= min_px, 0
+    for row, rows in _strips(mask):
+        labels, num_labels = ndimage.label(mask.read(row, 0, rows, mask.width))
+        yield np.concatenate([[False], is_kept[num_before : num_before + num_labels]])[labels]
+        num_before += num_labels
+
+
+def eroded(mask: BitMask, erode_px: int) -> Iterator[NDArray[np.bool_]]:
+    """Iterate over strips of the mask after `erode_px` erosions by one pixel (by sides).
+
+    The edge of the image is not a border, because the pixels beyond it are unknown.
+    """
+    for row, rows in _strips(mask):
+        start, stop = max(0, row - erode_px), min(mask.height, row + rows + erode_px)
+        window = mask.read(start, 0, stop - start, mask.width)
+        yield ndimage.binary_erosion(window, iterations=erode_px, border_value=1)[row - start : row - start + rows]
+
+
 def _needs_threshold(rule: MaskRule) -> bool:
     return rule.expression is not None and rule.expression.finds_threshold
 
@@ -141,15 +161,6 @@ def _write_clean_mask(image: MaskedImage, options: ReadOptions, file: Path, on_p
     mask.file.replace(file)
 
 
-def without_small_objects(mask: BitMask, min_px: int) -> Iterator[NDArray[np.bool_]]:
-    """Iterate over strips of the mask without objects (pixels connected by sides) of fewer than `min_px` pixels."""
-    is_kept, num_before = _object_sizes(mask) >= min_px, 0
-    for row, rows in _strips(mask):
-        labels, num_labels = ndimage.label(mask.read(row, 0, rows, mask.width))
-        yield np.concatenate([[False], is_kept[num_before : num_before + num_labels]])[labels]
-        num_before += num_labels
-
-
 def _object_sizes(mask: BitMask) -> NDArray[np.int64]:
     """Return the size, in pixels of the whole image, of the object to which each object of each strip belongs."""
     sizes, joins, num_before = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int64)], 0
@@ -170,17 +181,6 @@ def _object_sizes(mask: BitMask) -> NDArray[np.int64]:
     totals = np.bincount(whole, np.concatenate(sizes)).astype(np.int64)
     of_object: NDArray[np.int64] = totals[whole]
     return of_object
-
-
-def eroded(mask: BitMask, erode_px: int) -> Iterator[NDArray[np.bool_]]:
-    """Iterate over strips of the mask after `erode_px` erosions by one pixel (by sides).
-
-    The edge of the image is not a border, because the pixels beyond it are unknown.
-    """
-    for row, rows in _strips(mask):
-        start, stop = max(0, row - erode_px), min(mask.height, row + rows + erode_px)
-        window = mask.read(start, 0, stop - start, mask.width)
-        yield ndimage.binary_erosion(window, iterations=erode_px, border_value=1)[row - start : row - start + rows]
 
 
 def _strips(mask: BitMask) -> Iterator[tuple[int, int]]:

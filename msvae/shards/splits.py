@@ -87,36 +87,6 @@ def find_tars(location: str) -> dict[str, Store]:
     return stores
 
 
-def _refuse_compressed(locations: Sequence[str]) -> None:
-    for location in locations:
-        names: Sequence[str] = ()
-        with suppress(MissingError):
-            names = open_store(location).names()
-        for name in names:
-            for ending, command in COMPRESSED_TARS.items():
-                if name.endswith(ending):
-                    how = f"`{command}`" if "://" in location else f"`{command} {location}/*{ending}`"
-                    raise ValueError(
-                        f"{location} holds {name}, a compressed tar, which cannot be read at random; decompress it "
-                        f"with {how}"
-                    )
-
-
-def _name(location: str) -> str:
-    """Return the last part of a folder or URL, also if it is `.` or `..`."""
-    path = Path(location)
-    return path.resolve().name if path.name in ("", "..") else path.name
-
-
-def _contains(store: Store, name: str) -> bool:
-    try:
-        if name.startswith("."):
-            return any(file.endswith(name) for file in store.names())
-        return store.size_bytes(name) > 0
-    except MissingError:
-        return False
-
-
 @dataclass(frozen=True)
 class Coverage:
     """Leaf pixels and histogram of coverage (ten equal bins from 0 to 1) of the tiles that were read."""
@@ -200,3 +170,33 @@ def _origin(key: str, json_object: Mapping[str, Any]) -> TileOrigin:
     else:
         image = str(source or key)
     return TileOrigin(key, image, str(json_object.get("group") or image))
+
+
+def _refuse_compressed(locations: Sequence[str]) -> None:
+    for location in locations:
+        names: Sequence[str] = ()
+        with suppress(MissingError):
+            names = open_store(location).names()
+        for name in names:
+            for ending, command in COMPRESSED_TARS.items():
+                if name.endswith(ending):
+                    how = f"`{command}`" if "://" in location else f"`{command} {location}/*{ending}`"
+                    raise ValueError(
+                        f"{location} holds {name}, a compressed tar, which cannot be read at random; decompress it "
+                        f"with {how}"
+                    )
+
+
+def _name(location: str) -> str:
+    """Return the last part of a folder or URL, also if it is `.` or `..`."""
+    path = Path(location)
+    return path.resolve().name if path.name in ("", "..") else path.name
+
+
+def _contains(store: Store, name: str) -> bool:
+    try:
+        if name.startswith("."):
+            return any(file.endswith(name) for file in store.names())
+        return store.size_bytes(name) > 0
+    except MissingError:
+        return False

@@ -105,11 +105,6 @@ class ShardWriter:
         )
 
 
-def _json_bytes(json_object: dict[str, Any]) -> bytes:
-    """Return JSON with sorted keys. Raises: ValueError if a value is NaN or infinite."""
-    return json.dumps(json_object, sort_keys=True, allow_nan=False).encode()
-
-
 def is_complete(tar: Path) -> bool:
     """Return True if a shard was written completely: tar and index exist, and the index is written last."""
     return tar.is_file() and (tar.parent / index_name(tar.name)).is_file()
@@ -120,3 +115,8 @@ def shard_entry(tar: Path) -> ShardEntry:
     index = (tar.parent / index_name(tar.name)).read_bytes()
     num_samples = len(ShardIndex.model_validate_json(index).keys)
     return ShardEntry(tar.name, num_samples, tar.stat().st_size, hashlib.sha256(index).hexdigest())
+
+
+def _json_bytes(json_object: dict[str, Any]) -> bytes:
+    """Return JSON with sorted keys. Raises: ValueError if a value is NaN or infinite."""
+    return json.dumps(json_object, sort_keys=True, allow_nan=False).encode()

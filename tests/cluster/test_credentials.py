@@ -113,7 +113,7 @@ def test_a_configuration_with_credentials_is_refused_without_repeating_them(key)
         "stabilityai/stable-diffusion",
     ],
 )
-def test_other_locations_pass(text):
+def test_texts_without_credentials_are_unchanged(text):
     check_no_credentials(text)
     assert hide_credentials(text) == text
 

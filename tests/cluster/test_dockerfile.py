@@ -16,7 +16,7 @@ DOCKERFILE = ROOT / "launch" / "Dockerfile"
 STAGES = DOCKERFILE.read_text().split("\nFROM ")[1:]
 
 
-def test_hadolint_has_no_complaint():
+def test_hadolint_reports_nothing():
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed")

@@ -56,7 +56,7 @@ def test_every_object_is_valid_in_the_published_schema_and_a_misspelt_key_is_not
 
 
 @pytest.mark.parametrize("kind", ["TrainingRuntime", "TrainJob"])
-def test_kubeflows_own_types_keep_every_key_of_its_objects(kind):
+def test_the_types_of_kubeflow_keep_every_key_of_its_objects(kind):
     name = {"TrainingRuntime": "training_runtime", "TrainJob": "train_job"}[kind]
     pytest.importorskip("kubeflow_trainer_api")
     module = importlib.import_module(f"kubeflow_trainer_api.models.trainer_v1alpha1_{name}")
@@ -84,7 +84,7 @@ def test_services_select_the_pods_and_all_names_match():
 
 
 @pytest.mark.parametrize("job", [of_kind("kubernetes.yaml", "Job"), kubeflow_job()], ids=["kubernetes", "kubeflow"])
-def test_codes_75_and_69_restart_the_pods_and_a_user_error_does_not(job):
+def test_exit_codes_75_and_69_restart_the_pods_and_a_user_error_does_not(job):
     (container,) = job["spec"]["template"]["spec"]["containers"]
     action = {}
     for rule in job["spec"]["podFailurePolicy"]["rules"]:

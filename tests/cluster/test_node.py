@@ -106,7 +106,7 @@ def test_a_run_of_two_nodes_ends_with_75_on_both_when_one_is_asked_to_stop_and_t
 
 
 @pytest.mark.slow
-def test_a_node_that_lost_another_ends_with_69_and_the_lost_one_with_the_launchers_code(leaf_shards, tmp_path):
+def test_a_node_that_lost_another_node_ends_with_69_and_the_lost_node_with_the_launchers_code(leaf_shards, tmp_path):
     run = Nodes(tmp_path / "lost", two_nodes(leaf_shards, tmp_path / "run"))
     run.wait_until(run.paused.exists)
     survivor = next(node for node in range(2) if run.rank(node).environ()["RANK"] == "0")

@@ -72,7 +72,7 @@ def test_memory_stays_flat_as_a_tar_of_latents_grows(latents, tmp_path, monkeypa
     assert peaks[1] < peaks[0] + 1_000_000, peaks
 
 
-def test_another_model_does_not_decode_shards(latents, other_model, tmp_path):
+def test_shards_are_refused_by_a_model_that_did_not_encode_them(latents, other_model, tmp_path):
     message = refused("decode", other_model, latents, tmp_path / "tiles")
     assert "was encoded by another model than" in message
     assert not (tmp_path / "tiles").exists()
@@ -99,7 +99,7 @@ def test_latents_of_a_diffusion_model_become_geotiffs(latents, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_half_precision_latents_are_unscaled_as_the_same_values_in_single(latents, tmp_path):
+def test_half_precision_latents_decode_as_the_same_values_in_single_precision(latents, tmp_path):
     half = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0)).numpy().astype(np.float16)
     decoded = []
     for name, drawn in (("half", half), ("single", half.astype(np.float32))):

@@ -127,7 +127,7 @@ def test_the_torch_dataset_returns_every_sample_and_detects_damage(latents, tmp_
             LatentReader(copy)[0]
 
 
-def test_plain_webdataset_reads_them(latents):
+def test_plain_webdataset_reads_shards_of_latents(latents):
     wds = pytest.importorskip("webdataset")
     shards = sorted(str(path) for path in (latents / "train").glob("*.tar"))
     found = {s["__key__"]: s["latents.npy"] for s in wds.WebDataset(shards, shardshuffle=False).decode("l8")}
@@ -135,7 +135,7 @@ def test_plain_webdataset_reads_them(latents):
         np.testing.assert_array_equal(found[key], sample["latents.npy"])
 
 
-def test_keys_of_any_length_and_alphabet_survive(model_folder, leaf_shards, latents, tmp_path):
+def test_keys_of_any_length_and_alphabet_are_kept(model_folder, leaf_shards, latents, tmp_path):
     wds = pytest.importorskip("webdataset")
     keys = {"leaf" * 40: 0, "field/" * 20 + "leaf": 1, "Blätter_ü": 2}
     encoded = samples(latents / "train")

@@ -67,7 +67,9 @@ def test_an_image_that_fits_into_a_window_equals_one_call_of_the_model(
     assert "spectral angle" in output
 
 
-def test_windows_come_within_one_percent_of_one_pass_and_have_no_seams(model, model_folder, write_field, tmp_path):
+def test_windows_differ_by_less_than_one_percent_from_one_pass_and_have_no_seams(
+    model, model_folder, write_field, tmp_path
+):
     """The relative RMS difference on the leaf is small, and it has no larger steps at the borders of windows."""
     image = write_field(tmp_path / "field.tif", 452, 387, "float32")
     reconstruct(model_folder, image, tmp_path / "out.tif", "--tile", 192)
@@ -227,7 +229,7 @@ def test_an_image_without_leaf_is_named_and_the_others_are_written(model_folder,
         write_field(fields / f"{name}.tif", 64, 64)
     Image.new("L", (64, 64)).save(fields / "b_mask.png")
     output = reconstruct(model_folder, fields, tmp_path / "out")
-    assert f"{fields / 'b.tif'} has no leaf pixel, so nothing was written for it" in output
+    assert f"{fields / 'b.tif'} has no leaf pixel, so no file was written" in output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "c.tif"]
 
 

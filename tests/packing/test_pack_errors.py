@@ -119,7 +119,7 @@ def test_bands_that_cannot_be_selected_are_named(tmp_path, write_raster):
     refuse(
         [four], out, r"holds 4 bands \(475, 560, 668, 717 nm\) but none.*840 nm.*717", wavelengths_nm=FIVE_NM, **mask
     )
-    refuse([bare], out, r"bare.tif holds 4 bands .*but 5 are asked", wavelengths_nm=FIVE_NM, **mask)
+    refuse([bare], out, r"bare.tif holds 4 bands .*but 5 bands are needed", wavelengths_nm=FIVE_NM, **mask)
     refuse([bare], out, "states no wavelengths; give --wavelengths", **mask)
     refuse([five], out, "both 480 and 470 nm fall", wavelengths_nm=(480, 470), **mask)
     refuse([some], out, "states a wavelength for 3 of its 5 bands", **mask)

@@ -116,7 +116,7 @@ def test_a_killed_run_resumes_without_repeating_finished_shards(tmp_path, leaves
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_killed_part_resumes_and_merging_before_that_is_refused(tmp_path, leaves, start):
+def test_a_killed_part_resumes_and_merging_an_unfinished_part_is_refused(tmp_path, leaves, start):
     out, whole = tmp_path / "out", tmp_path / "whole"
     pack([leaves], whole, PackOptions(**OPTIONS))
     pack([leaves], out, PackOptions(part=(2, 2), **OPTIONS))
@@ -143,7 +143,7 @@ def test_workers_end_when_the_run_that_started_them_is_killed(tmp_path, leaves, 
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
-def test_workers_do_not_run_the_script_that_packs(tmp_path, leaves):
+def test_workers_do_not_run_the_script_that_called_pack(tmp_path, leaves):
     """The script has no `if __name__ == "__main__"`, and may be slow to import."""
     script, runs = tmp_path / "script.py", tmp_path / "runs"
     options = f"PackOptions(num_workers=2, **{OPTIONS})"

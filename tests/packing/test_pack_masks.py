@@ -55,7 +55,7 @@ def test_offsets_are_used_in_indices(tmp_path, write_raster, read_tars):
     assert leaf[:8].all() and not leaf[8:].any()
 
 
-def test_a_nodata_pixel_is_background_whatever_the_condition(tmp_path, write_raster, read_tars):
+def test_a_nodata_pixel_is_background_under_every_condition(tmp_path, write_raster, read_tars):
     values = np.full((5, 16, 16), 100, np.uint16)
     values[4] = 900
     values[0, 3] = 0

@@ -28,7 +28,7 @@ def run(*arguments: object) -> str:
     return result.output
 
 
-def test_a_data_set_on_s3_is_verified_inspected_and_simulated(place, leaf_shards, tmp_path):
+def test_a_dataset_on_s3_is_verified_inspected_and_simulated(place, leaf_shards, tmp_path):
     near, far = (run("verify", where).splitlines() for where in (leaf_shards, place))
     assert [line.replace(place, str(leaf_shards)) for line in far] == near
     near, far = (run("inspect", where) for where in (leaf_shards, place))
@@ -48,7 +48,7 @@ def test_tars_on_s3_are_indexed_into_a_local_folder(place, leaf_shards, tmp_path
         assert made.statistics.num_pixels == packed.statistics.num_pixels
 
 
-def test_images_of_tiles_on_s3_are_those_of_the_folder(place, leaf_shards):
+def test_the_images_of_tiles_on_s3_equal_those_of_the_folder(place, leaf_shards):
     near, far = (tile_origins(ShardReader(f"{where}/val")) for where in (leaf_shards, place))
     assert far == near
     assert find_training_split(f"{place}/val") == f"{place}/train"

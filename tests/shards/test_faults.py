@@ -186,7 +186,7 @@ def test_plain_webdataset_reads_compressed_tiles_with_one_function(leaf_images, 
 
 
 @pytest.mark.parametrize("value", [0, 7])
-def test_a_constant_tile_survives_compression(value):
+def test_a_constant_tile_is_the_same_after_compression(value):
     values = np.full((5, 64, 64), value, np.uint16)
     tile = np.ones_like(values)
     decompress_into(bytearray(encode_tile(values, "delta-blosc2")), tile)

@@ -90,7 +90,7 @@ def test_the_manifest_does_not_depend_on_the_number_of_threads(foreign):
     assert len(manifests) == 1
 
 
-def test_indexing_a_packed_data_set_reproduces_its_files(leaf_shards, tmp_path):
+def test_indexing_a_packed_dataset_reproduces_its_files(leaf_shards, tmp_path):
     """All bytes except the statistics, whose sums have another order."""
     index_dataset(str(leaf_shards), tmp_path, IndexOptions(overwrite=True))
     for split in ("train", "val"):

@@ -184,7 +184,7 @@ class TestFaults:
         with pytest.raises(ValueError, match=r"holds no manifest\.json; make shards with `msvae pack"):
             ShardReader(tmp_path)
 
-    def test_an_empty_split_says_so(self, split):
+    def test_an_empty_split_is_an_error(self, split):
         manifest = json.loads((split / "manifest.json").read_text())
         (split / "manifest.json").write_text(
             json.dumps({**manifest, "shards": {column: [] for column in manifest["shards"]}})
@@ -192,7 +192,7 @@ class TestFaults:
         with pytest.raises(ValueError, match="lists no samples; this split is empty"):
             ShardReader(split)
 
-    def test_a_manifest_that_contradicts_itself_says_where(self, split):
+    def test_a_manifest_that_contradicts_itself_is_an_error_with_the_fields(self, split):
         manifest = json.loads((split / "manifest.json").read_text())
         (split / "manifest.json").write_text(json.dumps({**manifest, "scale": [1.0]}))
         with pytest.raises(ValueError, match=r"different numbers of bands: .*'scale': 1"):
@@ -219,7 +219,7 @@ class TestFaults:
             all_batches(split)
 
     @pytest.mark.parametrize("fault", FOUND_WHILE_TRAINING)
-    def test_what_was_written_wrong_stops_training_though_all_checksums_fit(self, split, fault):
+    def test_a_wrongly_written_sample_stops_training_even_if_all_checksums_match(self, split, fault):
         ending, content, message = FOUND_WHILE_TRAINING[fault]
         key = index_of(split)["keys"][1]
         rewrite(split, lambda members: [(n, content if n == f"{key}.{ending}" else old) for n, old in members])

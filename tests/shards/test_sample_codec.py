@@ -31,7 +31,7 @@ def decoded(png: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @given(masks)
-def test_masks_survive_encoding_and_pillow_reads_the_same(mask):
+def test_encoded_masks_decode_to_the_same_and_pillow_agrees(mask):
     png = encode_mask(mask)
     np.testing.assert_array_equal(decoded(png, mask.shape), mask)
     with Image.open(io.BytesIO(png)) as image:

@@ -135,7 +135,7 @@ def test_simulate_shows_nodes_and_checks_the_cache_size(leaf_shards):
     assert "tiles per node and step" in result.output
 
 
-def test_a_global_batch_larger_than_the_data_set_is_refused(leaf_shards):
+def test_a_global_batch_larger_than_the_dataset_is_refused(leaf_shards):
     num_tiles = Manifest.load(leaf_shards / "train").num_samples
     arguments = ["simulate", str(leaf_shards), "--nodes", "1", "--gpus", "1", "--global-batch"]
     assert CliRunner().invoke(app, [*arguments, str(num_tiles)]).exit_code == 0

@@ -91,7 +91,7 @@ def train(leaf_shards, tmp_path) -> Path:
     return tmp_path / "set" / "train"
 
 
-def test_a_valid_data_set_has_no_fault_and_verify_prints_its_size(leaf_shards):
+def test_a_valid_dataset_has_no_fault_and_verify_prints_its_size(leaf_shards):
     assert faults(leaf_shards) == []
     result = CliRunner().invoke(app, ["verify", str(leaf_shards)])
     assert result.exit_code == 0, result.output
@@ -153,7 +153,7 @@ def test_flipped_bits_are_reported_by_sample_and_the_check_continues(train, name
     assert len(found) == 3
 
 
-def test_flipped_bits_in_a_header_hide_no_fault_behind_it(train):
+def test_flipped_bits_in_a_header_hide_no_later_fault(train):
     index = index_of(train)
     flip(train / TAR, index["bands_offset"][2] - 512 + 3, index["bands_offset"][5] + 900)
     found = faults(train.parent)
