@@ -7,9 +7,9 @@ usage() {
 usage: bash launch/quickstart.sh [--images GLOB…] [--out DIR] [--steps N] [-- PACK-OPTIONS…]
 
   --images GLOB…  rasters, or folders of rasters (default: 24 new synthetic leaf images)
-  --out DIR       folder for all results (default: runs/quickstart); an earlier quickstart there is replaced as soon as
-                  the images of the new one are packed
-  --steps N       number of optimizer steps (default: that of configs/train/quickstart.yaml)
+  --out DIR       folder for all results (default: runs/quickstart); results of an earlier quickstart there are replaced
+                  after the new images are packed
+  --steps N       number of optimizer steps (default: train.max_steps in configs/train/quickstart.yaml)
   -- OPTIONS      options of `msvae pack`, such as --mask 'ndvi>0.10' --tile 128
 USAGE
 }
@@ -54,7 +54,7 @@ done
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
 
-[ -d "$out" ] || trap 'rm -rf "$out"' EXIT # a folder without shards is not worth keeping
+[ -d "$out" ] || trap 'rm -rf "$out"' EXIT # remove a new folder if packing fails
 mkdir -p "$out" || fail "cannot write $out; choose a writable folder with --out"
 touch "$out/.quickstart"
 if [ ${#images[@]} -eq 0 ]; then

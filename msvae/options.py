@@ -53,7 +53,7 @@ class Options(BaseModel):
 
     @classmethod
     def option_name(cls, field: str) -> str:
-        """Return the name of a field in messages: `--tile`, or `block_tiles` for a field that is no CLI option."""
+        """Return the name of a field in messages: `--tile`, or `block_tiles` for a field without an option."""
         option = cls.cli_option(field)
         return field if option is None else option.name or f"--{field.replace('_', '-')}"
 

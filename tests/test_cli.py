@@ -105,7 +105,7 @@ def test_the_rice_field_is_packed_as_the_readme_shows(rice, tmp_path):
         (["pack", "{tmp}", "--out", "{tmp}/o", "--part", "3/2"], "got --part 3/2, expected 1/2 to 2/2"),
         (
             ["pack", "{tmp}", "--out", "{tmp}/o", "--group-by", "(a"],
-            "got --group-by (a, which is no regular expression",
+            "got --group-by (a, which is not a regular expression",
         ),
         (["synth", "/proc/leaves"], "error: "),
         (["synth", "{tmp}/" + 300 * "a"], "aaa; check this path and its permissions"),

@@ -93,7 +93,9 @@ class PackOptions(ReadOptions):
             try:
                 re.compile(self.group_by)
             except re.error as error:
-                raise ValueError(f"got --group-by {self.group_by}, which is no regular expression: {error}") from error
+                raise ValueError(
+                    f"got --group-by {self.group_by}, which is not a regular expression: {error}"
+                ) from error
         if self.part is not None:
             number, num_parts = self.part
             if not 1 <= number <= num_parts:

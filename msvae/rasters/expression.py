@@ -173,7 +173,7 @@ def _find(name: str, bands: Bands) -> int:
     if lowered.count(name.lower()) == 1:
         return lowered.index(name.lower())
     known = dict.fromkeys([*bands.names, *(role for role in RANGES_NM if bands.has(role)), *INDEX_ROLES])
-    raise ValueError(f"{name} is no band, expected one of {', '.join(known)}")
+    raise ValueError(f"{name} is not a band, expected one of {', '.join(known)}")
 
 
 def _parse(text: str) -> ast.expr:

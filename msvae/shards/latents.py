@@ -97,7 +97,7 @@ class LatentManifest(BaseModel):
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the file"
             raise ValueError(
-                f"{path} is no manifest of latents ({field}: {first['msg']}); make them with `msvae encode`"
+                f"{path} is not a manifest of latents ({field}: {first['msg']}); make them with `msvae encode`"
             ) from error
 
 
@@ -156,7 +156,7 @@ class LatentReader:
         header = npy_header(shape, dtype)
         num_bytes = len(header) + math.prod(shape) * dtype.itemsize
         if not parts["bands"].startswith(header) or len(parts["bands"]) != num_bytes:
-            raise ValueError(f"{name} is no {self.manifest.dtype} array of {self.manifest.shape}; encode again")
+            raise ValueError(f"{name} is not a {self.manifest.dtype} array of {self.manifest.shape}; encode again")
         latents = np.frombuffer(parts["bands"], dtype, offset=len(header)).reshape(shape).copy()
         leaf_mask = np.empty((self.manifest.tile_px,) * 2, np.bool_)
         decode_mask_into(parts["mask"], leaf_mask)

@@ -73,7 +73,7 @@ def decompress_into(chunk: bytearray, tile_CHW: NDArray[Any]) -> None:
     num_bytes, chunk_bytes = (int.from_bytes(chunk[start : start + 4], "little") for start in (4, 12))
     known = len(chunk) >= CHUNK_HEADER_BYTES and chunk[2] >> 5 == ZSTD and set(chunk[16:22]) <= {0, SHUFFLE}
     if not known or num_bytes != tile_CHW.nbytes or chunk_bytes != len(chunk):
-        raise ValueError(f"is no Blosc2 chunk of {tile_CHW.nbytes} bytes made by zstd and shuffle")
+        raise ValueError(f"is not a Blosc2 chunk of {tile_CHW.nbytes} bytes made by zstd and shuffle")
     try:
         imagecodecs.blosc2_decode(chunk, numthreads=1, out=tile_CHW.data.cast("B"))
     except imagecodecs.Blosc2Error as error:
@@ -146,5 +146,5 @@ def decode_any_mask(png: bytes, shape_HW: tuple[int, ...]) -> NDArray[np.bool_]:
                 raise ValueError(f"has a mask of mode {image.mode}, expected one grey value per pixel")
             leaf_HW: NDArray[np.bool_] = np.asarray(image) > 0
     except (OSError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"has a mask that is no PNG ({error})") from error
+        raise ValueError(f"has a mask that is not a PNG ({error})") from error
     return leaf_HW

@@ -96,7 +96,7 @@ def simulate(manifest: Manifest, cluster: Cluster, *, seed: int, num_steps: int)
     batch, nodes = cluster.global_batch_size, cluster.num_nodes
     if batch > sizes.sum():
         raise ValueError(
-            f"global batch {batch:,} is more than the {counted(int(sizes.sum()), 'tile')} of the data set, so every "
+            f"global batch {batch:,} is more than the {counted(int(sizes.sum()), 'tile')} of the dataset, so every "
             "step would read some tiles several times; give a smaller global batch, or pack more tiles"
         )
     steps_per_epoch = sizes.sum() / batch

@@ -117,7 +117,7 @@ def test_anything_but_arithmetic_and_comparisons_is_refused(text, why):
 
 def test_an_unknown_band_name_is_refused_with_a_list_of_known_names():
     for text in ("evi>0.1", "otsu(evi)", "ndvi>nan"):
-        with pytest.raises(ValueError, match="is no band, expected one of blue, green, red, red_edge, nir, ndvi"):
+        with pytest.raises(ValueError, match="is not a band, expected one of blue, green, red, red_edge, nir, ndvi"):
             Expression.parse(text).band_indices(FIVE)
 
 

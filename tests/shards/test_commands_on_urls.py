@@ -1,4 +1,4 @@
-"""Commands on a data set at a URL."""
+"""Commands on a dataset at a URL."""
 
 from __future__ import annotations
 

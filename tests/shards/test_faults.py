@@ -138,11 +138,11 @@ def test_tiles_compressed_before_the_format_changed_are_refused_and_not_misread(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda chunk: chunk[:20], "no Blosc2 chunk"),
-        (lambda chunk: chunk[:-1], "no Blosc2 chunk"),
-        (lambda chunk: chunk[:4] + (2**30).to_bytes(4, "little") + chunk[8:], "no Blosc2 chunk"),
-        (lambda chunk: chunk[:2] + b"\x05" + chunk[3:], "no Blosc2 chunk"),
-        (lambda chunk: chunk[:16] + b"\xa0" + chunk[17:], "no Blosc2 chunk"),
+        (lambda chunk: chunk[:20], "not a Blosc2 chunk"),
+        (lambda chunk: chunk[:-1], "not a Blosc2 chunk"),
+        (lambda chunk: chunk[:4] + (2**30).to_bytes(4, "little") + chunk[8:], "not a Blosc2 chunk"),
+        (lambda chunk: chunk[:2] + b"\x05" + chunk[3:], "not a Blosc2 chunk"),
+        (lambda chunk: chunk[:16] + b"\xa0" + chunk[17:], "not a Blosc2 chunk"),
         (lambda chunk: chunk[:32] + bytes(len(chunk) - 32), "damaged Blosc2 chunk"),
     ],
     ids=["cut to a header", "cut", "larger than the tile", "other codec", "unknown filter", "no content"],

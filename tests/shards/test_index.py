@@ -126,7 +126,7 @@ FAULTS = {
         [("a.npy", sample("a")[0][1]), ("a.png", palette_png(np.eye(16, dtype=np.uint8), [255, 255, 255, 0, 0, 0]))],
         "mode P, expected one grey value per",
     ),
-    "no png": ([("a.npy", sample("a")[0][1]), ("a.png", b"JFIF")], "sample a has a mask that is no PNG"),
+    "no png": ([("a.npy", sample("a")[0][1]), ("a.png", b"JFIF")], "sample a has a mask that is not a PNG"),
     "cut png": ([("a.npy", sample("a")[0][1]), ("a.png", sample("a")[1][1][:-40])], "sample a has a mask that is no"),
     "no npy": ([("a.npy", b"PK"), sample("a")[1]], "sample a holds no .npy"),
     "cut npy": ([("a.npy", sample("a")[0][1][:-1]), sample("a")[1]], "sample a has a .npy of 2687 bytes"),

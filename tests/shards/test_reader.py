@@ -33,7 +33,7 @@ FOUND_WHILE_TRAINING = {
         png(np.zeros((32, 32, 3), np.uint8)),
         "has a mask of mode RGB, expected one grey value",
     ),
-    "no mask": ("mask.png", b"JFIF", "has a mask that is no PNG"),
+    "no mask": ("mask.png", b"JFIF", "has a mask that is not a PNG"),
     "wrong dtype": (
         "bands.npy",
         npy(np.ones((5, 32, 32), "u1")),

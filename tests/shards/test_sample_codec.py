@@ -68,9 +68,9 @@ def in_two_parts(png: bytes) -> bytes:
     ("png", "message"),
     [
         (encode_mask(np.ones((8, 9), bool)), r"a mask of \(9, 8\) px, expected \(8, 8\)"),
-        (encode_mask(np.ones((8, 8), bool))[:44], "no PNG"),
-        (b"", "no PNG"),
-        (b"GIF89a" + bytes(50), "no PNG"),
+        (encode_mask(np.ones((8, 8), bool))[:44], "not a PNG"),
+        (b"", "not a PNG"),
+        (b"GIF89a" + bytes(50), "not a PNG"),
         (
             palette_png(np.eye(8, dtype=np.uint8), [255, 255, 255, 0, 0, 0]),
             "a mask of mode P, expected one grey value per pixel",

@@ -141,4 +141,4 @@ def test_a_global_batch_larger_than_the_dataset_is_refused(leaf_shards):
     assert CliRunner().invoke(app, [*arguments, str(num_tiles)]).exit_code == 0
     refused = CliRunner().invoke(app, [*arguments, str(num_tiles + 1)])
     assert refused.exit_code == 2
-    assert f"global batch {num_tiles + 1} is more than the {num_tiles} tiles of the data set" in refused.output
+    assert f"global batch {num_tiles + 1} is more than the {num_tiles} tiles of the dataset" in refused.output
