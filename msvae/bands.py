@@ -1,4 +1,4 @@
-"""Spectral bands: their names, their wavelengths, and their roles, such as red or near infrared."""
+"""Spectral bands: their names, wavelengths, roles such as red or near infrared, and statistics of reflectance."""
 
 from __future__ import annotations
 
@@ -115,24 +115,6 @@ class Bands:
         return all(any(RANGES_NM[r][0] <= nm < RANGES_NM[r][1] for nm in self.wavelengths_nm) for r in roles)
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.casefold())
-
-
-def _are_numbers_in_order(names: Sequence[str]) -> bool:
-    numbers = [int(number) for name in names for number in re.findall(r"\d+", name)]
-    stems = {re.sub(r"\d+", "", name) for name in names}
-    return len(stems) == 1 and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
-
-
-def _tags(wavelengths_nm: Sequence[float]) -> list[str]:
-    for decimals in range(4):
-        tags = [f"{nm:.{decimals}f}nm" for nm in wavelengths_nm]
-        if len(set(tags)) == len(tags):
-            return tags
-    return [f"{nm:.0f}nm_{number}" for number, nm in enumerate(wavelengths_nm, 1)]
-
-
 class LeafStatistics(BaseModel):
     """Statistics of reflectance over the leaf pixels of the training split, with one entry per band."""
 
@@ -150,3 +132,21 @@ class LeafStatistics(BaseModel):
     """Percentiles of each band; the keys are percentages such as `"5"`."""
     coverage_histogram: list[NonNegativeInt] = []
     """Number of training tiles by coverage, in ten equal bins from 0 to 1."""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def _are_numbers_in_order(names: Sequence[str]) -> bool:
+    numbers = [int(number) for name in names for number in re.findall(r"\d+", name)]
+    stems = {re.sub(r"\d+", "", name) for name in names}
+    return len(stems) == 1 and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+
+
+def _tags(wavelengths_nm: Sequence[float]) -> list[str]:
+    for decimals in range(4):
+        tags = [f"{nm:.{decimals}f}nm" for nm in wavelengths_nm]
+        if len(set(tags)) == len(tags):
+            return tags
+    return [f"{nm:.0f}nm_{number}" for number, nm in enumerate(wavelengths_nm, 1)]

@@ -88,6 +88,10 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _replace_nonfinite(part) for name, part in value.items()}

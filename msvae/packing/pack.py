@@ -129,6 +129,60 @@ def pack(
     return dataclasses.replace(summary, out=out, notices=notices)
 
 
+def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Check that the dataset can be put in place of `out` and that this destroys nothing else.
+
+    Raises: ValueError if `out` is a file or a mount point, holds data without `overwrite`, holds anything other than a
+    packed dataset, or holds one of the inputs.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    if out.is_mount():
+        raise ValueError(f"--out {out} is a mount point and cannot be replaced in one step; name a folder inside it")
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if not names:
+        return
+    if not overwrite:
+        raise ValueError(f"--out {out} exists and is not empty; name another folder or give --overwrite")
+    foreign = [name for name in names if name not in (*SPLITS, SHEET_NAME)] + [
+        f"{split}/{path.name}"
+        for split in SPLITS
+        for path in sorted((out / split).glob("*"))
+        if path.name != MANIFEST_NAME and not PACKED.fullmatch(path.name)
+    ]
+    if foreign or any(path.is_relative_to(out) for path in inputs):
+        raise ValueError(
+            f"--overwrite would delete {', '.join(foreign[:5]) or 'the images'} in {out}, which is not a packed "
+            "dataset; name another --out"
+        )
+
+
+def is_merged(out: Path, options: PackOptions) -> bool:
+    """Return True if `out` holds a dataset that these options may have made, according to its manifest."""
+    try:
+        manifest = Manifest.load(out / SPLITS[0])
+    except ValueError:
+        return False
+    return (manifest.tile_px, manifest.compression) == (options.tile_px, options.compression)
+
+
+def save_contact_sheet(path: Path, readers: Mapping[str, ShardReader]) -> None:
+    """Draw 18 evenly spaced tiles of each split, under the name of the split.
+
+    Raises: ValueError if a tile cannot be read or the file cannot be written.
+    """
+    sections = [
+        (f"{name}: {counted(sum(reader.samples_per_shard), 'tile')}", reflectance_tiles(reader, TILES_PER_SPLIT))
+        for name, reader in readers.items()
+    ]
+    bands = next(iter(readers.values())).manifest.bands
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contact_sheet(sections, bands))
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}); choose a writable folder") from error
+
+
 def _record(image_set: ImageSet, options: PackOptions) -> dict[str, Any]:
     """Return everything that determines the bytes of the dataset."""
     stats = {str(file): file.stat() for file in image_set.input_files()}
@@ -181,57 +235,3 @@ def _complete(job: PackJob, survey: Survey, splits: SplitTiles, plans: Sequence[
     for leftover in work.data.glob("*/.*"):  # left behind by processes that were killed
         leftover.unlink()
     return summarise(job, survey, splits, plans, 0, manifests[SPLITS[0]], duplicates)
-
-
-def check_output(out: Path, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Check that the dataset can be put in place of `out` and that this destroys nothing else.
-
-    Raises: ValueError if `out` is a file or a mount point, holds data without `overwrite`, holds anything other than a
-    packed dataset, or holds one of the inputs.
-    """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; name a folder")
-    if out.is_mount():
-        raise ValueError(f"--out {out} is a mount point and cannot be replaced in one step; name a folder inside it")
-    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if not names:
-        return
-    if not overwrite:
-        raise ValueError(f"--out {out} exists and is not empty; name another folder or give --overwrite")
-    foreign = [name for name in names if name not in (*SPLITS, SHEET_NAME)] + [
-        f"{split}/{path.name}"
-        for split in SPLITS
-        for path in sorted((out / split).glob("*"))
-        if path.name != MANIFEST_NAME and not PACKED.fullmatch(path.name)
-    ]
-    if foreign or any(path.is_relative_to(out) for path in inputs):
-        raise ValueError(
-            f"--overwrite would delete {', '.join(foreign[:5]) or 'the images'} in {out}, which is not a packed "
-            "dataset; name another --out"
-        )
-
-
-def is_merged(out: Path, options: PackOptions) -> bool:
-    """Return True if `out` holds a dataset that these options may have made, according to its manifest."""
-    try:
-        manifest = Manifest.load(out / SPLITS[0])
-    except ValueError:
-        return False
-    return (manifest.tile_px, manifest.compression) == (options.tile_px, options.compression)
-
-
-def save_contact_sheet(path: Path, readers: Mapping[str, ShardReader]) -> None:
-    """Draw 18 tiles of each split, in even steps, under the name of the split.
-
-    Raises: ValueError if a tile cannot be read or the file cannot be written.
-    """
-    sections = [
-        (f"{name}: {counted(sum(reader.samples_per_shard), 'tile')}", reflectance_tiles(reader, TILES_PER_SPLIT))
-        for name, reader in readers.items()
-    ]
-    bands = next(iter(readers.values())).manifest.bands
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(contact_sheet(sections, bands))
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}); choose a writable folder") from error
