@@ -121,7 +121,7 @@ def test_bands_that_cannot_be_selected_are_named(tmp_path, write_raster):
     )
     refuse([bare], out, r"bare.tif holds 4 bands .*but 5 bands are needed", wavelengths_nm=FIVE_NM, **mask)
     refuse([bare], out, "states no wavelengths; give --wavelengths", **mask)
-    refuse([five], out, "both 480 and 470 nm fall", wavelengths_nm=(480, 470), **mask)
+    refuse([five], out, "both 480 and 470 nm are nearest", wavelengths_nm=(480, 470), **mask)
     refuse([some], out, "states a wavelength for 3 of its 5 bands", **mask)
     refuse([odd], out, "band 1 states wavelength '475.0' in 'cm-1'", **mask)
     refuse([five, four], out, r"four.tif holds 4 bands \(.*\) but the first image 5 bands", **mask)
