@@ -98,7 +98,3 @@ def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_replace_nonfinite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
