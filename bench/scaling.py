@@ -2,9 +2,9 @@
 
 python bench/scaling.py [--processes 2] [--steps 8] [--rounds 3] [--full] [--config_file configs/accelerate/cpu.yaml]
 
-One process, N processes of one run, and N independent runs at the same time take turns, one thread each. Efficiency is
-the duration of a step of one process divided by that of N together. The independent runs are the limit, because cores
-share memory bandwidth.
+Three cases take turns, with one thread per process: one process, one run of N processes, and N independent runs.
+Efficiency is the duration of a step of one process divided by its duration in the run of N. The independent runs are
+the limit, because cores share memory bandwidth.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ usage: bash launch/node.sh [options] train/train.py --config configs/train/sd3.y
   --engine NAME      a file in configs/accelerate/ (default: multi_node, or cpu if there is no GPU)
   --interface NAME   network interface (default: the interface of the route to HOST)
   --restarts N       restarts of the ranks after one was lost (default: 0; 5 with MIN:MAX)
-  --wait SECONDS     longest wait for HOST (600)
+  --wait SECONDS     longest time to wait for HOST (600)
 
 exit code: 0 finished; 75 asked to stop, 69 other machines lost or unreachable: run the same command again; 2 an error
 that you must fix, printed on one line; any other code is the code of the launcher (docs/faults.md)

@@ -22,7 +22,7 @@ def with_options(model: type[Options]) -> Callable[[Callable[..., None]], Callab
     """Replace the parameter `options` of a command by one command line option per `CliOption` field of `model`.
 
     The command receives `model(...)` with the given values; if one is invalid, the command ends with one line and exit
-    code 2. In a panel of the help, options of the command itself come before those of the model.
+    code 2. In each panel of the help, options of the command come before fields of the model.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
