@@ -95,11 +95,14 @@ def test_each_configuration_trains_with_the_command_that_it_names(
     [
         ({"optimizer": {"type": "Adam", "params": {"lr": 1}}}, "sets optimizer, expected only its zero_optimization"),
         ({"scheduler": {"type": "WarmupLR", "params": {}}}, "sets scheduler, expected only its zero_optimization"),
-        ({"bf16": {"enabled": True}}, "turns bf16 on; leave it out and say `--mixed_precision bf16`"),
+        (
+            {"bf16": {"enabled": True}},
+            "enables bf16, expected float32 weights; remove it and pass `--mixed_precision bf16`",
+        ),
         ({"zero_optimization": {"stage": 0}}, "zero stage is 0, expected 1, 2 or 3"),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}},
-            "offload_optimizer goes to nvme, expected cpu or none",
+            "offload_optimizer has the device nvme, expected cpu or none",
         ),
         (
             {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
