@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 """Largest relative difference between a loss in float32 and its float64 reference."""
 
 Check = tuple[bool, str]
-"""Whether a check passed, and the line that describes it."""
+"""Result of a check: True if it passed, and the line that describes it."""
 
 
 def small_model() -> AutoencoderKLMultispectralAdapter:

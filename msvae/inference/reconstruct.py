@@ -54,7 +54,7 @@ class ReconstructOptions:
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU if there is one."""
     overwrite: bool = False
-    """Whether existing files are replaced."""
+    """Replace existing files instead of refusing to."""
 
     def __post_init__(self) -> None:
         if self.tile_px < 1 or self.tile_px % TILE_STEP:

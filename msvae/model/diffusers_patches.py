@@ -33,7 +33,7 @@ class ResidualCheckpointingMixin(ModelMixin):  # type: ignore[misc]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether residual blocks are recomputed in the backward pass."""
+        """Return True if residual blocks are recomputed in the backward pass."""
         return any("forward" in vars(block) for block in self._residual_blocks())
 
     def _residual_blocks(self) -> Iterator[nn.Module]:
